@@ -1,0 +1,1 @@
+"""The architectures: one readable file each, assembled from public tkpy; imported as `tkpy.models`."""

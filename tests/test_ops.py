@@ -1,0 +1,99 @@
+"""Every op, every case, every dtype: eager against the float64 reference; and what every torch op must do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tkpy import conformance, registry
+from tkpy.registry import Maker
+
+OPS = registry.ops()
+CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS.values() for case in op.cases if not case.bench]
+FIRST = [pytest.param(op, op.cases[0], id=op.name) for op in OPS.values()]
+
+
+def leaves_of(kwargs):
+    return [t for t in kwargs.values() if isinstance(t, torch.Tensor) and (t.is_floating_point() or t.is_complex())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("op, case", CASES)
+def test_eager_agrees_with_the_reference(op, case, dtype):
+    for result in conformance.check_case(op, case, dtype=dtype):
+        assert result.comparison, str(result)
+
+
+def captured(op, case, backend, dtype=torch.float32):
+    kwargs = case.make(Maker(dtype))
+    for t in leaves_of(kwargs):
+        t.requires_grad_(True)
+    return tuple(registry._capture(op, (), kwargs).args.values()) + (backend,)
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("op, case", FIRST)
+def test_opcheck(op, case, backend):
+    """torch's own checks: schema (no hidden mutation or alias), fake implementation, autograd, AOT with dynamic shapes."""
+    torch.library.opcheck(op.torch_op, captured(op, case, backend))
+
+
+@pytest.mark.parametrize("op, case", FIRST)
+def test_opcheck_of_the_backward(op, case):
+    args = captured(op, case, "eager")
+    result = op.torch_op(*args)
+    outputs = [t.detach() for t in (result if isinstance(result, tuple) else (result,))]
+    inputs = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+    needs = [isinstance(args[i], torch.Tensor) and args[i].requires_grad for i in op.tensor_args]
+    grads = [torch.ones_like(t) for t in outputs]
+    saved = [outputs[i] for i in op._saves]
+    torch.library.opcheck(op.torch_backward, (grads, saved, *inputs, needs), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("op, case", CASES)
+def test_fake_shapes_and_strides(op, case):
+    """The fake implementation promises exactly what the eager one returns."""
+    args = captured(op, case, "eager")
+    real = op.torch_op(*args)
+    meta = op._fake(*args[:-1])
+    for a, b in zip(real if isinstance(real, tuple) else (real,), meta if isinstance(meta, tuple) else (meta,), strict=True):
+        assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+
+
+@pytest.mark.parametrize("op, case", FIRST)
+def test_compiles_without_a_graph_break(op, case):
+    kwargs = case.make(Maker(torch.float32))
+    leaves = leaves_of(kwargs)
+    for t in leaves:
+        t.requires_grad_(True)
+
+    def run(kwargs):
+        result = op.public(**kwargs)
+        return tuple(t for t in (result if isinstance(result, tuple) else (result,)) if t is not None)
+
+    torch._dynamo.reset()
+    plain = run(kwargs)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(kwargs)
+    for a, b in zip(plain, compiled, strict=True):
+        assert torch.equal(a, b)
+    total = [sum(t.abs().sum() for t in out if t.requires_grad) for out in (plain, compiled)]
+    for a, b in zip(*(torch.autograd.grad(t, leaves, allow_unused=True) for t in total), strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("op, case", FIRST)
+def test_refuses_unbuilt_backends(op, case):
+    kwargs = case.make(Maker(torch.float32))
+    for backend in ("cuda", "emulator"):
+        if backend not in op.available:
+            with pytest.raises(registry.Unsupported, match="not_built"):
+                op.public(**kwargs, backend=backend)
+    with pytest.raises(ValueError, match="backend"):
+        op.public(**kwargs, backend="cpu")
+    with pytest.raises(TypeError, match="backend"):
+        op.public(**kwargs, backend=3)
+
+
+@pytest.mark.parametrize("op, case", FIRST)
+def test_the_cost_model_counts(op, case):
+    call = registry._capture(op, (), case.make(Maker(torch.float32)))
+    assert op.flops(call) > 0 and op.nbytes(call) > 0
