@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tkpy import conformance, registry
 from tkpy.registry import Maker
 
 OPS = registry.ops()
-CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS.values() for case in op.cases if not case.bench]
+CASES = [
+    pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS.values() for case in op.cases if not case.bench
+]
 FIRST = [pytest.param(op, op.cases[0], id=op.name) for op in OPS.values()]
 
 
@@ -46,7 +49,9 @@ def test_opcheck_of_the_backward(op, case):
     needs = [isinstance(args[i], torch.Tensor) and args[i].requires_grad for i in op.tensor_args]
     grads = [torch.ones_like(t) for t in outputs]
     saved = [outputs[i] for i in op._saves]
-    torch.library.opcheck(op.torch_backward, (grads, saved, *inputs, needs), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        op.torch_backward, (grads, saved, *inputs, needs), test_utils=("test_schema", "test_faketensor")
+    )
 
 
 @pytest.mark.parametrize("op, case", CASES)
@@ -55,7 +60,9 @@ def test_fake_shapes_and_strides(op, case):
     args = captured(op, case, "eager")
     real = op.torch_op(*args)
     meta = op._fake(*args[:-1])
-    for a, b in zip(real if isinstance(real, tuple) else (real,), meta if isinstance(meta, tuple) else (meta,), strict=True):
+    for a, b in zip(
+        real if isinstance(real, tuple) else (real,), meta if isinstance(meta, tuple) else (meta,), strict=True
+    ):
         assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
 

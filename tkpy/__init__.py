@@ -1,8 +1,8 @@
 """tkpy: Hopper tile kernels that anyone can test, drop-in torch ops on them, and long-sequence architectures.
 
-    import tkpy
-    y = tkpy.rms_norm(x, weight)              # every op also takes backend=
-    tkpy.explain(tkpy.rms_norm, x, weight)    # which backends can serve this call, and why the others cannot
+import tkpy
+y = tkpy.rms_norm(x, weight)              # every op also takes backend=
+tkpy.explain(tkpy.rms_norm, x, weight)    # which backends can serve this call, and why the others cannot
 """
 
 from __future__ import annotations

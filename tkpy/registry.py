@@ -269,9 +269,7 @@ class Op:
             if not pairs:
                 return [None] * len(needs)
             found = iter(
-                torch.autograd.grad(
-                    [o for o, _ in pairs], leaves, [g.to(o.dtype) for o, g in pairs], allow_unused=True
-                )
+                torch.autograd.grad([o for o, _ in pairs], leaves, [g.to(o.dtype) for o, g in pairs], allow_unused=True)
             )
         return [next(found) if needed else None for needed in needs]
 

@@ -12,7 +12,6 @@ cost       forward 2 M D elements moved, backward 3 M D; 4 and 9 flops an elemen
 from __future__ import annotations
 
 import torch
-
 import triton
 import triton.language as tl
 

@@ -1,0 +1,104 @@
+"""Layers that every architecture here shares: linear, norms, the gated MLP, and the per-head output edit."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+import tkpy
+
+
+class LinearClass(Protocol):
+    """Anything that builds a linear layer: `tkpy.nn.Linear`, `torch.nn.Linear`, a quantised or LoRA layer.
+
+    Architectures take `linear_cls` and call only `layer(x)`, so a technique such as QLoRA can swap every projection.
+    """
+
+    def __call__(self, in_features: int, out_features: int, bias: bool = True) -> torch.nn.Module: ...
+
+
+class Linear(torch.nn.Linear):
+    """`torch.nn.Linear` (same parameters, same initialisation) on `tkpy.linear`: (..., in) -> (..., out)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return tkpy.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(torch.nn.Module):
+    """`tkpy.rms_norm` with its weight, named `scale` as in StripedHyena: (..., width) -> (..., width)."""
+
+    def __init__(self, width: int, eps: float = 1e-6, *, eps_inside_sqrt: bool = True):
+        super().__init__()
+        self.eps, self.eps_inside_sqrt = eps, eps_inside_sqrt
+        self.scale = torch.nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return tkpy.rms_norm(x, self.scale, self.eps, eps_inside_sqrt=self.eps_inside_sqrt)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """`torch.nn.LayerNorm` over the last dimension (same parameters) on `tkpy.layer_norm`."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__(width, eps=eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return tkpy.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class GatedMLP(torch.nn.Module):
+    """l3(act(l1 x) * (l2 x)), without biases (SwiGLU for "silu"; Shazeer 2020, "GLU Variants Improve Transformer").
+
+    Args:
+        width: of input and output.
+        inner: of the gate.
+        activation: "silu" or "gelu" (exact, erf).
+        linear_cls: builds the three projections.
+    """
+
+    def __init__(self, width: int, inner: int, activation: str = "silu", *, linear_cls: LinearClass = Linear):
+        super().__init__()
+        activations = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+        if activation not in activations:
+            raise ValueError(f"GatedMLP: activation must be 'silu' or 'gelu', got {activation!r}")
+        self.act = activations[activation]
+        self.l1 = linear_cls(width, inner, bias=False)
+        self.l2 = linear_cls(width, inner, bias=False)
+        self.l3 = linear_cls(inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.l3(self.act(self.l1(x)) * self.l2(x))
+
+
+class HeadEdit(torch.nn.Module):
+    """z = (1 + scale) * z + bias on each head's output, before the output projection (LoFiT, arXiv 2406.01563).
+
+    The identity, without parameters or state-dict names, until `enable` is called; so checkpoints stay as they are.
+    Head pruning and activation steering drive the same place.
+    """
+
+    scale: torch.nn.Parameter | None
+    bias: torch.nn.Parameter | None
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.register_parameter("scale", None)
+        self.register_parameter("bias", None)
+
+    def enable(self, *, scale: bool = True, bias: bool = True, like: torch.Tensor | None = None) -> HeadEdit:
+        """Create zero `scale` and/or `bias`, each (heads, head_dim), with the dtype and device of `like`."""
+        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
+        for name, wanted in (("scale", scale), ("bias", bias)):
+            parameter = torch.nn.Parameter(torch.zeros(self.heads, self.head_dim, **options)) if wanted else None
+            setattr(self, name, parameter)
+        return self
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z: (..., heads, head_dim)."""
+        if self.scale is not None:
+            z = z * (1 + self.scale.to(z.dtype))
+        if self.bias is not None:
+            z = z + self.bias.to(z.dtype)
+        return z
