@@ -15,6 +15,10 @@ CASES = [
 FIRST = [pytest.param(op, op.cases[0], id=op.name) for op in OPS.values()]
 
 
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
 def leaves_of(kwargs):
     return [t for t in kwargs.values() if isinstance(t, torch.Tensor) and (t.is_floating_point() or t.is_complex())]
 
@@ -30,13 +34,13 @@ def captured(op, case, backend, dtype=torch.float32):
     kwargs = case.make(Maker(dtype))
     for t in leaves_of(kwargs):
         t.requires_grad_(True)
-    return tuple(registry._capture(op, (), kwargs).args.values()) + (backend,)
+    return (*registry._capture(op, (), kwargs).args.values(), backend)
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])
 @pytest.mark.parametrize("op, case", FIRST)
 def test_opcheck(op, case, backend):
-    """torch's own checks: schema (no hidden mutation or alias), fake implementation, autograd, AOT with dynamic shapes."""
+    """torch's own checks: schema (no hidden mutation or alias), fake, autograd, AOT with dynamic shapes."""
     torch.library.opcheck(op.torch_op, captured(op, case, backend))
 
 
@@ -44,7 +48,7 @@ def test_opcheck(op, case, backend):
 def test_opcheck_of_the_backward(op, case):
     args = captured(op, case, "eager")
     result = op.torch_op(*args)
-    outputs = [t.detach() for t in (result if isinstance(result, tuple) else (result,))]
+    outputs = [t.detach() for t in as_tuple(result)]
     inputs = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
     needs = [isinstance(args[i], torch.Tensor) and args[i].requires_grad for i in op.tensor_args]
     grads = [torch.ones_like(t) for t in outputs]
@@ -58,11 +62,8 @@ def test_opcheck_of_the_backward(op, case):
 def test_fake_shapes_and_strides(op, case):
     """The fake implementation promises exactly what the eager one returns."""
     args = captured(op, case, "eager")
-    real = op.torch_op(*args)
-    meta = op._fake(*args[:-1])
-    for a, b in zip(
-        real if isinstance(real, tuple) else (real,), meta if isinstance(meta, tuple) else (meta,), strict=True
-    ):
+    real, meta = as_tuple(op.torch_op(*args)), as_tuple(op._fake(*args[:-1]))
+    for a, b in zip(real, meta, strict=True):
         assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
 
@@ -75,7 +76,7 @@ def test_compiles_without_a_graph_break(op, case):
 
     def run(kwargs):
         result = op.public(**kwargs)
-        return tuple(t for t in (result if isinstance(result, tuple) else (result,)) if t is not None)
+        return tuple(t for t in as_tuple(result) if t is not None)
 
     torch._dynamo.reset()
     plain = run(kwargs)
@@ -103,4 +104,5 @@ def test_refuses_unbuilt_backends(op, case):
 @pytest.mark.parametrize("op, case", FIRST)
 def test_the_cost_model_counts(op, case):
     call = registry._capture(op, (), case.make(Maker(torch.float32)))
-    assert op.flops(call) > 0 and op.nbytes(call) > 0
+    assert op.flops(call) > 0
+    assert op.nbytes(call) > 0

@@ -7,6 +7,8 @@ tkpy.explain(tkpy.rms_norm, x, weight)    # which backends can serve this call, 
 
 from __future__ import annotations
 
+from typing import Any
+
 from tkpy import ops
 from tkpy.errors import InternalError, Refusal, Unsupported
 from tkpy.registry import (
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in ops.__dict__ and not name.startswith("_"):
         return getattr(ops, name)
     raise AttributeError(f"module 'tkpy' has no attribute {name!r}")

@@ -120,7 +120,7 @@ def _write_shards(path: Path, shards: list[dict[str, torch.Tensor]], aliases: li
     if len(shards) == 1:
         safetensors.torch.save_file(shards[0], path / "model.safetensors", metadata={"format": "pt"} | aliases[0])
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, (shard, alias) in enumerate(zip(shards, aliases, strict=True), 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         safetensors.torch.save_file(shard, path / file, metadata={"format": "pt"} | alias)

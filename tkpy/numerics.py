@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-#: Relative error that one op may make, by the dtype of its inputs (float64 accumulates in float64, the rest in float32).
+#: Relative error that one op may make, by the dtype of its inputs.
 TOLERANCE = {
     torch.float64: 1e-10,
     torch.float32: 1e-5,
@@ -42,7 +42,7 @@ class Comparison:
 
     def __str__(self) -> str:
         verdict = "agrees" if self.ok else f"DIFFERS ({self.reason})"
-        return f"{verdict}: relative error {self.relative:.2e}, worst entry {self.peak:.2e}, tolerance {self.tolerance:.1e}"
+        return f"{verdict}: relative error {self.relative:.2e}, worst entry {self.peak:.2e}, tol {self.tolerance:.1e}"
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

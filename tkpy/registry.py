@@ -148,7 +148,7 @@ class Op:
     """One op. Constructed at the end of `op.py`; calling it dispatches.
 
     `schema` is the torch schema without the backend: `"(Tensor x, float eps) -> (Tensor, Tensor)"`.
-    `fake(*args)` returns the (contiguous) empty outputs. `supports(backend, call)` lists the op's own reasons to refuse.
+    `fake(*args)` returns the (contiguous) empty outputs. `supports(backend, call)` lists the op's own refusals.
     `values(*args)` raises ValueError for bad tensor contents; it runs inside the op, so it may read data.
     `saves` are the indices of the outputs that the backward needs. `flops(call)`, `nbytes(call)`: the ideal cost.
     """
@@ -322,9 +322,14 @@ class Op:
         if backend in ("cuda", "triton") and any(t.dtype in (torch.float64, torch.complex128) for t in call.tensors):
             reasons.append(Refusal("dtype", "needs float32, float16 or bfloat16, got float64"))
         reasons += self._supports(backend, call)
-        if not reasons and backend not in _DIFFERENTIATED and torch.is_grad_enabled():
-            if any(t.requires_grad for t in call.tensors) and not hasattr(self.module(backend), "backward"):
-                reasons.append(Refusal("no_backward", "needs inputs that do not require grad: there is no backward"))
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
+        if (
+            not reasons
+            and needs_grad
+            and backend not in _DIFFERENTIATED
+            and not hasattr(self.module(backend), "backward")
+        ):
+            reasons.append(Refusal("no_backward", "needs inputs that do not require grad: there is no backward"))
         return reasons
 
     def module(self, backend: str) -> ModuleType:

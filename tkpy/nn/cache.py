@@ -51,9 +51,7 @@ class Cache:
             raise ValueError(f"Cache.truncate: length must lie in 0..{self.length}, got {length}")
         states = sorted({name for layer in self.layers for name in layer if name not in TIMED})
         if states and length != self.length:
-            raise ValueError(
-                f"Cache.truncate: recurrent states ({', '.join(states)}) cannot be cut; keep the old cache"
-            )
+            raise ValueError(f"Cache.truncate: states ({', '.join(states)}) cannot be cut; keep the old cache")
         drop = self.length - length  # a window may have dropped old entries, so cut from the end
         layers = tuple({name: t[:, : t.shape[1] - drop].clone() for name, t in layer.items()} for layer in self.layers)
         return Cache(layers, length)

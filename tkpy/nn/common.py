@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -89,7 +89,7 @@ class HeadEdit(torch.nn.Module):
 
     def enable(self, *, scale: bool = True, bias: bool = True, like: torch.Tensor | None = None) -> HeadEdit:
         """Create zero `scale` and/or `bias`, each (heads, head_dim), with the dtype and device of `like`."""
-        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
+        options: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
         for name, wanted in (("scale", scale), ("bias", bias)):
             parameter = torch.nn.Parameter(torch.zeros(self.heads, self.head_dim, **options)) if wanted else None
             setattr(self, name, parameter)

@@ -1,4 +1,7 @@
-"""rms_norm: y = weight * x / rms(x) over the last dimension (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4)."""
+"""rms_norm: y = weight * x / rms(x) over the last dimension.
+
+Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", arXiv 1910.07467, eq. 4.
+"""
 
 from __future__ import annotations
 
