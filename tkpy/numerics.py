@@ -48,7 +48,7 @@ class Comparison:
 def _wide(x: torch.Tensor) -> torch.Tensor:
     x = x.detach()
     if x.is_complex():
-        x = torch.view_as_real(x)
+        x = torch.view_as_real(x.resolve_conj())
     return x.to(device="cpu", dtype=torch.float64)
 
 

@@ -37,6 +37,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch._prims_common import make_contiguous_strides_for
 
 from tkpy.errors import InternalError, Refusal, Unsupported
 
@@ -195,6 +196,7 @@ class Op:
         torch.library.register_fake(qualified, lambda *args: self._fake(*args[:-1]), lib=_library)
         torch.library.register_fake(qualified + "_backward", self._fake_backward, lib=_library)
         torch.library.register_autograd(qualified, self._autograd, setup_context=self._setup_context, lib=_library)
+        torch.library.register_autograd(qualified + "_backward", self._second_derivative, lib=_library)
         self.torch_op = getattr(torch.ops.tkpy, self.name).default
         self.torch_backward = getattr(torch.ops.tkpy, grad_name).default
 
@@ -216,6 +218,10 @@ class Op:
             if needed:
                 result[i] = next(found)
         return tuple(result)
+
+    def _second_derivative(self, ctx: Any, *grads: Any) -> Any:
+        refusal = Refusal("no_second_derivative", "needs a first derivative only; the gradient is not differentiable")
+        raise Unsupported(self.name, {"autograd": [refusal]})
 
     def _fake_backward(self, grads: Any, outputs: Any, *rest: Any) -> list[torch.Tensor]:
         *inputs, _, needs = rest
@@ -353,6 +359,9 @@ def _own(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> lis
     result = []
     for tensor in outputs:
         tensor = tensor.contiguous()
+        strides = make_contiguous_strides_for(tensor.shape)
+        if tensor.stride() != strides:  # dimensions of size 1 may have any stride in a contiguous tensor
+            tensor = tensor.as_strided(tensor.shape, strides)
         if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
@@ -370,7 +379,7 @@ def _without_autocast(args: Sequence[Any]) -> contextlib.AbstractContextManager[
 @contextlib.contextmanager
 def _autograd_recording() -> Iterator[None]:
     """Record autograd inside an op's body, where the dispatcher has already passed (and excluded) the autograd keys."""
-    keys = [torch._C._parse_dispatch_key(k) for k in ("AutogradFunctionality", "ADInplaceOrView")]
+    keys = ("AutogradFunctionality", "ADInplaceOrView")
     before = [torch._C._dispatch_tls_is_dispatch_key_excluded(k) for k in keys]
     for key in keys:
         torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
@@ -413,12 +422,13 @@ def _check_backend(op: str, backend: str) -> None:
 
 # --------------------------------------------------------------------------------------------------------- discovery
 def discover(package: ModuleType) -> dict[str, Op]:
-    """Import every op folder of `package` that is not known yet; returns the ops found, by name."""
+    """Import every folder of `package` that holds an op.py and is not known yet; returns the ops found, by name."""
     found = {}
     for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        if not entry.ispkg or entry.name in _ops:
+        name = f"{package.__name__}.{entry.name}.op"
+        if not entry.ispkg or entry.name in _ops or importlib.util.find_spec(name) is None:
             continue
-        module = importlib.import_module(f"{package.__name__}.{entry.name}.op")
+        module = importlib.import_module(name)
         op = getattr(module, "OP", None)
         if not isinstance(op, Op) or op.name != entry.name:
             raise InternalError(f"op folder '{entry.name}' must define OP = Op({entry.name!r}, ...) in op.py")

@@ -1,0 +1,153 @@
+"""The `tkpy` command: what can run here, whether it is right, and the demo."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+import torch
+
+import tkpy
+from tkpy import conformance, registry
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as their widest entry; the last one is wrapped."""
+    cells = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head) - 1)]
+    room = max(40, 118 - sum(widths) - 2 * len(widths))
+    lines = []
+    for row in cells:
+        first = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        wrapped = textwrap.wrap(row[-1], room) or [""]
+        lines.append(f"{first}  {wrapped[0]}".rstrip())
+        lines += [" " * (len(first) + 2) + rest for rest in wrapped[1:]]
+    lines.insert(1, "-" * min(118, max(map(len, lines))))
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """One line on the machine: versions, processor, device."""
+    gpu = "no CUDA device"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
+    threads = torch.get_num_threads()
+    python = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"tkpy {tkpy.__version__}, {python}, {platform.machine()} with {threads} threads, {gpu}"
+
+
+def doctor_text() -> str:
+    """What this machine can run: every op x backend, and each refusal with its reason once."""
+    matrix = tkpy.support_matrix()
+    rows, reasons = [], dict[str, list[str]]()
+    for name, explanation in matrix.items():
+        marks = []
+        for backend, refusals in explanation.refusals.items():
+            marks.append("auto" if backend == explanation.chosen else "-" if refusals else "yes")
+            for refusal in refusals:
+                text = str(refusal).replace(f"'{name}'", "the op")
+                reasons.setdefault(f"{backend}  {text}", []).append(name)
+        rows.append([name, *marks, ""])
+    why = [
+        f"  {text}  ({'every op' if len(names) == len(matrix) else ', '.join(names)})" for text, names in reasons.items()
+    ]
+    legend = "auto: chosen without being named.  yes: serves when named (backend=...).  -: refuses."
+    return "\n".join([table(["op", *tkpy.BACKENDS, ""], rows), legend, "", "refusals:", *why])
+
+
+def check_rows(
+    ops: Iterable[str], backends: Iterable[str], dtype: torch.dtype, device: str, *, first_only: bool
+) -> tuple[list[list[str]], int]:
+    """Rows of worst error per op, backend and case against the float64 reference; and the number that failed."""
+    rows, failed = [], 0
+    for name in ops:
+        op = registry.get(name)
+        cases = [case for case in op.cases if not case.bench]
+        for backend in backends:
+            for case in cases[:1] if first_only else cases:
+                try:
+                    results = list(conformance.check_case(op, case, backend=backend, dtype=dtype, device=device))
+                except tkpy.Unsupported:
+                    continue
+                bad = [r for r in results if not r.comparison]
+                worst = max(results, key=lambda r: (not r.comparison, r.comparison.relative))
+                failed += bool(bad)
+                comparison = worst.comparison
+                rows.append(
+                    [name, case.name, backend, f"{comparison.relative:.1e}", f"{comparison.tolerance:.0e}"]
+                    + [f"{1e3 * worst.seconds:.2f}", f"FAIL {worst.what}: {comparison.reason}" if bad else "ok"]
+                )
+    return rows, failed
+
+
+CHECK_HEAD = ["op", "case", "backend", "error", "tolerance", "ms", ""]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@click.group()
+@click.version_option(tkpy.__version__, prog_name="tkpy")
+def main() -> None:
+    """Hopper tile kernels that anyone can test, torch ops on them, and long-sequence architectures."""
+
+
+@main.command()
+def doctor() -> None:
+    """Show what this machine can run, and why not the rest."""
+    click.echo(machine() + "\n")
+    click.echo(doctor_text())
+
+
+@main.command()
+@click.option("--op", "ops", multiple=True, help="Only this op (may be repeated).")
+@click.option("--backend", "backends", multiple=True, type=click.Choice(registry.BACKENDS), help="Only this backend.")
+@click.option("--dtype", default="float32", type=click.Choice(list(DTYPES)), show_default=True)
+@click.option("--all-cases", is_flag=True, help="Every case of the op's table, not only the first.")
+@click.option("--device", default=None, help="cpu or cuda; a GPU if there is one by default.")
+def check(ops: tuple[str, ...], backends: tuple[str, ...], dtype: str, all_cases: bool, device: str | None) -> None:
+    """Check ops, with gradients, against their float64 reference on every backend that runs here."""
+    unknown = sorted(set(ops) - set(registry.ops()))
+    if unknown:
+        raise click.UsageError(f"no op {', '.join(unknown)}; the ops are {', '.join(registry.ops())}")
+    rows, failed = check_rows(
+        ops or registry.ops(),
+        backends or [b for b in registry.BACKENDS if b != "reference"],
+        DTYPES[dtype],
+        device or _device(),
+        first_only=not all_cases,
+    )
+    if not rows:
+        raise click.ClickException("nothing ran: every backend asked for refuses; `tkpy doctor` says why")
+    click.echo(table(CHECK_HEAD, rows))
+    click.echo(f"\n{len(rows) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.option("--steps", default=None, type=click.IntRange(min=1), help="Training steps (the default fits 4 minutes).")
+@click.option("--out", default="demo_output", type=click.Path(path_type=Path, file_okay=False), show_default=True)
+@click.option("--device", default=None, help="cpu or cuda; a GPU if there is one by default.")
+@click.option("--seed", default=0, show_default=True)
+def demo(steps: int | None, out: Path, device: str | None, seed: int) -> None:
+    """Show what runs here, check every op, then train a small StripedHyena on the genome of phage lambda."""
+    from tkpy import demo as job  # the models and plots are imported only when they are used
+
+    click.echo(machine() + "\n\n1. What this machine can run\n")
+    click.echo(doctor_text())
+    click.echo("\n2. Every op against its float64 reference, forward and gradients\n")
+    backends = [b for b in registry.BACKENDS if b != "reference"]
+    rows, failed = check_rows(registry.ops(), backends, torch.float32, device or _device(), first_only=True)
+    click.echo(table(CHECK_HEAD, rows))
+    if failed:
+        raise click.ClickException(f"{failed} of {len(rows)} checks failed")
+    click.echo("\n3. A StripedHyena on the genome of phage lambda\n")
+    job.run(device=torch.device(device or _device()), out=out, seed=seed, steps=steps)
