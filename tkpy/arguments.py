@@ -145,15 +145,20 @@ class Arguments:
             self.fail(name, "one of " + ", ".join(repr(c) for c in options), _describe(value), kind)
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether `torch.autocast` is on for this device (never for devices it does not know, such as meta)."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """Under `torch.autocast`, the floating tensors cast to the autocast dtype, as torch's own matmuls do.
 
     float64 tensors and everything that is not a tensor pass unchanged, as does all outside autocast.
     """
-    device = next((t.device.type for t in tensors if isinstance(t, torch.Tensor)), None)
-    if device is None or device == "meta" or not torch.is_autocast_enabled(device):
+    device = next((t.device for t in tensors if isinstance(t, torch.Tensor)), None)
+    if device is None or not autocast_enabled(device):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(device.type)
     low = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if isinstance(t, torch.Tensor) and t.dtype in low else t for t in tensors)
 

@@ -34,6 +34,7 @@ def genome() -> str:
 
 
 def reverse_complement(sequence: str) -> str:
+    """The other strand, read in its own direction."""
     return sequence[::-1].translate(str.maketrans("ACGT", "TGCA"))
 
 
@@ -85,6 +86,8 @@ def model_bits(model: StripedHyena, tokens: torch.Tensor, skip: int = 0) -> floa
 
 @dataclass
 class Curve:
+    """Bits per base while training: of each batch, and now and then on the validation stretch."""
+
     steps: list[int]
     train: list[float]
     validation_steps: list[int]
@@ -136,6 +139,7 @@ def train(model: StripedHyena, strands: list[torch.Tensor], validation: torch.Te
 
 
 def plot_curve(curve: Curve, bits: dict[str, float], path: Path) -> None:
+    """The loss curve, with the held-out results as horizontal lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -151,6 +155,7 @@ def plot_curve(curve: Curve, bits: dict[str, float], path: Path) -> None:
 
 
 def plot_effects(effects: torch.Tensor, window: str, start: int, path: Path) -> None:
+    """A heat map of (position, base) log-likelihood changes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(8.0, len(window) / 6), 2.6), layout="constrained")

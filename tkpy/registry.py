@@ -34,7 +34,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch._prims_common import make_contiguous_strides_for
@@ -206,14 +206,15 @@ class Op:
         ctx.save_for_backward(*(inputs[i] for i in self.tensor_args), *(outputs[i] for i in self._saves))
         ctx.others = tuple(None if i in self.tensor_args else a for i, a in enumerate(inputs))
 
-    def _autograd(self, ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def _autograd(self, ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
         saved, n = ctx.saved_tensors, len(self.tensor_args)
         inputs = list(ctx.others)
         for i, tensor in zip(self.tensor_args, saved[:n], strict=True):
             inputs[i] = tensor
         needs = [bool(ctx.needs_input_grad[i]) for i in self.tensor_args]
         found = iter(self.torch_backward(list(grads), list(saved[n:]), *inputs, needs))
-        result: list[torch.Tensor | None] = [None] * len(inputs)
+        # A `Tensor[]` argument carries index data; torch wants one (absent) gradient for each of its entries.
+        result: list[Any] = [[None] * len(a) if _is_tensor_list(a) else None for a in inputs]
         for i, needed in zip(self.tensor_args, needs, strict=True):
             if needed:
                 result[i] = next(found)
@@ -351,6 +352,10 @@ _module = functools.cache(importlib.import_module)
 
 def _first_tensor(args: Sequence[Any]) -> torch.Tensor:
     return next(a for a in args if isinstance(a, torch.Tensor))
+
+
+def _is_tensor_list(value: object) -> TypeGuard[list[torch.Tensor]]:
+    return isinstance(value, (list, tuple)) and all(isinstance(t, torch.Tensor) for t in value)
 
 
 def _own(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,43 @@
+# make demo    set up .venv, build, run the main job
+# make test    the same set-up, then the whole test suite
+# make check   format, lint, types, house rules and the fastest tests
+# make bench   time the ops on this machine
+# make clean   remove what the above made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests run in two processes of one thread each: on small tensors more threads only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo test check bench format clean
+
+demo: $(VENV)/ready
+	$(BIN)/tkpy demo
+
+test: $(VENV)/ready
+	$(PYTEST)
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -m fast
+
+bench: $(VENV)/ready
+	$(BIN)/python -m bench.ops
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Made anew when the pinned versions or the build change.
+$(VENV)/ready: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tkpy needs Python 3.11 or newer, got " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output

@@ -1,0 +1,85 @@
+"""The `tkpy` command as a user calls it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tkpy import registry
+from tkpy.cli import main
+from tkpy.demo import genome, markov_bits, reverse_complement
+
+
+def run(*args):
+    return CliRunner().invoke(main, list(args), catch_exceptions=False)
+
+
+@pytest.mark.fast
+def test_doctor_lists_every_op_and_reason():
+    result = run("doctor")
+    assert result.exit_code == 0
+    for op in registry.ops():
+        assert op in result.output
+    assert "not_built" in result.output
+    if not torch.cuda.is_available() and not registry.triton_interpreted():
+        assert "needs_gpu" in result.output
+
+
+@pytest.mark.fast
+def test_check_passes_on_one_op_and_all_cases():
+    result = run("check", "--op", "rms_norm", "--all-cases", "--dtype", "bfloat16", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    cases = sum(not case.bench for case in registry.get("rms_norm").cases)
+    assert f"{cases} passed, 0 failed" in result.output
+
+
+@pytest.mark.fast
+def test_check_turns_red(monkeypatch):
+    eager = registry.get("rms_norm").module("eager")
+    monkeypatch.setattr(eager, "forward", lambda x, *rest: torch.zeros_like(x))
+    result = run("check", "--op", "rms_norm", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "FAIL" in result.output
+
+
+@pytest.mark.fast
+def test_bad_input_gets_one_sentence():
+    result = run("check", "--op", "nonsense")
+    assert result.exit_code == 2
+    assert "no op nonsense; the ops are" in result.output
+    result = run("check", "--backend", "emulator", "--op", "rms_norm")
+    assert result.exit_code == 1
+    assert "tkpy doctor" in result.output
+
+
+@pytest.mark.fast
+def test_the_genome_is_phage_lambda():
+    sequence = genome()
+    assert len(sequence) == 48_502
+    assert sequence.startswith("GGGCGGCGACCTCGCGGGTTTTCGCTATTTATGAAAATTTTCCGG")  # the left cohesive end
+    assert set(sequence) == set("ACGT")
+    assert reverse_complement("AACG") == "CGTT"
+
+
+@pytest.mark.fast
+def test_the_markov_baseline_is_a_real_one():
+    periodic = "ACGT" * 500
+    assert markov_bits([periodic], periodic, 1) < 0.05
+    assert markov_bits([periodic], periodic, 0) == pytest.approx(2.0, abs=1e-3)
+    sequence = genome()
+    bits = [markov_bits([sequence[:40000]], sequence[40000:], k) for k in (0, 3, 8)]
+    assert bits[1] < bits[0] < 2.0
+    assert bits[1] < bits[2]  # order 8 has seen too little of its 65,536 contexts
+
+
+def test_the_demo_runs_end_to_end(tmp_path):
+    result = run("demo", "--steps", "3", "--out", str(tmp_path), "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    for text in ("bits per base on the held-out stretch", "StripedHyena", "Markov order", "uniform", "mutation"):
+        assert text in result.output
+    for picture in ("loss_curve.png", "mutation_effects.png"):
+        content = (tmp_path / picture).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 5000
+        assert str(tmp_path / picture) in result.output

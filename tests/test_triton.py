@@ -1,0 +1,104 @@
+"""Triton kernels with no GPU: in Triton's interpreter against the reference, and compiled ahead of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tkpy import registry
+
+triton = pytest.importorskip("triton", reason="needs the package triton")
+
+TRITON_OPS = [op for op in registry.ops().values() if "triton" in op.available]
+
+#: Runs every case of the ops named on the command line, forward and gradients, in this process's interpreter.
+RUNNER = """
+import json, sys, torch
+from tkpy import conformance, registry
+rows = []
+for name in sys.argv[1:]:
+    op = registry.get(name)
+    for dtype in (torch.float32, torch.float16):
+        for case in op.cases:
+            if not case.bench:
+                for r in conformance.check_case(op, case, backend="triton", dtype=dtype):
+                    rows.append([str(r), bool(r.comparison), registry.last_dispatch().backend])
+bf16 = registry._capture(registry.get("rms_norm"), (torch.ones(2, 4).bfloat16(), torch.ones(4).bfloat16()), {})
+refused = [r.code for r in registry.get("rms_norm").refusals("triton", bf16)]
+print(json.dumps({"rows": rows, "bf16": refused}))
+"""
+
+
+def test_every_case_in_the_interpreter():
+    assert TRITON_OPS
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    names = [op.name for op in TRITON_OPS]
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, *names], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    wrong = [text for text, ok, _ in result["rows"] if not ok]
+    assert not wrong, "\n".join(wrong)
+    cases = sum(not case.bench for op in TRITON_OPS for case in op.cases)
+    assert len(result["rows"]) >= 2 * cases  # at least one comparison for each case and dtype
+    assert {backend for _, _, backend in result["rows"]} <= {"triton", "reference"}
+    assert result["bf16"] == ["dtype"]  # the interpreter's bfloat16 is refused, not trusted
+
+
+def compiled(kernel, types, constants, capability):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constexprs = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    signature = dict(types) | dict.fromkeys(constants, "constexpr")
+    signature = {name: signature[name] for name in kernel.arg_names}
+    return triton.compile(ASTSource(kernel, signature, constexprs), target=GPUTarget("cuda", capability, 32))
+
+
+KERNELS = [
+    pytest.param(*entry, id=f"{op.name}-{entry[0].__name__}")
+    for op in TRITON_OPS
+    for entry in op.module("triton").AHEAD_OF_TIME
+]
+
+
+@pytest.mark.parametrize("capability", [90, 80])
+@pytest.mark.parametrize("kernel, types, constants", KERNELS)
+def test_compiles_ahead_of_time(kernel, types, constants, capability):
+    binary = compiled(kernel, types, constants, capability)
+    assert f"sm_{capability}" in binary.asm["ptx"]
+    assert len(binary.asm["cubin"]) > 0
+
+
+def test_a_broken_kernel_fails_with_no_gpu(tmp_path):
+    """The gate above can turn red: a kernel that adds a pointer to a pointer does not compile."""
+    source = tmp_path / "broken.py"
+    source.write_text(
+        "import triton\nimport triton.language as tl\n\n\n"
+        "@triton.jit\ndef broken(x_ptr, y_ptr):\n    tl.store(y_ptr, tl.load(x_ptr + y_ptr))\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from broken import broken
+    finally:
+        sys.path.remove(str(tmp_path))
+    with pytest.raises(triton.compiler.errors.CompilationError):
+        compiled(broken, {"x_ptr": "*fp32", "y_ptr": "*fp32"}, {}, 90)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", TRITON_OPS, ids=lambda op: op.name)
+def test_every_case_on_the_gpu(op, dtype):
+    from tkpy import conformance
+
+    for case in op.cases:
+        if not case.bench:
+            for result in conformance.check_case(op, case, backend="triton", dtype=dtype, device="cuda"):
+                assert result.comparison, str(result)
