@@ -2,7 +2,7 @@
 
 forward    y = w x / d,  d = sqrt(ms + eps)  or  sqrt(ms) + eps,  ms = mean(x^2)      one program a row, row in registers
 backward   dx = w dy / d - x * mean(w dy x) * 2 d'(ms) / d^2                          one program a block of rows
-           dw = sum over rows of dy x / d        each program adds its rows; torch adds the partial sums in a fixed order
+           dw = sum over rows of dy x / d        each program adds its rows; torch adds the partial sums, in fixed order
 shapes     x, y, dy, dx (M, D) row-contiguous; w (D,); partial dw (programs, D) float32
 precision  statistics, products and dw in float32; y and dx rounded once to x's dtype
 limits     D <= 65536; any M (0 too); compute capability 8.0 or newer

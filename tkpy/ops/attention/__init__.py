@@ -1,0 +1,3 @@
+from tkpy.ops.attention.block_mask import BlockMask
+
+__all__ = ["BlockMask"]

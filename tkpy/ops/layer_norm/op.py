@@ -1,0 +1,130 @@
+"""layer_norm: y = weight * (x - mean) / sqrt(var + eps) + bias over the last dimension.
+
+Ba, Kiros and Hinton 2016, "Layer Normalization", eq. 4.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tkpy.arguments import Arguments
+from tkpy.registry import Call, Case, Op
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float = 1e-5,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Layer normalisation over the last dimension, statistics in float32 (float64 for float64 inputs).
+
+    y = weight * (x - mean(x)) / sqrt(var(x) + eps) + bias, with the variance of the population (divided by D).
+
+    Args:
+        x: (..., D), float32, bfloat16, float16 or float64.
+        weight: (D,), any of these dtypes, or None for ones.
+        bias: (D,), any of these dtypes, or None for zeros.
+        eps: non-negative.
+        backend: None (automatic), or one of `tkpy.BACKENDS`.
+
+    Returns:
+        (..., D) in x's dtype, contiguous.
+
+    Raises:
+        TypeError, ValueError: malformed arguments.
+        tkpy.Unsupported: the named backend cannot serve the call.
+    """
+    check = Arguments("layer_norm")
+    check.tensor("x", x, "... D")
+    check.tensor("weight", weight, "D", optional=True)
+    check.tensor("bias", bias, "D", optional=True)
+    check.same_device()
+    check.number("eps", eps, minimum=0.0)
+    y, _, _ = OP(x, weight, bias, eps, backend=backend)
+    return y
+
+
+def fake(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    row = (*x.shape[:-1], 1)
+    return x.new_empty(x.shape), x.new_empty(row, dtype=wide), x.new_empty(row, dtype=wide)
+
+
+def flops(call: Call) -> int:
+    return 8 * call["x"].numel()
+
+
+def nbytes(call: Call) -> int:
+    x = call["x"]
+    return x.numel() * x.element_size() + sum(t.numel() * t.element_size() for t in call.tensors)
+
+
+CASES = (
+    Case("small", lambda m: {"x": m.randn(3, 5, 64), "weight": m.randn(64), "bias": m.randn(64)}, "the plain call"),
+    Case("width 257", lambda m: {"x": m.randn(2, 257), "weight": m.randn(257), "bias": m.randn(257)}, "prime width"),
+    Case(
+        "width 1",
+        lambda m: {"x": m.randn(4, 1), "weight": m.randn(1), "bias": m.randn(1)},
+        "variance 0: y is the bias, and dx and dweight are 0 up to rounding (so not compared)",
+        grad=False,
+    ),
+    Case("no bias", lambda m: {"x": m.randn(7, 33), "weight": m.randn(33), "bias": None}, "one parameter absent"),
+    Case("no weight", lambda m: {"x": m.randn(7, 33), "weight": None, "bias": m.randn(33)}, "the other one absent"),
+    Case("bare", lambda m: {"x": m.randn(7, 33), "weight": None, "bias": None}, "both absent"),
+    Case("no rows", lambda m: {"x": m.randn(0, 8), "weight": m.randn(8), "bias": m.randn(8)}, "zero-size"),
+    Case("no columns", lambda m: {"x": m.randn(3, 0), "weight": m.randn(0), "bias": m.randn(0)}, "D = 0"),
+    Case(
+        "non-contiguous",
+        lambda m: {"x": m.randn(24, 6, 5).transpose(0, 2), "weight": m.randn(48)[::2], "bias": m.randn(72)[::3]},
+        "strided x, weight and bias",
+    ),
+    Case(
+        "float32 parameters",
+        lambda m: {"x": m.randn(5, 40), "weight": m.randn(40, dtype=m.wide), "bias": m.randn(40, dtype=m.wide)},
+        "mixed dtypes",
+    ),
+    Case(
+        "bfloat16 weight",
+        lambda m: {"x": m.randn(5, 40), "weight": m.randn(40, dtype=torch.bfloat16), "bias": m.randn(40)},
+        "a parameter narrower than x and than the other (its gradient is rounded to bfloat16, so not compared)",
+        grad=False,
+    ),
+    Case(
+        "tiny values",
+        lambda m: {"x": m.randn(5, 40, scale=1e-3), "weight": m.randn(40), "bias": m.randn(40), "eps": 1e-5},
+        "eps dominates",
+    ),
+    Case(
+        "large values",
+        lambda m: {"x": m.randn(5, 40, scale=1000.0), "weight": m.randn(40), "bias": m.randn(40), "eps": 1e-12},
+        "squares near 1e6, as M2-BERT's eps",
+    ),
+    Case(
+        "offset",
+        lambda m: {"x": m.randn(5, 256) + 30.0, "weight": m.randn(256), "bias": m.randn(256)},
+        "a mean of 30 deviations: mean(x^2) - mean(x)^2 would cancel",
+    ),
+    Case(
+        "16k x 4096",
+        lambda m: {"x": m.randn(16384, 4096), "weight": m.randn(4096), "bias": m.randn(4096)},
+        "RWKV-5 7B width",
+        bench=True,
+    ),
+)
+
+#: The torch op also returns the row statistics, mean and 1 / sqrt(var + eps), which its backward reads.
+OP = Op(
+    "layer_norm",
+    layer_norm,
+    "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    fake=fake,
+    cases=CASES,
+    flops=flops,
+    nbytes=nbytes,
+    saves=(1, 2),
+)

@@ -1,0 +1,92 @@
+"""short_conv in plain PyTorch: one multiply-add over the whole of x per tap, in the layout that x has.
+
+With K taps, tap j reads the sequence K-1-j positions back; what lies before x comes from the state.
+Nothing is padded or concatenated: the first K-1 outputs get the state's share added to them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+Tensor = torch.Tensor
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _taps(weight: Tensor, x: Tensor) -> list[Tensor]:
+    """The taps as (C, 1), each contiguous over the channels."""
+    return [tap[:, None] for tap in weight.t().to(_wide(x[:0]).dtype).contiguous()]
+
+
+def _convolve(x: Tensor, taps: list[Tensor], bias: Tensor | None, state: Tensor | None) -> Tensor:
+    """The convolution of a wide x (B, C, L)."""
+    length, last = x.shape[-1], len(taps) - 1
+    y = x * taps[last] if bias is None else torch.addcmul(bias.to(x.dtype)[:, None], x, taps[last])
+    for j in range(last):
+        lag = last - j
+        if lag < length:
+            y[..., lag:].addcmul_(x[..., : length - lag], taps[j])
+        if state is not None:
+            reach = min(lag, length)
+            y[..., :reach].addcmul_(state[..., j : j + reach], taps[j])
+    return y
+
+
+def forward(x, weight, bias, initial_state, activation, output_final_state):
+    length, carried = x.shape[-1], weight.shape[1] - 1
+    state = None if initial_state is None else _wide(initial_state)
+    y = _convolve(_wide(x), _taps(weight, x), bias, state)
+    if activation == "silu":
+        F.silu(y, inplace=True)
+    if not output_final_state:
+        return y.to(x.dtype), x.new_empty(0)
+    final = x[..., max(0, length - carried) :]
+    if length < carried:
+        kept = carried - length
+        before = x.new_zeros(*x.shape[:2], kept) if initial_state is None else initial_state[..., length:]
+        final = torch.cat([before, final], dim=-1)
+    return y.to(x.dtype), final
+
+
+def _through_silu(gy: Tensor, z: Tensor) -> Tensor:
+    gate = torch.sigmoid(z)
+    return gy * gate * (1 + z * (1 - gate))
+
+
+def _gradient_of_tap(gz: Tensor, x: Tensor, state: Tensor | None, lag: int, last: int) -> Tensor:
+    length, start = x.shape[-1], last - lag
+    total = (gz[..., lag:] * x[..., : max(0, length - lag)]).sum((0, 2))
+    if state is not None and lag:
+        reach = min(lag, length)
+        total += (gz[..., :reach] * state[..., start : start + reach]).sum((0, 2))
+    return total
+
+
+def backward(grads, outputs, x, weight, bias, initial_state, activation, output_final_state, *, needs):
+    gy, g_final = grads
+    length, last = x.shape[-1], weight.shape[1] - 1
+    wide, taps = _wide(x), _taps(weight, x)
+    state = None if initial_state is None else _wide(initial_state)
+    gz = torch.zeros_like(wide) if gy is None else _wide(gy)
+    if activation == "silu" and gy is not None:
+        gz = _through_silu(gz, _convolve(wide, taps, bias, state))
+    gx = gz * taps[last]
+    g_initial = wide.new_zeros(*x.shape[:2], last)
+    for j in range(last):
+        lag, reach = last - j, min(last - j, length)
+        if lag < length:
+            gx[..., : length - lag].addcmul_(gz[..., lag:], taps[j])
+        g_initial[..., j : j + reach].addcmul_(gz[..., :reach], taps[j])
+    if output_final_state and g_final is not None:
+        kept = min(last, length)
+        gx[..., length - kept :] += g_final[..., last - kept :]
+        g_initial[..., kept:] += g_final[..., : last - kept]
+    g_weight = g_bias = None
+    if needs[1]:
+        g_weight = torch.stack([_gradient_of_tap(gz, wide, state, last - j, last) for j in range(last + 1)], dim=1)
+    if needs[2]:
+        g_bias = gz.sum((0, 2))
+    return [gx, g_weight, g_bias, g_initial if initial_state is not None else None]
