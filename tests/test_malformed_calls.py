@@ -82,7 +82,7 @@ def outcome(op, kwargs):
 
 
 @pytest.mark.parametrize("op", registry.ops().values(), ids=lambda op: op.name)
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_malformed_calls(op, data):
     cases = [case for case in op.cases if not case.bench]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tkpy import ops
+from tkpy import ops, registry
 from tkpy.errors import InternalError, Refusal, Unsupported
+from tkpy.ops.attention import BlockMask
 from tkpy.registry import (
     BACKENDS,
     Dispatch,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BACKENDS",
+    "BlockMask",
     "Dispatch",
     "Explanation",
     "InternalError",
@@ -40,7 +42,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ops.__dict__ and not name.startswith("_"):
-        return getattr(ops, name)
+globals().update({name: op.public for name, op in registry.ops().items()})
+
+
+def __getattr__(name: str) -> Any:  # ops added later, and a word to type checkers that names come from folders
+    known = registry.ops()
+    if name in known:
+        return known[name].public
     raise AttributeError(f"module 'tkpy' has no attribute {name!r}")
