@@ -22,7 +22,19 @@ OPS = sorted(p for p in (ROOT / "tkpy/ops").iterdir() if (p / "op.py").is_file()
 MODELS = sorted(p for p in (ROOT / "models").glob("*.py"))
 
 #: Rooms from the ground up; a room imports only from rooms below it (and from itself).
-ROOMS = ("errors", "arguments", "numerics", "registry", "ops", "conformance", "checkpoint", "nn", "models", "demo", "cli")
+ROOMS = (
+    "errors",
+    "arguments",
+    "numerics",
+    "registry",
+    "ops",
+    "conformance",
+    "checkpoint",
+    "nn",
+    "models",
+    "demo",
+    "cli",
+)
 OP_FILES = {"__init__", "op", "reference", "eager", "triton", "cuda"}
 
 
@@ -72,7 +84,9 @@ def test_models_import_torch_and_public_tkpy_only(path):
         parts = name.split(".")
         assert parts[0] in allowed, f"{relative(path)} imports {name}"
         if parts[0] == "tkpy" and len(parts) > 1:
-            private = parts[1] in ("registry", "ops", "conformance", "arguments") or any(p.startswith("_") for p in parts)
+            private = parts[1] in ("registry", "ops", "conformance", "arguments") or any(
+                p.startswith("_") for p in parts
+            )
             assert not private, f"{relative(path)} imports {name}, which is not public"
 
 

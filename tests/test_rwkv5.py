@@ -270,6 +270,26 @@ def test_generate_and_score(v52):
     close(score(model, ids, chunk=7), wanted)
 
 
+def test_compiles_without_a_graph_break_for_any_length():
+    model = small(layers=1)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    ids = torch.randint(29, (2, 37))
+    assert torch.equal(compiled(ids)[0], model(ids)[0])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        ids = torch.randint(29, (2, 71))
+        assert torch.equal(compiled(ids)[0], model(ids)[0])
+
+
+def test_autocast():
+    model, ids = small(), torch.randint(29, (2, 20))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, state = model(ids)
+        again, _ = model(ids, state)
+    assert (logits.dtype, state.layers[0]["att_kv"].dtype) == (torch.bfloat16, torch.float32)
+    assert compare(logits, model(ids)[0], 3e-2)
+    assert compare(again, model(ids, model(ids)[1])[0], 3e-2)
+
+
 def test_state_tuning():
     model, ids = small(), torch.randint(29, (2, 10))
     tuned = [torch.randn(3, 8, 8) for _ in model.blocks]
@@ -284,7 +304,7 @@ def test_state_tuning():
     assert all(grad.abs().min() > 0 for grad in grads)
 
 
-# ------------------------------------------------------------------------------------------- names, files, initial values
+# ------------------------------------------------------------------------------------ names, files, initial values
 def test_names_both_ways():
     names = json.loads((GOLDEN / "name_map_blink_to_hf_l2.json").read_text())
     assert {name: hugging_face_name(name) for name in names} == names

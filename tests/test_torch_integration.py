@@ -13,13 +13,22 @@ from tkpy.registry import Maker
 
 #: Keyword arguments of each op at sequence length (or number of rows) n.
 BY_LENGTH = {
-    "attention": lambda m, n: {"q": m.randn(2, n, 4, 16), "k": m.randn(2, n, 2, 16), "v": m.randn(2, n, 2, 16)}
-    | {"causal": True},
-    "wkv5": lambda m, n: {name: m.randn(2, n, 2, 8) for name in "rkv"}
-    | {"w": m.randn(2, 8), "u": m.randn(2, 8), "output_final_state": True},
+    "attention": lambda m, n: (
+        {"q": m.randn(2, n, 4, 16), "k": m.randn(2, n, 2, 16), "v": m.randn(2, n, 2, 16)} | {"causal": True}
+    ),
+    "wkv5": lambda m, n: (
+        {name: m.randn(2, n, 2, 8) for name in "rkv"}
+        | {"w": m.randn(2, 8), "u": m.randn(2, 8), "output_final_state": True}
+    ),
     "fft_conv": lambda m, n: {"u": m.randn(2, 3, n), "k": m.randn(3, n), "skip": m.randn(3)},
-    "modal_conv": lambda m, n: {"u": m.randn(2, 3, n)}
-    | {"poles": torch.full((3, 2), 0.5 + 0.2j), "residues": torch.full((3, 2), 1 - 0.5j), "output_final_state": True},
+    "modal_conv": lambda m, n: (
+        {"u": m.randn(2, 3, n)}
+        | {
+            "poles": torch.full((3, 2), 0.5 + 0.2j),
+            "residues": torch.full((3, 2), 1 - 0.5j),
+            "output_final_state": True,
+        }
+    ),
     "short_conv": lambda m, n: {"x": m.randn(2, 3, n), "weight": m.randn(3, 4), "output_final_state": True},
     "blockdiag_linear": lambda m, n: {"x": m.randn(2, n, 12), "weight": m.randn(3, 5, 4), "bias": m.randn(15)},
     "monarch_multiply": lambda m, n: {"x": m.randn(n, 16), "w1": m.randn(4, 4, 4), "w2": m.randn(4, 4, 4)},

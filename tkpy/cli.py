@@ -56,7 +56,8 @@ def doctor_text() -> str:
                 reasons.setdefault(f"{backend}  {text}", []).append(name)
         rows.append([name, *marks, ""])
     why = [
-        f"  {text}  ({'every op' if len(names) == len(matrix) else ', '.join(names)})" for text, names in reasons.items()
+        f"  {text}  ({'every op' if len(names) == len(matrix) else ', '.join(names)})"
+        for text, names in reasons.items()
     ]
     legend = "auto: chosen without being named.  yes: serves when named (backend=...).  -: refuses."
     return "\n".join([table(["op", *tkpy.BACKENDS, ""], rows), legend, "", "refusals:", *why])

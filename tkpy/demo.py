@@ -104,7 +104,8 @@ def train(model: StripedHyena, strands: list[torch.Tensor], validation: torch.Te
     )
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1, max(0, s - warm) / (steps - warm + 1))))
+        optimizer,
+        lambda s: min((s + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1, max(0, s - warm) / (steps - warm + 1)))),
     )
     curve = Curve([], [], [], [])
     best, best_weights = float("inf"), {}
@@ -205,7 +206,9 @@ def run(*, device: torch.device, out: Path, seed: int, steps: int | None) -> dic
     effects = mutation_effects(model, around, left, left + len(window))
     position, base = divmod(int(effects.argmin()), 4)
     click.echo(f"\nevery single-base mutation of {len(window)} held-out bases at genome position {cut + 2001}")
-    click.echo(f"  most disfavoured: {window[position]}{cut + 2001 + position}{BASES[base]} ({effects.min():+.2f} nats)")
+    click.echo(
+        f"  most disfavoured: {window[position]}{cut + 2001 + position}{BASES[base]} ({effects.min():+.2f} nats)"
+    )
 
     generator = torch.Generator(device=device).manual_seed(seed)
     text = model.generate([held_out[:256]], n_tokens=120, temperature=0.9, top_k=4, generator=generator)[0]

@@ -37,7 +37,6 @@ from types import ModuleType
 from typing import Any, TypeGuard
 
 import torch
-from torch._prims_common import make_contiguous_strides_for
 
 from tkpy.errors import InternalError, Refusal, Unsupported
 
@@ -358,15 +357,22 @@ def _is_tensor_list(value: object) -> TypeGuard[list[torch.Tensor]]:
     return isinstance(value, (list, tuple)) and all(isinstance(t, torch.Tensor) for t in value)
 
 
+def _fresh_strides(shape: Sequence[int]) -> list[int]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return strides[::-1]
+
+
 def _own(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Outputs made contiguous, and copied where they share memory with an input or with each other."""
     seen = {t.untyped_storage().data_ptr() for t in inputs}
     result = []
     for tensor in outputs:
         tensor = tensor.contiguous()
-        strides = make_contiguous_strides_for(tensor.shape)
-        if tensor.stride() != strides:  # dimensions of size 1 may have any stride in a contiguous tensor
-            tensor = tensor.as_strided(tensor.shape, strides)
+        if 1 in tensor.shape or not tensor.numel():  # then a contiguous tensor may have other strides than a fresh one
+            tensor = tensor.as_strided(tensor.shape, _fresh_strides(tensor.shape))
         if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())

@@ -59,7 +59,7 @@ class GatedMLP(torch.nn.Module):
 
     def __init__(self, width: int, inner: int, activation: str = "silu", *, linear_cls: LinearClass = Linear):
         super().__init__()
-        activations = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+        activations: dict[str, Any] = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
         if activation not in activations:
             raise ValueError(f"GatedMLP: activation must be 'silu' or 'gelu', got {activation!r}")
         self.act = activations[activation]

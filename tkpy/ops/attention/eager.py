@@ -251,6 +251,8 @@ def _from_group(x: torch.Tensor, batch: int) -> torch.Tensor:
 def _row_pieces(shape: torch.Size, seq_k: int, rule: Rule) -> Iterator[tuple[slice, int, int, int, int]]:
     """(batch entries and heads, first and last + 1 of the query rows and of the keys they can see)."""
     count, seq_q, groups, _ = shape
+    if 0 in (count, seq_q, groups, seq_k):
+        return
     offset = seq_k - seq_q
     size = max(1, min(ROWS, SCORES_AT_ONCE // (groups * min(seq_k, SCORES_AT_ONCE))))
     for start in range(0, seq_q, size):

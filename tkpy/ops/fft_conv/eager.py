@@ -96,7 +96,7 @@ def forward(u, k, k_reverse, skip, pre_gate, post_gate):
 
 
 def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, needs):
-    """With v = pre u, g = post dy: dv = g correlated with the taps, dk = g correlated with v and summed over the batch."""
+    """With v = pre u, g = post dy: dv is g correlated with the taps, dk is g correlated with v, over the batch."""
     (dy,) = grads
     if dy is None or u.numel() == 0:
         return [None] * 6

@@ -39,21 +39,20 @@ def linear(
         TypeError, ValueError: malformed arguments.
         tkpy.Unsupported: the named backend cannot serve the call.
     """
+    x, weight, bias = autocast(x, weight, bias)
     check = Arguments("linear")
     check.tensor("x", x, "... K")
     check.tensor("weight", weight, "N K")
     check.tensor("bias", bias, "N", optional=True)
     check.tensor("residual", residual, "... N", optional=True)
     check.same_device()
+    check.same_dtype("x", "weight", "bias")
+    if not autocast_enabled(x.device):
+        check.same_dtype("x", "residual")
     check.choice("activation", activation, (None, *ACTIVATIONS))
     if residual is not None and residual.shape[:-1] != x.shape[:-1]:
         needed = f"of the output's shape {(*x.shape[:-1], weight.shape[0])}"
         check.fail("residual", needed, f"shape {tuple(residual.shape)}")
-    if not autocast_enabled(x.device):
-        check.same_dtype("x", "weight", "bias", "residual")
-    x, weight, bias = autocast(x, weight, bias)
-    if x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype):
-        check.fail("weight", f"of the dtype of 'x' ({x.dtype})", str(weight.dtype), TypeError)  # float64 in autocast
     return OP(x, weight, bias, residual, activation, backend=backend)
 
 

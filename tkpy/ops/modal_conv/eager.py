@@ -27,6 +27,7 @@ CHUNK = 64  # fastest of 16 to 128 on a CPU at 32k samples, for 2 to 16 states
 #: Samples (of all channels) that one block may hold: on a CPU what stays in cache, elsewhere what fills the device.
 BLOCK = {"cpu": 1 << 19}
 BLOCK_ELSEWHERE = 1 << 25
+GROUP = 128  # most chunks of a block: within one, q is a rounded number and applied once a chunk
 TINY = torch.finfo(torch.float32).tiny  # smaller powers are 0: subnormal numbers are slow
 
 
@@ -74,7 +75,8 @@ class _Tables:
         if skip is not None:
             h[:, 0] += skip
         # M[j, i] = h[i - j] for j <= i, else 0: its rows in reverse order are windows of (0, ..., 0, h).
-        self.within = torch.nn.functional.pad(h.to(dtype), (chunk - 1, 0)).unfold(-1, chunk, 1).flip(1)  # M (H, C, C)
+        padded = torch.nn.functional.pad(self._small(h), (chunk - 1, 0))
+        self.within = padded.unfold(-1, chunk, 1).flip(1)  # M (H, C, C)
         self.into = self._columns(self.powers[..., :chunk].flip(-1).mT)  # V (H, C, 2S)
         read = self.residues[..., None] * self.powers[..., 1:]
         self.out_of = self._columns(read.conj_physical().mT).mT  # W (H, 2S, C)
@@ -82,8 +84,8 @@ class _Tables:
         self.strides_small = self._small(self.strides)
 
     def _small(self, table: torch.Tensor) -> torch.Tensor:
-        """A complex128 table in the working precision, subnormal numbers as 0."""
-        return torch.where(table.abs() < TINY, 0, table).to(self.complex)
+        """A float64 or complex128 table in the working precision, subnormal numbers as 0."""
+        return torch.where(table.abs() < TINY, 0, table).to(self.complex if table.is_complex() else self.dtype)
 
     def _columns(self, table: torch.Tensor) -> torch.Tensor:
         """(..., S) complex -> (..., 2S) real in the working precision."""
@@ -134,7 +136,7 @@ class _Layout:
         self.chunk = min(CHUNK, self.length)
         whole = self.length // self.chunk
         budget = BLOCK.get(u.device.type, BLOCK_ELSEWHERE)
-        self.group = max(1, min(whole, budget // (self.batch * self.channels * self.chunk)))
+        self.group = max(1, min(whole, GROUP, budget // (self.batch * self.channels * self.chunk)))
         self.blocks = [
             (first * self.chunk, min(self.group, whole - first), self.chunk) for first in range(0, whole, self.group)
         ]

@@ -1,7 +1,8 @@
 """modal_conv: gated long convolution with filters that are sums of complex exponentials, h_t = Re sum_s R_s p_s^t.
 
-The modal form of a diagonal state space (Massaroli et al. 2023, "Laughing Hyena Distillery", section 3), as the filters of
-StripedHyena and Evo have it (Nguyen et al. 2024, "Sequence modeling and design from molecular to genome scale with Evo").
+The modal form of a diagonal state space (Massaroli et al. 2023, "Laughing Hyena Distillery", section 3), as the filters
+of StripedHyena and Evo have it (Nguyen et al. 2024, "Sequence modeling and design from molecular to genome scale with
+Evo").
 """
 
 from __future__ import annotations
