@@ -1,4 +1,4 @@
-"""StripedHyena and Evo 1: Hyena layers with modal filters, striped with attention (Nguyen et al. 2024; Poli et al. 2023).
+"""StripedHyena and Evo 1: Hyena layers with modal filters, striped with attention (Poli et al. 2023; Nguyen et al. 2024).
 
     x = embedding_layer[ids]
     per layer   x += mixer(pre_norm(x));  x += mlp(post_norm(x))       mixer: tkpy.nn.HyenaMixer or tkpy.nn.Attention
@@ -22,7 +22,7 @@ from typing import Any, Self
 import torch
 
 from tkpy import checkpoint, nn
-from tkpy.nn import Attention, Cache, GatedMLP, HyenaMixer, Linear, LinearClass, RMSNorm
+from tkpy.nn import Attention, Cache, GatedMLP, HyenaMixer, Linear, LinearClass, ModalFilter, RMSNorm
 
 BOS, PAD = 0, 1
 
@@ -182,7 +182,7 @@ class StripedHyena(torch.nn.Module, checkpoint.Pretrained):
         if config.num_attention_heads % config.proj_groups:
             raise ValueError(f"StripedHyena: proj_groups must divide num_attention_heads, got {config}")
         self.config = config
-        self.tokenizer = CharTokenizer()
+        self.tokenizer: Any = CharTokenizer() if config.vocab_size == 512 else None  # or any with encode and decode
         self.embedding_layer = torch.nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = torch.nn.ModuleList(
             (AttentionBlock if i in config.attn_layer_idxs else HyenaBlock)(config, linear_cls)
@@ -266,6 +266,8 @@ class StripedHyena(torch.nn.Module, checkpoint.Pretrained):
 
     def encode(self, sequence: str | Sequence[int] | torch.Tensor, *, bos: bool = True) -> torch.Tensor:
         """The ids (T,) of a text (or ids as they are), with the token 0 in front if `bos`."""
+        if isinstance(sequence, str) and self.tokenizer is None:
+            raise ValueError("StripedHyena: text needs model.tokenizer, an object with encode and decode, got None")
         ids = self.tokenizer.encode(sequence) if isinstance(sequence, str) else sequence
         ids = torch.as_tensor(ids, dtype=torch.int64, device=self.embedding_layer.weight.device)
         return torch.cat([ids.new_full((1,), BOS), ids]) if bos else ids
@@ -338,6 +340,13 @@ class StripedHyena(torch.nn.Module, checkpoint.Pretrained):
         checkpoint.assign(model, tensors, ignore=cls.IGNORED)
         return model
 
+    def reference_state(self) -> dict[str, torch.Tensor]:
+        state = self.state_dict()
+        for name, module in self.named_modules():
+            if isinstance(module, ModalFilter):  # the original knows no max_pole_radius
+                state[f"{name}.poles"] = torch.view_as_real(module.modes()[0].detach())[:, :, None]
+        return state
+
     def reference_config(self) -> dict[str, Any]:
         c = self.config
         keys = {name: value for name, value in vars(c).items() if name != "max_pole_radius" or value is not None}
@@ -358,6 +367,11 @@ def read_config(config: Mapping[str, Any]) -> StripedHyenaConfig:
     Missing keys take the original code's defaults. `max_sequence_len` is the length before positions are interpolated
     (evo-1-131k-base says 8192 there), so without `max_seqlen` it counts times the interpolation.
     """
+    missing = [
+        k for k in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "state_size") if k not in config
+    ]
+    if missing:
+        raise ValueError(f"StripedHyena: the config lacks {missing}, it has {sorted(config)}")
     interpolated = bool(config.get("use_interpolated_rotary_pos_emb", False))
     scaling = float(config.get("rotary_emb_scaling_factor", 1.0)) if interpolated else 1.0
     longest = config.get("max_seqlen")

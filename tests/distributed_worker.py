@@ -1,4 +1,4 @@
-"""Trains a tiny model and prints its losses: alone, under DDP or under FSDP2. Run by tests/test_distributed.py.
+"""Trains tiny models and prints their losses: alone, under DDP or under FSDP2. Run by tests/test_distributed.py.
 
 Every process takes its share of each global batch, so the mean loss over processes equals that of one process.
 """
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tkpy import models, nn
 
 VOCAB, STEPS, BATCH, LENGTH = 64, 4, 4, 24
+MODELS = ("striped_hyena", "rwkv5", "sparse_transformer", "m2_bert")
 
 
 def build(name: str) -> torch.nn.Module:
@@ -27,14 +28,19 @@ def build(name: str) -> torch.nn.Module:
         )
         return models.StripedHyena(config)
     if name == "rwkv5":
-        return models.RWKV5(models.RWKV5Config(n_layer=2, n_embd=32, head_size=16, vocab_size=VOCAB))
+        return models.RWKV5(models.RWKV5Config(vocab_size=VOCAB, hidden_size=32, num_layers=2, head_size=16))
     if name == "sparse_transformer":
         config = models.SparseTransformerConfig(
             vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48
         )
         return models.SparseTransformer(config)
     config = models.M2BertConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=LENGTH
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        max_position_embeddings=LENGTH,
+        hidden_dropout_prob=0.0,
     )
     return models.M2Bert(config)
 
@@ -44,11 +50,7 @@ def logits_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return out[0] if isinstance(out, tuple) else out.mlm_logits
 
 
-def main(name: str, mode: str) -> None:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        dist.init_process_group("gloo")
-    rank = dist.get_rank() if world > 1 else 0
+def losses_of(name: str, mode: str, rank: int, world: int) -> list[float]:
     model = build(name)
     if mode == "ddp":
         model = DistributedDataParallel(model, find_unused_parameters=True)
@@ -74,8 +76,17 @@ def main(name: str, mode: str) -> None:
             dist.all_reduce(mean)
             mean /= world
         losses.append(mean.item())
+    return losses
+
+
+def main(mode: str) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        dist.init_process_group("gloo")
+    rank = dist.get_rank() if world > 1 else 0
+    result = {name: losses_of(name, mode, rank, world) for name in MODELS}
     if rank == 0:
-        print(json.dumps(losses))
+        print(json.dumps(result))
     if world > 1:
         dist.destroy_process_group()
 

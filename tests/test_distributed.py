@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+#: One launch per mode trains them all: keep these tests in one process.
+pytestmark = pytest.mark.xdist_group("distributed")
+
+MODELS = ("striped_hyena", "rwkv5", "sparse_transformer", "m2_bert")
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
@@ -22,14 +26,14 @@ def run(command):
 
 
 @cache
-def alone(model):
-    return run([sys.executable, str(WORKER), model, "alone"])
+def losses(mode):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return run([*([sys.executable] if mode == "alone" else launch), str(WORKER), mode])
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-@pytest.mark.parametrize("model", ["striped_hyena", "rwkv5", "sparse_transformer", "m2_bert"])
+@pytest.mark.parametrize("model", MODELS)
 def test_two_processes_equal_one(model, mode):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    losses = run([*launch, str(WORKER), model, mode])
-    assert losses == pytest.approx(alone(model), rel=1e-4)
-    assert losses[-1] != pytest.approx(losses[0], rel=1e-4)  # it did train
+    together = losses(mode)[model]
+    assert together == pytest.approx(losses("alone")[model], rel=1e-4)
+    assert together[-1] != pytest.approx(together[0], rel=1e-4)  # it did train
