@@ -12,11 +12,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch.nn import functional as F
 
+import tkpy
 from tkpy.checkpoint import Pretrained, assign
 from tkpy.nn import LayerNorm, Linear, LinearClass, MonarchMixer, MonarchMLP, WordPiece
 from tkpy.nn.wordpiece import to_token_ids
@@ -70,8 +71,9 @@ class M2BertConfig:
         return min(positions, self.long_conv_l_max)
 
 
-class M2BertOutput(NamedTuple):
-    """What a forward returns (a tuple, so that compilers and data-parallel wrappers see its tensors).
+@dataclass
+class M2BertOutput:
+    """What a forward returns.
 
     `pooled_cls` is tanh(dense(first token)), `pooled_mean` tanh(dense(mean over the attention mask)): the original's
     pooler with `pool_all` false and true. `cls_logits` classifies the one that the configuration says. An entry whose
@@ -84,6 +86,9 @@ class M2BertOutput(NamedTuple):
     pooled_mean: torch.Tensor | None  # (B, hidden)
     cls_logits: torch.Tensor | None  # (B, labels)
     mlm_loss: torch.Tensor | None  # scalar
+
+
+torch.utils._pytree.register_dataclass(M2BertOutput)  # so that FSDP finds the tensors in it
 
 
 class Embeddings(torch.nn.Module):
@@ -159,16 +164,15 @@ class Transform(torch.nn.Module):
 
 
 class Predictions(torch.nn.Module):
-    """Hidden states to vocabulary logits; the decoder shares the word embeddings' matrix and has its own bias."""
+    """Hidden states to vocabulary logits. Not a Linear: what shards or swaps every Linear must leave the tie alone."""
 
     def __init__(self, c: M2BertConfig, words: torch.nn.Embedding, linear_cls: LinearClass):
         super().__init__()
         self.transform = Transform(c, linear_cls)
-        self.decoder = Linear(c.hidden_size, c.vocab_size)
-        self.decoder.weight = words.weight
+        self.decoder = torch.nn.ParameterDict({"weight": words.weight, "bias": torch.zeros(c.vocab_size)})
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(h))
+        return tkpy.linear(self.transform(h), self.decoder["weight"], self.decoder["bias"])
 
 
 class Backbone(torch.nn.Module):
@@ -269,15 +273,13 @@ class M2Bert(torch.nn.Module, Pretrained):
 
     def _check(self, input_ids: torch.Tensor, **others: torch.Tensor | None) -> None:
         if input_ids.dim() != 2 or input_ids.is_floating_point():
-            got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
-            raise ValueError(f"M2Bert: input_ids must be integers (B, L), got {got}")
+            raise ValueError(f"M2Bert: input_ids must be integers (B, L), got {input_ids.dtype} {input_ids.shape}")
         if not 1 <= input_ids.shape[1] <= self.config.max_length:
             needed = f"1 to {self.config.max_length} tokens (long_conv_l_max, max_position_embeddings)"
             raise ValueError(f"M2Bert: input_ids must hold {needed}, got {input_ids.shape[1]}")
         for name, value in others.items():
             if value is not None and value.shape != input_ids.shape:
-                shapes = f"{tuple(input_ids.shape)} of input_ids, got {tuple(value.shape)}"
-                raise ValueError(f"M2Bert: {name} must have the shape {shapes}")
+                raise ValueError(f"M2Bert: {name} must be {tuple(input_ids.shape)} as input_ids, got {value.shape}")
         if others["labels"] is not None and self.cls is None:
             raise ValueError("M2Bert: labels need the MLM head, which this model lacks (mlm_head=False)")
 
@@ -315,14 +317,14 @@ class M2Bert(torch.nn.Module, Pretrained):
             raise ValueError(f"M2Bert.embed: needs {needed}, got {limit} and {batch_size}")
         if padding not in ("max_length", "longest", "none"):
             raise ValueError(f"M2Bert.embed: padding must be 'max_length', 'longest' or 'none', got {padding!r}")
+        batch_size = 1 if padding == "none" else batch_size
         sequences = to_token_ids("M2Bert.embed", texts, self.tokenizer, limit, self.config.vocab_size)
-        step = 1 if padding == "none" else batch_size
         modes = {module: module.training for module in self.modules()}
         self.eval()
         words, pad = self.bert.embeddings.word_embeddings.weight, self.config.pad_token_id
         found = [words.new_empty(0, self.config.hidden_size)]
         try:
-            for batch in (sequences[i : i + step] for i in range(0, len(sequences), step)):
+            for batch in (sequences[i : i + batch_size] for i in range(0, len(sequences), batch_size)):
                 length = limit if padding == "max_length" else max(map(len, batch))
                 ids = torch.tensor([s + [pad] * (length - len(s)) for s in batch], device=words.device)
                 found.append(self.bert.pool(self.bert(ids), ids != pad, mean=self.config.pool_all))
@@ -332,7 +334,6 @@ class M2Bert(torch.nn.Module, Pretrained):
         result = torch.cat(found)
         return F.normalize(result.float(), dim=-1).to(result.dtype) if normalize else result
 
-    # -- checkpoints
     @classmethod
     def from_reference(cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Self:
         """The model of an original checkpoint: config keys of its yaml or its Hugging Face config.json, and the state

@@ -1,4 +1,4 @@
-"""StripedHyena and Evo 1: Hyena layers with modal filters, striped with attention (Poli et al. 2023; Nguyen et al. 2024).
+"""StripedHyena and Evo 1: Hyena layers with modal filters, striped with attention (Nguyen et al. 2024, "Evo").
 
     x = embedding_layer[ids]
     per layer   x += mixer(pre_norm(x));  x += mlp(post_norm(x))       mixer: tkpy.nn.HyenaMixer or tkpy.nn.Attention
@@ -356,7 +356,6 @@ class StripedHyena(torch.nn.Module, checkpoint.Pretrained):
             "hyena_layer_idxs": [i for i in range(c.num_layers) if i not in c.attn_layer_idxs],
             "num_filters": c.hidden_size,
             "hyena_filter_groups": 1,
-            "inner_mlp_size": c.inner,
             "use_interpolated_rotary_pos_emb": c.rotary_emb_scaling_factor != 1,
         }
 

@@ -78,7 +78,7 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("path", MODELS, ids=relative)
 def test_models_import_torch_and_public_tkpy_only(path):
-    allowed = {"__future__", "collections", "dataclasses", "functools", "math", "os", "pathlib", "typing", "warnings"}
+    allowed = {"__future__", "collections", "dataclasses", "functools", "math", "os", "pathlib", "re", "typing", "warnings"}
     allowed |= {"torch", "einops", "tkpy", "tokenizers"}
     for name in imports(path):
         parts = name.split(".")

@@ -250,3 +250,18 @@ REFUSED = [
 def test_refusals_name_op_argument_need_and_got(op, args, kwargs, error, message):
     with pytest.raises(error, match=rf"tkpy\.{op}: argument {message}"):
         getattr(tkpy, op)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("op", ["linear", "blockdiag_linear", "monarch_multiply"])
+def test_outputs_may_be_changed_in_place(op):
+    """An output is no view of something inside the op, which autograd would refuse to change."""
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    weights = {
+        "linear": [torch.randn(4, 8), torch.randn(4)],
+        "blockdiag_linear": [torch.randn(2, 3, 4)],
+        "monarch_multiply": [torch.randn(2, 3, 4), torch.randn(3, 5, 2)],
+    }
+    y = getattr(tkpy, op)(x, *weights[op])
+    (expected,) = torch.autograd.grad((3 * y).sum(), x, retain_graph=True)
+    (found,) = torch.autograd.grad(y.mul_(3).sum(), x)
+    assert torch.equal(found, expected)

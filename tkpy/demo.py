@@ -71,7 +71,7 @@ def small_model(seed: int) -> StripedHyena:
         attn_layer_idxs=(2,),
         num_attention_heads=4,
         state_size=8,
-        max_seqlen=8192,
+        max_seqlen=16384,
     )
     return StripedHyena(config)
 

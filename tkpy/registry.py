@@ -373,6 +373,9 @@ def _own(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> lis
         tensor = tensor.contiguous()
         if 1 in tensor.shape or not tensor.numel():  # then a contiguous tensor may have other strides than a fresh one
             tensor = tensor.as_strided(tensor.shape, _fresh_strides(tensor.shape))
+        if tensor._is_view():  # of something inside the op: autograd would refuse in-place operations on the output
+            place = (tensor.storage_offset(), tensor.shape, tensor.stride())
+            tensor = tensor.new_empty(0).set_(tensor.untyped_storage(), *place)
         if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())

@@ -68,7 +68,6 @@ class _Tables:
 
     def __init__(self, poles, residues, skip, chunk: int, group: int, dtype: torch.dtype):
         self.dtype, self.chunk, self.modes = dtype, chunk, poles.shape[1]
-        self.complex = torch.complex128 if dtype == torch.float64 else torch.complex64
         self.residues = residues.to(torch.complex128)
         self.powers = powers(poles.to(torch.complex128), chunk + 1)  # (H, S, C+1)
         h = torch.einsum("hs,hsc->hc", self.residues, self.powers[..., :chunk]).real.clone()
@@ -85,11 +84,13 @@ class _Tables:
 
     def _small(self, table: torch.Tensor) -> torch.Tensor:
         """A float64 or complex128 table in the working precision, subnormal numbers as 0."""
-        return torch.where(table.abs() < TINY, 0, table).to(self.complex if table.is_complex() else self.dtype)
+        parts = torch.view_as_real(table.contiguous()) if table.is_complex() else table
+        parts = torch.where(parts.abs() < TINY, 0, parts).to(self.dtype)
+        return torch.view_as_complex(parts) if table.is_complex() else parts
 
     def _columns(self, table: torch.Tensor) -> torch.Tensor:
         """(..., S) complex -> (..., 2S) real in the working precision."""
-        return torch.view_as_real(self._small(table).contiguous()).flatten(-2)
+        return torch.view_as_real(self._small(table)).flatten(-2)
 
     def shorter(self, chunk: int) -> _Tables:
         """The same tables for one chunk of fewer samples."""
@@ -151,7 +152,8 @@ class _Layout:
         part = self.take(x, block).to(self.dtype)
         if gate is not None:
             part = part * self.take(gate, block)
-        return part.unflatten(-1, block[1:]).transpose(0, 1).reshape(self.channels, -1, block[2])
+        part = part.unflatten(-1, block[1:]).transpose(0, 1).reshape(self.channels, -1, block[2])
+        return part if part.stride(-1) == 1 else part.contiguous()  # what a batched matmul takes as it is
 
     def unfold(self, x: torch.Tensor) -> torch.Tensor:
         """(H, B*G, C) -> (B, H, G*C)"""
@@ -210,7 +212,7 @@ class _Gradients:
     def __init__(self, tables: _Tables):
         self.tables = tables
         self.within, self.into = torch.zeros_like(tables.within), torch.zeros_like(tables.into)
-        self.out_of = torch.zeros_like(tables.out_of)
+        self.out_of = torch.zeros_like(tables.out_of, memory_format=torch.contiguous_format)
         self.powers = torch.zeros_like(tables.powers)
 
     def add(self, chunk: int, v, g, x, adjoint) -> None:
