@@ -72,10 +72,8 @@ def main(names: tuple[str, ...], backend: str | None, seconds: float) -> None:
     for name in names or registry.ops():
         for row in measure(name, backend=backend, device=device, seconds=seconds):
             note = "PyTorch on this device, not a tkpy kernel" if row["backend"] == "eager" else ""
-            rows.append(
-                [name, row["case"], row["backend"], f"{row['ms']:.3f}", f"{row['spread']:.0%}"]
-                + [f"{row['gflops']:.1f}", f"{row['gbytes']:.1f}", note]
-            )
+            speed = (f"{row['ms']:.3f}", f"{row['spread']:.0%}", f"{row['gflops']:.1f}", f"{row['gbytes']:.1f}")
+            rows.append([name, row["case"], row["backend"], *speed, note])
     click.echo(table(["op", "case", "backend", "ms", "spread", "GFLOP/s", "GB/s", ""], rows))
 
 

@@ -64,7 +64,7 @@ class StripedHyenaConfig:
     tie_embeddings: bool = True
     final_norm: bool = True
     max_seqlen: int | None = 8192
-    max_pole_radius: float | None = 1.0
+    max_pole_radius: float | None = 0.999
 
     @classmethod
     def evo_1_8k(cls) -> Self:

@@ -78,8 +78,19 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("path", MODELS, ids=relative)
 def test_models_import_torch_and_public_tkpy_only(path):
-    allowed = {"__future__", "collections", "dataclasses", "functools", "math", "os", "pathlib", "re", "typing", "warnings"}
-    allowed |= {"torch", "einops", "tkpy", "tokenizers"}
+    standard = {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "functools",
+        "math",
+        "os",
+        "pathlib",
+        "re",
+        "typing",
+        "warnings",
+    }
+    allowed = standard | {"torch", "einops", "tkpy"}
     for name in imports(path):
         parts = name.split(".")
         assert parts[0] in allowed, f"{relative(path)} imports {name}"

@@ -481,6 +481,20 @@ def test_poles_cannot_grow_in_training():
     assert free.modes()[0].abs().max() > 1
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_pole_outside_comes_back_but_goes_no_farther(sign):
+    module = ModalFilter(1, 1, max_radius=0.9)
+    optimizer = torch.optim.SGD([module.poles], lr=0.1)
+    with torch.no_grad():
+        module.poles.copy_(torch.tensor([0.6, 0.8]))  # radius 1, at an angle
+    for _ in range(20):
+        optimizer.zero_grad()
+        (sign * module.modes()[0].abs()).sum().backward()  # wants it inwards, outwards
+        optimizer.step()
+    radius = torch.view_as_complex(module.poles.detach()[:, :, 0]).abs().item()
+    assert radius < 0.9 if sign == 1 else abs(radius - 1) < 1e-6
+
+
 def test_saved_poles_are_those_in_use():
     model = tiny()
     with torch.no_grad():

@@ -81,10 +81,9 @@ def check_rows(
                 worst = max(results, key=lambda r: (not r.comparison, r.comparison.relative))
                 failed += bool(bad)
                 comparison = worst.comparison
-                rows.append(
-                    [name, case.name, backend, f"{comparison.relative:.1e}", f"{comparison.tolerance:.0e}"]
-                    + [f"{1e3 * worst.seconds:.2f}", f"FAIL {worst.what}: {comparison.reason}" if bad else "ok"]
-                )
+                error = (f"{comparison.relative:.1e}", f"{comparison.tolerance:.0e}", f"{1e3 * worst.seconds:.2f}")
+                verdict = f"FAIL {worst.what}: {comparison.reason}" if bad else "ok"
+                rows.append([name, case.name, backend, *error, verdict])
     return rows, failed
 
 

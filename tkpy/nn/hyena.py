@@ -20,6 +20,30 @@ import tkpy
 from tkpy.nn.common import HeadEdit, Linear, LinearClass
 
 
+class _Inside(torch.autograd.Function):
+    """Complex numbers outside a circle drawn back onto it along their radius.
+
+    The gradient of one outside passes as if it were inside, except the part by which a descent step would push it
+    farther out: so it neither drifts away nor stays out for ever, as it would if the radius had no gradient.
+    """
+
+    @staticmethod
+    def forward(p: torch.Tensor, radius: float) -> torch.Tensor:
+        return torch.where(p.abs() > radius, radius * p.sgn(), p)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        p, ctx.radius = inputs
+        ctx.save_for_backward(p)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (p,) = ctx.saved_tensors
+        along = (grad * p.sgn().conj_physical()).real
+        outward = (p.abs() > ctx.radius) & (along < 0)
+        return torch.where(outward, grad - along * p.sgn(), grad), None
+
+
 class ModalFilter(torch.nn.Module):
     """Short filter, gates and long modal filter on projected inputs: (B, T, 3 width) -> (B, T, width).
 
@@ -30,7 +54,8 @@ class ModalFilter(torch.nn.Module):
             [x2 | x1 | v] of that head; without it, [all x2 | all x1 | all v].
         short_length: taps of the short filter, 1 to 8; `short_bias`: whether it has a bias.
         max_radius: poles farther from 0 are drawn back to this radius when used, so that training cannot make a mode
-            grow; None leaves poles as they are (checkpoints of the original may hold any).
+            grow. A mode remembers about 1 / (1 - radius) samples: sequences longer than those trained on need the
+            memory to be shorter than those. None leaves poles as they are (the original's checkpoints may hold any).
 
     Parameters by the original's names: `D` (width,), `short_filter_weight` (3 width, 1, taps), `short_filter_bias`
     (3 width,), `poles` and `residues` (width, S, 1, 2), the last dimension real and imaginary part. Poles and residues
@@ -49,7 +74,7 @@ class ModalFilter(torch.nn.Module):
         column_split: bool = True,
         short_length: int = 3,
         short_bias: bool = True,
-        max_radius: float | None = 1.0,
+        max_radius: float | None = 0.999,
     ):
         super().__init__()
         if groups < 1 or width % groups:
@@ -63,7 +88,7 @@ class ModalFilter(torch.nn.Module):
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self, longest: float = 512.0) -> None:
+    def reset_parameters(self, longest: float = 128.0) -> None:
         """Modes of all time scales from 1 to `longest` samples (log-uniform), any phase, equal energy per mode."""
         bound = self.short_filter_weight.shape[-1] ** -0.5
         self.short_filter_weight.uniform_(-bound, bound)
@@ -90,7 +115,7 @@ class ModalFilter(torch.nn.Module):
         """(poles, residues), each (width, S) complex, as they are used."""
         poles, residues = (torch.view_as_complex(getattr(self, n)[:, :, 0].contiguous()) for n in self.WIDE)
         if self.max_radius is not None:
-            poles = poles * (self.max_radius / poles.abs().clamp_min(1e-12)).clamp(max=1.0)
+            poles = _Inside.apply(poles, self.max_radius)
         return poles, residues
 
     def split(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -142,7 +167,7 @@ class HyenaMixer(torch.nn.Module):
         column_split: bool = True,
         short_length: int = 3,
         short_bias: bool = True,
-        max_radius: float | None = 1.0,
+        max_radius: float | None = 0.999,
         linear_cls: LinearClass = Linear,
     ):
         super().__init__()

@@ -104,7 +104,8 @@ class Modulation(torch.nn.Module):
         )
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        return torch.exp(-t * self.deltas.to(t.dtype).abs())
+        """(L,) -> (width, L)."""
+        return torch.exp(-self.deltas[0, 0, :, None].to(t.dtype).abs() * t)
 
 
 class HyenaFilter(torch.nn.Module):
@@ -160,39 +161,37 @@ class HyenaFilter(torch.nn.Module):
         return super()._apply(keep_wide, recurse)
 
     def _taps(self, network: torch.nn.Sequential, length: int) -> torch.Tensor:
+        """(width, length), contiguous along the sequence as the convolution reads it."""
         if length > self.l_max:
             raise ValueError(
                 f"HyenaFilter: the sequence must have at most l_max = {self.l_max} positions, got {length}"
             )
         z, t = self.pos_emb.z, self.pos_emb.t
-        h, t = z[:, :length], t[:, :length]
         wide = torch.promote_types(z.dtype, torch.float32)
+        *hidden, last = network
         with torch.autocast(z.device.type, enabled=False) if autocast_enabled(z.device) else contextlib.nullcontext():
-            h = h.to(wide)
-            for layer in network:
-                if isinstance(layer, torch.nn.Linear):
-                    h = tkpy.linear(h, layer.weight.to(wide), None if layer.bias is None else layer.bias.to(wide))
-                else:
-                    h = layer(h)
-            return h * self.modulation(t.to(wide))
+            h = z[0, :length].to(wide)
+            for layer in hidden:
+                h = layer(h) if isinstance(layer, Sin) else tkpy.linear(h, layer.weight.to(wide), layer.bias.to(wide))
+            return tkpy.linear(last.weight.to(wide), h) * self.modulation(t[0, :length, 0].to(wide))
 
     def filter(self, length: int) -> torch.Tensor:
         """The taps of lags 0 to length - 1, (1, length, width)."""
-        return self._taps(self.implicit_filter, length)
+        return self._taps(self.implicit_filter, length).T[None]
 
     def filter_rev(self, length: int) -> torch.Tensor:
         """The taps of lags -1 to -length, (1, length, width)."""
-        return self._taps(self.implicit_filter_rev, length)
+        return self._taps(self.implicit_filter_rev, length).T[None]
 
     def forward(
         self, u: torch.Tensor, pre_gate: torch.Tensor | None = None, post_gate: torch.Tensor | None = None
     ) -> torch.Tensor:
         """post_gate * (filters convolved with (pre_gate * u) + bias * (pre_gate * u)); u and gates (B, width, L)."""
         length = u.shape[-1]
-        k_reverse = self.filter_rev(length)[0].T if self.bidirectional else None
+        k_reverse = self._taps(self.implicit_filter_rev, length) if self.bidirectional else None
         return tkpy.fft_conv(
             u,
-            self.filter(length)[0].T,
+            self._taps(self.implicit_filter, length),
             k_reverse=k_reverse,
             skip=self.bias,
             pre_gate=pre_gate,

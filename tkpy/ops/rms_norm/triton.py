@@ -1,6 +1,6 @@
 """rms_norm in Triton.
 
-forward    y = w x / d,  d = sqrt(ms + eps)  or  sqrt(ms) + eps,  ms = mean(x^2)      one program a row, row in registers
+forward    y = w x / d,  d = sqrt(ms + eps)  or  sqrt(ms) + eps,  ms = mean(x^2)      one program a row, in registers
 backward   dx = w dy / d - x * mean(w dy x) * 2 d'(ms) / d^2                          one program a block of rows
            dw = sum over rows of dy x / d        each program adds its rows; torch adds the partial sums, in fixed order
 shapes     x, y, dy, dx (M, D) row-contiguous; w (D,); partial dw (programs, D) float32
