@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from tkpy import models, nn
+from tkpy import models
 
 VOCAB, STEPS, BATCH, LENGTH = 64, 4, 4, 24
 MODELS = ("striped_hyena", "rwkv5", "sparse_transformer", "m2_bert")
@@ -56,9 +56,9 @@ def losses_of(name: str, mode: str, rank: int, world: int) -> list[float]:
         model = DistributedDataParallel(model, find_unused_parameters=True)
     elif mode == "fsdp":
         mesh = dist.init_device_mesh("cpu", (world,))
-        for block in model.modules():
-            if isinstance(block, (nn.Linear, nn.GatedMLP)):
-                fully_shard(block, mesh=mesh)
+        for layers in [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]:
+            for layer in layers:
+                fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
     # SGD: its step is linear in the gradient, so a wrong gradient scale cannot hide as it would in Adam.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -358,6 +358,17 @@ def test_configs_of_the_released_models():
     assert model.blocks[1].inner_mha_cls.Wqkv.weight.shape == (6144, 4096)
 
 
+@pytest.mark.parametrize("config", [TINY, TINY_7B], ids=["evo", "7b"])
+def test_where_the_norms_have_their_eps(config):
+    """Evo adds eps to the rms, StripedHyena-7B to the mean square: far apart where activations are small."""
+    model = tiny(dataclasses.replace(config, eps=1e-3))
+    x = 1e-3 * torch.randn(1, 5, 16)
+    mean_square = x.square().mean(-1, keepdim=True)
+    rms = (mean_square + 1e-3).sqrt() if config.use_flash_rmsnorm else mean_square.sqrt() + 1e-3
+    for norm in (model.norm, *(n for block in model.blocks for n in (block.pre_norm, block.post_norm))):
+        torch.testing.assert_close(norm(x), x / rms)
+
+
 @pytest.mark.parametrize(
     "change", [{"proj_groups": 4, "column_split": True}, {"interleave": True}, {"hyena_filter_groups": 16}]
 )

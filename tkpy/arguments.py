@@ -65,25 +65,19 @@ class Arguments:
             self.fail(name, f"a tensor of dtype {names}", _describe(value), TypeError)
         if value.layout != torch.strided:
             self.fail(name, "a dense (strided) tensor", f"layout {value.layout}", TypeError)
-        self._shape(name, value, shape.split())
-        self.tensors[name] = value
-
-    def _shape(self, name: str, value: torch.Tensor, dims: list[str]) -> None:
+        dims, sizes = shape.split(), value.shape
         free = bool(dims) and dims[0] == "..."
         if free:
             dims = dims[1:]
-        if value.dim() < len(dims) or (value.dim() != len(dims) and not free):
+            sizes = sizes[max(0, len(sizes) - len(dims)) :]
+        if len(sizes) != len(dims):
             self._wrong_shape(name, value, dims, free)
-        offset = value.dim() - len(dims)
-        for i, dim in enumerate(dims):
-            size = value.shape[offset + i]
-            if dim.isdigit():
-                if size != int(dim):
-                    self._wrong_shape(name, value, dims, free)
-            elif dim not in self.sizes:
-                self.sizes[dim] = size
-            elif size != self.sizes[dim]:
+        for dim, size in zip(dims, sizes, strict=True):
+            if dim not in self.sizes:
+                self.sizes[dim] = int(dim) if dim.isdigit() else size
+            if size != self.sizes[dim]:
                 self._wrong_shape(name, value, dims, free)
+        self.tensors[name] = value
 
     def _wrong_shape(self, name: str, value: torch.Tensor, dims: list[str], free: bool) -> NoReturn:
         shape = ", ".join((["..."] if free else []) + dims)

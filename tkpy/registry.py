@@ -298,7 +298,19 @@ class Op:
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         if _state.capturing:
             raise _Captured(self.call(*args))
-        return self.torch_op(*args, self.resolve(self.call(*args), backend))
+        return self.torch_op(*args, self._choose(args, backend))
+
+    def _choose(self, args: Sequence[Any], backend: str | None) -> str:
+        """`resolve`, short for the backends that serve every call: this runs each time, and is traced by dynamo."""
+        named = backend if backend is not None else _state.forced
+        choice = named
+        if named is None and args[self.tensor_args[0]].device.type not in AUTOMATIC:
+            choice = "eager"
+        if choice != "eager" and choice != "reference":
+            return self.resolve(self.call(*args), backend)
+        if not torch.compiler.is_compiling():
+            _state.chosen = (self.name, choice, named is None, ())
+        return choice
 
     def resolve(self, call: Call, backend: str | None = None) -> str:
         """The backend that serves `call`; raises `Unsupported` with every reason if there is none."""
@@ -318,6 +330,8 @@ class Op:
 
     def refusals(self, backend: str, call: Call) -> list[Refusal]:
         """Every reason why `backend` cannot serve `call`; empty if it can. Pure, and needs nothing built."""
+        if backend in _DIFFERENTIATED:
+            return []  # they serve every call that the argument checks let through
         if backend not in self.available:
             if backend in ("cuda", "emulator"):
                 return [Refusal("not_built", f"needs the compiled sm_90a kernel of '{self.name}'; this build has none")]
@@ -329,12 +343,7 @@ class Op:
             reasons.append(Refusal("dtype", "needs float32, float16 or bfloat16, got float64"))
         reasons += self._supports(backend, call)
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
-        if (
-            not reasons
-            and needs_grad
-            and backend not in _DIFFERENTIATED
-            and not hasattr(self.module(backend), "backward")
-        ):
+        if not reasons and needs_grad and not hasattr(self.module(backend), "backward"):
             reasons.append(Refusal("no_backward", "needs inputs that do not require grad: there is no backward"))
         return reasons
 
