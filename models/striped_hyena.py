@@ -200,16 +200,12 @@ class StripedHyena(torch.nn.Module, checkpoint.Pretrained):
     def _initialise(self) -> None:
         """Weights normal with variance 2 / (5 width), what is added to the residual stream smaller with depth."""
         width, depth = self.config.hidden_size, self.config.num_layers
-        for name, parameter in self.named_parameters():
-            module = name.rpartition(".")[0].rpartition(".")[2]
-            if ".filter." in name or name.endswith(".scale"):
-                continue
-            if parameter.dim() == 1:
-                parameter.zero_()
-            elif module in ("out_filter_dense", "out_proj", "l3"):
-                parameter.normal_(std=2 / depth / width**0.5)
-            else:
-                parameter.normal_(std=(2 / (5 * width)) ** 0.5)
+        for name, module in self.named_modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and module.weight.is_floating_point():
+                last = name.endswith((".out_filter_dense", ".out_proj", ".l3"))
+                module.weight.normal_(std=2 / depth / width**0.5 if last else (2 / (5 * width)) ** 0.5)
+                if isinstance(module, torch.nn.Linear) and module.bias is not None:
+                    module.bias.zero_()
 
     def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
         """Embeddings of the tokens in context, (B, T, hidden_size): what the unembedding reads; and the new cache."""

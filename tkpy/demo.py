@@ -162,7 +162,7 @@ def plot_effects(effects: torch.Tensor, window: str, start: int, path: Path) -> 
     figure = Figure(figsize=(max(8.0, len(window) / 6), 2.6), layout="constrained")
     axes = figure.subplots()
     limit = max(effects.abs().max().item(), 1e-6)
-    image = axes.imshow(effects.T.cpu(), aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
+    image = axes.imshow(effects.T.cpu().numpy(), aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
     axes.set_yticks(range(4), BASES)
     axes.set_xticks(range(len(window)), window, fontsize=6)
     axes.set(xlabel=f"reference base, from position {start + 1}", ylabel="mutated to")

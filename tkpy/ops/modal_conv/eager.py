@@ -5,10 +5,10 @@ With v = pre_gate * u, q = p^C, and X the S states at the start of a chunk,
     y_i = sum_{j <= i} h_{i-j} v_j + Re sum_s R p^{i+1} X     i, j = 0..C-1       (two matmuls, tables M and W)
     X'  = q X + sum_j p^{C-1-j} v_j                                               (a matmul, table V, and a scan)
 
-The skip is added to h_0. All tables come from one table of the powers p^0..p^C, made by repeated squaring in complex128
-and rounded once; the states that pass from block to block are complex128 too, so a pole near the unit circle keeps its
-phase over millions of steps. Complex numbers enter the (real) matmuls as interleaved pairs. A single sample, as in
-decoding, takes one step of the recurrence instead.
+The skip is added to h_0. All tables come from one table of the powers p^0..p^C, products of two powers that are each
+formed in complex128 and rounded once; the states that pass from block to block are complex128 too, so a pole near the
+unit circle keeps its phase over millions of steps. Complex numbers enter the (real) matmuls as interleaved pairs. A
+single sample, as in decoding, takes one step of the recurrence instead.
 
 The backward runs the blocks backwards with the adjoint states (the same scan with conj q), after a forward pass that
 recomputes the state at the start of each block. It collects the gradients of the tables, then goes from the tables to
@@ -23,7 +23,7 @@ import copy
 
 import torch
 
-CHUNK = 64  # fastest of 16 to 128 on a CPU at 32k samples, for 2 to 16 states
+CHUNK = 64  # fastest of 16 to 128 on a CPU at 32k samples, for 2 to 16 states; less where the tables would cost more
 #: Samples (of all channels) that one block may hold: on a CPU what stays in cache, elsewhere what fills the device.
 BLOCK = {"cpu": 1 << 19}
 BLOCK_ELSEWHERE = 1 << 25
@@ -31,17 +31,38 @@ GROUP = 128  # most chunks of a block: within one, q is a rounded number and app
 TINY = torch.finfo(torch.float32).tiny  # smaller powers are 0: subnormal numbers are slow
 
 
-def powers(base: torch.Tensor, count: int) -> torch.Tensor:
-    """(..., count): base^0, base^1, ... in complex128, by repeated squaring."""
-    table = torch.ones(*base.shape, count, dtype=torch.complex128, device=base.device)
-    if count > 1:
-        table[..., 1] = base
-    filled = 2
-    while filled < count:
-        more = min(filled, count - filled)
-        table[..., filled : filled + more] = table[..., :more] * (table[..., filled - 1] * base)[..., None]
-        filled += more
-    return table
+def _wide(device: torch.device) -> torch.dtype:
+    """The widest complex dtype that a device has."""
+    return torch.complex64 if device.type == "mps" else torch.complex128
+
+
+def power(base: torch.Tensor, n: int) -> torch.Tensor:
+    """base^n for n >= 1, by repeated squaring."""
+    result = base
+    for bit in bin(n)[3:]:
+        result = result * result
+        if bit == "1":
+            result = result * base
+    return result
+
+
+def powers(base: torch.Tensor, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """(H, count, S) in complex `dtype`: base^0, base^1, ... of a base (H, S) in complex128. Subnormal numbers are 0."""
+
+    def few(base: torch.Tensor, count: int) -> torch.Tensor:
+        ones = torch.ones_like(base)[:, None]
+        return torch.cat([ones, base[:, None].expand(-1, count - 1, -1).cumprod(1)], 1).to(dtype)
+
+    low = min(8, count)
+    table = few(power(base, low), -(-count // low))[:, :, None] * few(base, low)[:, None]
+    return _flush(table.flatten(1, 2)[:, :count])
+
+
+def _flush(table: torch.Tensor) -> torch.Tensor:
+    """Subnormal numbers as 0: they make a matmul many times slower."""
+    if table.is_complex():
+        return torch.view_as_complex(torch.nn.functional.hardshrink(torch.view_as_real(table), TINY))
+    return torch.nn.functional.hardshrink(table, TINY)
 
 
 def scan_in_order(chunks: torch.Tensor, carry: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -67,30 +88,20 @@ class _Tables:
     """What depends on poles, residues and skip only: for chunks of C samples in blocks of at most `group` chunks."""
 
     def __init__(self, poles, residues, skip, chunk: int, group: int, dtype: torch.dtype):
-        self.dtype, self.chunk, self.modes = dtype, chunk, poles.shape[1]
-        self.residues = residues.to(torch.complex128)
-        self.powers = powers(poles.to(torch.complex128), chunk + 1)  # (H, S, C+1)
-        h = torch.einsum("hs,hsc->hc", self.residues, self.powers[..., :chunk]).real.clone()
+        self.chunk, self.modes = chunk, poles.shape[1]
+        self.complex = torch.complex128 if dtype == torch.float64 else torch.complex64
+        self.poles, self.residues = poles.to(_wide(poles.device)), residues.to(self.complex)
+        self.powers = powers(self.poles, chunk + 1, self.complex)  # (H, C+1, S)
+        weighted = self.residues[:, None] * self.powers  # R p^k
+        h = weighted[:, :chunk].real.sum(-1)
         if skip is not None:
             h[:, 0] += skip
         # M[j, i] = h[i - j] for j <= i, else 0: its rows in reverse order are windows of (0, ..., 0, h).
-        padded = torch.nn.functional.pad(self._small(h), (chunk - 1, 0))
+        padded = torch.nn.functional.pad(_flush(h), (chunk - 1, 0))
         self.within = padded.unfold(-1, chunk, 1).flip(1)  # M (H, C, C)
-        self.into = self._columns(self.powers[..., :chunk].flip(-1).mT)  # V (H, C, 2S)
-        read = self.residues[..., None] * self.powers[..., 1:]
-        self.out_of = self._columns(read.conj_physical().mT).mT  # W (H, 2S, C)
-        self.strides = powers(self.powers[..., chunk], group + 1).mT  # (H, G+1, S): q^n
-        self.strides_small = self._small(self.strides)
-
-    def _small(self, table: torch.Tensor) -> torch.Tensor:
-        """A float64 or complex128 table in the working precision, subnormal numbers as 0."""
-        parts = torch.view_as_real(table.contiguous()) if table.is_complex() else table
-        parts = torch.where(parts.abs() < TINY, 0, parts).to(self.dtype)
-        return torch.view_as_complex(parts) if table.is_complex() else parts
-
-    def _columns(self, table: torch.Tensor) -> torch.Tensor:
-        """(..., S) complex -> (..., 2S) real in the working precision."""
-        return torch.view_as_real(self._small(table)).flatten(-2)
+        self.into = torch.view_as_real(self.powers[:, :chunk].flip(1)).flatten(2)  # V (H, C, 2S)
+        self.out_of = torch.view_as_real(_flush(weighted[:, 1:].conj_physical())).flatten(2).mT  # W (H, 2S, C)
+        self.strides = powers(power(self.poles, chunk), group + 1, self.complex)  # (H, G+1, S): q^n
 
     def shorter(self, chunk: int) -> _Tables:
         """The same tables for one chunk of fewer samples."""
@@ -100,8 +111,7 @@ class _Tables:
         cut.chunk = chunk
         cut.within, cut.out_of = self.within[:, :chunk, :chunk], self.out_of[..., :chunk]
         cut.into = self.into[:, self.chunk - chunk :]
-        cut.strides = self.powers[..., [0, chunk]].mT
-        cut.strides_small = self._small(cut.strides)
+        cut.strides = self.powers[:, [0, chunk]]
         return cut
 
     def states(self, pairs: torch.Tensor, batch: int) -> torch.Tensor:
@@ -118,13 +128,13 @@ class _Tables:
         With `adjoint`, from the last chunk to the first with conj(q).
         """
         count = chunks.shape[2]
-        stride, small = self.strides[:, None, count], self.strides_small[:, : count + 1]
+        q, all_of_it = self.strides[:, :count], power(self.poles, count * self.chunk)[:, None]
         if adjoint:
-            chunks, stride, small = chunks.flip(2), stride.conj_physical(), small.conj_physical()
+            chunks, q, all_of_it = chunks.flip(2), q.conj_physical(), all_of_it.conj_physical()
         scan = scan_in_order if chunks.device.type == "cpu" else scan_by_doubling
-        x = scan(chunks, carry, small)
+        x = scan(chunks, carry, q)
         # The carry takes its own way in complex128: q rounded to complex64 and applied thousands of times would drift.
-        end = stride * carry + (small[:, None, :count].flip(2) * chunks).sum(2)
+        end = all_of_it * carry + (q[:, None].flip(2) * chunks).sum(2)
         return (x.flip(2) if adjoint else x), end
 
 
@@ -134,7 +144,7 @@ class _Layout:
     def __init__(self, u: torch.Tensor):
         self.batch, self.channels, self.length = u.shape
         self.dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-        self.chunk = min(CHUNK, self.length)
+        self.chunk = min(CHUNK if self.batch * self.length > 4096 else CHUNK // 2, self.length)
         whole = self.length // self.chunk
         budget = BLOCK.get(u.device.type, BLOCK_ELSEWHERE)
         self.group = max(1, min(whole, GROUP, budget // (self.batch * self.channels * self.chunk)))
@@ -162,8 +172,8 @@ class _Layout:
     def start(self, poles: torch.Tensor, state: torch.Tensor | None) -> torch.Tensor:
         """The first carry, (H, B, S) complex128."""
         if state is None:
-            return poles.new_zeros(self.channels, self.batch, poles.shape[1], dtype=torch.complex128)
-        return state.transpose(0, 1).to(torch.complex128)
+            return poles.new_zeros(self.channels, self.batch, poles.shape[1], dtype=_wide(poles.device))
+        return state.transpose(0, 1).to(_wide(state.device))
 
 
 def _step(u, poles, residues, skip, pre_gate, post_gate, state):
@@ -220,22 +230,21 @@ class _Gradients:
         self.within[:, :chunk, :chunk].baddbmm_(v.mT, g)
         self.into[:, self.tables.chunk - chunk :].baddbmm_(v.mT, self.tables.pairs(adjoint))
         self.out_of[..., :chunk].baddbmm_(self.tables.pairs(x).mT, g)
-        self.powers[..., chunk] += (adjoint * x.conj_physical()).sum((1, 2))
+        self.powers[:, chunk] += (adjoint * x.conj_physical()).sum((1, 2))
 
     def parameters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dpoles, dresidues, dskip) by the chain rule through h, V, W, q, each a function of the powers p^k."""
-        chunk, modes = self.tables.chunk, self.tables.modes
-        powers, residues = self.tables.powers.conj_physical(), self.tables.residues.conj_physical()[..., None]
-        dh = torch.stack([self.within.diagonal(k, 1, 2).sum(-1) for k in range(chunk)], -1).double()  # (H, C)
-        into = torch.view_as_complex(self.into.double().unflatten(-1, (modes, 2)))  # (H, C, S)
-        out_of = torch.view_as_complex(self.out_of.mT.double().unflatten(-1, (modes, 2)).contiguous())
-        read = out_of.conj_physical().mT  # (H, S, C), of R p^{i+1}
+        chunk, shape = self.tables.chunk, (self.tables.modes, 2)
+        powers, residues = self.tables.powers.conj_physical(), self.tables.residues.conj_physical()[:, None]
+        dh = torch.stack([self.within.diagonal(k, 1, 2).sum(-1) for k in range(chunk)], -1)  # (H, C)
+        into = torch.view_as_complex(self.into.unflatten(-1, shape))  # (H, C, S)
+        read = torch.view_as_complex(self.out_of.mT.unflatten(-1, shape).contiguous()).conj_physical()  # of R p^{i+1}
         dpowers = self.powers
-        dpowers[..., :chunk] += dh[:, None] * residues + into.flip(1).mT
-        dpowers[..., 1:] += read * residues
-        dresidues = (dh[:, None] * powers[..., :-1] + read * powers[..., 1:]).sum(-1)
-        k = torch.arange(1, chunk + 1, device=powers.device)
-        dpoles = (dpowers[..., 1:] * k * powers[..., :-1]).sum(-1)
+        dpowers[:, :chunk] += dh[..., None] * residues + into.flip(1)
+        dpowers[:, 1:] += read * residues
+        dresidues = (dh[..., None] * powers[:, :-1] + read * powers[:, 1:]).sum(1)
+        k = torch.arange(1, chunk + 1, device=powers.device)[:, None]
+        dpoles = (dpowers[:, 1:] * k * powers[:, :-1]).sum(1)
         return dpoles, dresidues, dh[:, 0]
 
 
