@@ -101,7 +101,9 @@ class RWKV5(torch.nn.Module, checkpoint.Pretrained):
             widening = max(1.0, config.vocab_size / config.hidden_size)
             torch.nn.init.orthogonal_(self.head.weight, gain=0.5 * math.sqrt(widening))
 
-    def forward(self, input_ids: torch.Tensor, state: Cache | None = None) -> tuple[torch.Tensor, Cache]:
+    def forward(
+        self, input_ids: torch.Tensor, state: Cache | None = None, *, last_only: bool = False
+    ) -> tuple[torch.Tensor, Cache]:
         """Continue `state` (None: the beginning) by `input_ids`.
 
         Args:
@@ -109,6 +111,7 @@ class RWKV5(torch.nn.Module, checkpoint.Pretrained):
                 came before it.
             state: what an earlier call returned. It is not written to, so it can be kept and used again, and
                 `fork`ed or `gather`ed like any `tkpy.nn.Cache`.
+            last_only: compute the logits of the last token only, (B, 1, vocab_size): what generation needs.
 
         Returns:
             logits (B, T, vocab_size) and the new state: per layer "att_x" and "ffn_x" (B, C), the normalised inputs of
@@ -126,6 +129,7 @@ class RWKV5(torch.nn.Module, checkpoint.Pretrained):
             x, carried = block(x, None if state is None else state.layers[i])
             layers.append(carried)
         before = 0 if state is None else state.length
+        x = x[:, -1:] if last_only else x
         return self.head(self.ln_out(x)), Cache(tuple(layers), before + input_ids.shape[1])
 
     @classmethod

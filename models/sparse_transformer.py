@@ -155,12 +155,15 @@ class SparseTransformer(torch.nn.Module, checkpoint.Pretrained):
             elif name.endswith("bias"):
                 parameter.zero_()
 
-    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
+    def forward(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, *, last_only: bool = False
+    ) -> tuple[torch.Tensor, Cache]:
         """Continue `cache` (None: the beginning) by `input_ids`.
 
         Args:
             input_ids: (B, T) integers.
             cache: what an earlier call returned; not written to, so it can be kept, `fork`ed, `gather`ed, `truncate`d.
+            last_only: compute the logits of the last token only, (B, 1, vocab_size): what generation needs.
 
         Returns:
             logits (B, T, vocab_size), and the new cache: per layer "k" and "v" (B, S, kv_heads, head_dim), k rotated.
@@ -176,6 +179,7 @@ class SparseTransformer(torch.nn.Module, checkpoint.Pretrained):
             mask = None if self.provider is None else functools.partial(self.provider, i)
             x, kept = block(x, None if cache is None else cache.layers[i], position, mask)
             layers.append(kept)
+        x = x[:, -1:] if last_only else x
         return self.lm_head(self.model.norm(x)), Cache(tuple(layers), position + input_ids.shape[1])
 
     def generate(self, prompts: Any, n_tokens: int, **options: Any) -> Any:

@@ -225,19 +225,22 @@ class StripedHyena(torch.nn.Module, checkpoint.Pretrained):
             layers.append(carried)
         return x if self.norm is None else self.norm(x), Cache(tuple(layers), end)
 
-    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
+    def forward(
+        self, input_ids: torch.Tensor, cache: Cache | None = None, *, last_only: bool = False
+    ) -> tuple[torch.Tensor, Cache]:
         """Continue `cache` (None: the beginning) by `input_ids`.
 
         Args:
             input_ids: (B, T) integers, any T. Pad on the right, if at all: the model is causal.
             cache: what an earlier call returned; it is not written to.
+            last_only: compute the logits of the last token only, (B, 1, vocab_size): what generation needs.
 
         Returns:
             logits (B, T, vocab_size) and the new cache: per Hyena layer "fir" (B, 3 hidden, taps - 1) and "iir"
             (B, hidden, state_size) complex64, per attention layer "k" and "v" (B, S, kv heads, head_dim).
         """
         x, cache = self.hidden(input_ids, cache)
-        return self.unembed(x), cache
+        return self.unembed(x[:, -1:] if last_only else x), cache
 
     # -------------------------------------------------------------------------------------------- scoring, generation
     def logprobs(

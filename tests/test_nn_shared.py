@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tkpy import checkpoint, nn
+from tkpy import checkpoint, models, nn
 
 pytestmark = pytest.mark.fast
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.fast
 def toy_model(vocab=7):
     """Next token = running sum mod vocab: a causal model whose right answers are known."""
 
-    def model(ids, cache=None):
+    def model(ids, cache=None, *, last_only=False):
         start = cache.layers[0]["sum"] if cache is not None else torch.zeros(ids.shape[0], dtype=torch.int64)
         length = cache.length if cache is not None else 0
         running = start[:, None] + ids.cumsum(1)
         logits = torch.nn.functional.one_hot(running % vocab, vocab).float() * 10
-        return logits, nn.Cache(({"sum": running[:, -1]},), length + ids.shape[1])
+        return logits[:, -1:] if last_only else logits, nn.Cache(({"sum": running[:, -1]},), length + ids.shape[1])
 
     return model
 
@@ -228,3 +228,26 @@ def test_assign_fills_a_model_on_the_meta_device():
     assert module.weight.dtype == torch.bfloat16
     assert module.weight.requires_grad
     assert module.weight.device.type == "cpu"
+
+
+def test_models_compute_only_the_last_logits_when_asked():
+    torch.manual_seed(0)
+    ids = torch.randint(2, 32, (2, 7))
+    for model in (
+        models.RWKV5(models.RWKV5Config(vocab_size=32, hidden_size=32, num_layers=1, head_size=16)),
+        models.SparseTransformer(
+            models.SparseTransformerConfig(
+                vocab_size=32, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=48
+            )
+        ),
+        models.StripedHyena(
+            models.StripedHyenaConfig(
+                vocab_size=32, hidden_size=32, num_layers=2, attn_layer_idxs=(1,), num_attention_heads=2
+            )
+        ),
+    ):
+        whole, cache = model(ids)
+        last, last_cache = model(ids, last_only=True)
+        assert last.shape == (2, 1, 32)
+        assert torch.allclose(last, whole[:, -1:], atol=1e-5)
+        assert cache.length == last_cache.length == 7

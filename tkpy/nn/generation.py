@@ -1,4 +1,4 @@
-"""Sampling and scoring for any causal model with `model(input_ids, cache) -> (logits, cache)`."""
+"""Sampling and scoring for any causal model with `model(input_ids, cache, last_only=...) -> (logits, cache)`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import torch
 
 
 class CausalModel(Protocol):
-    """(B, T) token ids and the carried cache (or None) to (B, T, V) logits and the new cache."""
+    """(B, T) token ids and the carried cache (or None) to (B, T, V) logits and the new cache.
 
-    def __call__(self, input_ids: torch.Tensor, cache: Any = None, /) -> tuple[torch.Tensor, Any]: ...
+    With `last_only` the logits are (B, 1, V), of the last token: a long prompt's would fill the memory for nothing.
+    """
+
+    def __call__(
+        self, input_ids: torch.Tensor, cache: Any = None, /, *, last_only: bool = False
+    ) -> tuple[torch.Tensor, Any]: ...
 
 
 def sample(
@@ -84,7 +89,7 @@ def generate(
     ids = prompts
     finished = torch.zeros(prompts.shape[0], dtype=torch.bool, device=prompts.device)
     for _ in range(n_tokens):
-        logits, cache = model(ids, cache)
+        logits, cache = model(ids, cache, last_only=True)
         token = sample(logits[:, -1], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         if stop is not None:
             token = torch.where(finished, stop, token)
