@@ -24,7 +24,7 @@ BASES = "ACGT"
 TRAIN_SHARE = 0.8
 CONTEXT = 512
 BATCH = 8
-STEPS = {"cpu": 260, "cuda": 2000}
+STEPS = {"cpu": 150, "cuda": 150}
 
 
 def genome() -> str:
@@ -66,7 +66,7 @@ def small_model(seed: int) -> StripedHyena:
     torch.manual_seed(seed)
     config = StripedHyenaConfig(
         vocab_size=512,
-        hidden_size=96,
+        hidden_size=64,
         num_layers=4,
         attn_layer_idxs=(2,),
         num_attention_heads=4,
