@@ -1,0 +1,158 @@
+// Test bindings of csrc/emulator/tensor: arrays in, arrays out. Not part of the package.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "emulator/tensor/fragments.h"
+#include "emulator/tensor/mma.h"
+#include "emulator/tensor/numbers.h"
+
+namespace py = pybind11;
+using namespace tkpy::emulator;
+using namespace tkpy::emulator::tensor;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+Type named(const std::string& name) {
+  const Type type = type_from_name(name);
+  if (type == Type::none) throw std::invalid_argument("type " + name);
+  return type;
+}
+
+Round rounding(const std::string& name) {
+  const char* names[] = {"rn", "rna", "rz", "rm", "rp"};
+  for (u8 i = 0; i < 5; ++i) {
+    if (name == names[i]) return static_cast<Round>(i);
+  }
+  throw std::invalid_argument("rounding " + name);
+}
+
+py::array_t<u32> narrow_array(const std::string& format, const Array<double>& values, const std::string& mode,
+                              bool satfinite, bool relu) {
+  py::array_t<u32> out(values.size());
+  u32* to = out.mutable_data();
+  const Round round = rounding(mode);
+  auto run = [&](auto convert) {
+    for (py::ssize_t i = 0; i < values.size(); ++i) to[i] = convert(values.data()[i]);
+  };
+  switch (named(format)) {
+    case Type::f16: run([&](double v) { return narrow<kF16>(v, round, satfinite, relu); }); break;
+    case Type::bf16: run([&](double v) { return narrow<kBf16>(v, round, satfinite, relu); }); break;
+    case Type::e4m3: run([&](double v) { return narrow<kE4m3>(v, round, satfinite, relu); }); break;
+    case Type::e5m2: run([&](double v) { return narrow<kE5m2>(v, round, satfinite, relu); }); break;
+    case Type::tf32:
+      run([&](double v) { return f32_to_tf32(static_cast<float>(v), round, satfinite, relu); });
+      break;
+    default: throw std::invalid_argument(format);
+  }
+  return out;
+}
+
+void bind_numbers(py::module_& m) {
+  m.def("narrow", &narrow_array, py::arg("format"), py::arg("values"), py::arg("mode") = "rn",
+        py::arg("satfinite") = false, py::arg("relu") = false);
+  m.def("f32_to_bf16", [](const Array<float>& values) {
+    py::array_t<u16> out(values.size());
+    for (py::ssize_t i = 0; i < values.size(); ++i) out.mutable_data()[i] = f32_to_bf16(values.data()[i]);
+    return out;
+  });
+  m.def("widen", [](const std::string& type, const Array<u8>& bytes) {
+    const u32 count = static_cast<u32>(bytes.size() * 8 / type_bits(named(type)));
+    py::array_t<float> out(count);
+    widen_packed(named(type), bytes.data(), count, out.mutable_data());
+    return out;
+  });
+}
+
+using Coordinates = std::pair<u32, u32>;
+Coordinates pair(const Cell& c) { return {c.row, c.col}; }
+std::tuple<u32, u32, u32> triple(const Place& p) { return {p.lane, p.reg, p.element}; }
+
+// Rows of an array [registers, 32] as the pointers that the library takes.
+template <class T>
+std::vector<T*> rows(Array<std::remove_const_t<T>>& registers) {
+  std::vector<T*> out;
+  const py::ssize_t width = registers.shape(registers.ndim() - 1);
+  for (py::ssize_t i = 0; i < registers.size() / width; ++i) out.push_back(registers.mutable_data() + i * width);
+  return out;
+}
+
+template <class T>
+Array<T> copy(const Array<T>& from) {
+  Array<T> out(std::vector<py::ssize_t>(from.shape(), from.shape() + from.ndim()));
+  std::memcpy(out.mutable_data(), from.data(), static_cast<std::size_t>(from.nbytes()));
+  return out;
+}
+
+void bind_fragments(py::module_& m) {
+  m.def("a_cell", [](u32 bits, u32 mm, u32 lane, u32 reg, u32 e) { return pair(a_cell(bits, mm, lane, reg, e)); });
+  m.def("a_place", [](u32 bits, u32 mm, u32 row, u32 col) { return triple(a_place(bits, mm, row, col)); });
+  m.def("b_cell", [](u32 bits, u32 lane, u32 reg, u32 e) { return pair(b_cell(bits, lane, reg, e)); });
+  m.def("b_place", [](u32 bits, u32 row, u32 col) { return triple(b_place(bits, row, col)); });
+  m.def("c_cell", [](u32 mm, u32 lane, u32 reg) { return pair(c_cell(mm, lane, reg)); });
+  m.def("c_place", [](u32 mm, u32 row, u32 col) { return triple(c_place(mm, row, col)); });
+  m.def("c_cell_packed", [](u32 mm, u32 lane, u32 r, u32 e) { return pair(c_cell_packed(mm, lane, r, e)); });
+  m.def("c_place_packed", [](u32 mm, u32 row, u32 col) { return triple(c_place_packed(mm, row, col)); });
+  m.def("wgmma_a_cell", [](u32 bits, u32 w, u32 l, u32 r, u32 e) { return pair(wgmma_a_cell(bits, w, l, r, e)); });
+  m.def("wgmma_d_cell", [](u32 w, u32 l, u32 r) { return pair(wgmma_d_cell(w, l, r)); });
+  m.def("ldmatrix", [](u32 count, bool trans, const Array<u8>& memory, const std::vector<u32>& addresses) {
+    const u8* rows_at[kLanes] = {};
+    for (u32 i = 0; i < 8 * count; ++i) rows_at[i] = memory.data() + addresses.at(i);
+    Array<u32> out({count, kLanes});
+    ldmatrix(count, trans, rows_at, rows<u32>(out).data());
+    return out;
+  });
+  m.def("stmatrix", [](u32 count, bool trans, const Array<u8>& memory, const std::vector<u32>& addresses,
+                       Array<u32> registers) {
+    Array<u8> out = copy(memory);
+    u8* rows_at[kLanes] = {};
+    for (u32 i = 0; i < 8 * count; ++i) rows_at[i] = out.mutable_data() + addresses.at(i);
+    stmatrix(count, trans, rows<const u32>(registers).data(), rows_at);
+    return out;
+  });
+  m.def("movmatrix", [](const Array<u32>& from) {
+    Array<u32> out(kLanes);
+    movmatrix(from.data(), out.mutable_data());
+    return out;
+  });
+}
+
+MmaOp mma_op(u32 mm, u32 n, u32 k, const std::string& a, const std::string& b, const std::string& d, bool satfinite,
+             bool xor_popc) {
+  return {mm, n, k, named(a), named(b), named(d), named(d), satfinite, xor_popc};
+}
+
+void bind_mma(py::module_& m) {
+  m.def("mma_reason", [](u32 mm, u32 n, u32 k, const std::string& a, const std::string& b, const std::string& d,
+                         bool satfinite, bool xor_popc) {
+    return mma_reason(mma_op(mm, n, k, a, b, d, satfinite, xor_popc));
+  });
+  m.def("mma_registers", [](u32 mm, u32 n, u32 k, const std::string& a, const std::string& b, const std::string& d) {
+    const MmaRegisters r = mma_registers(mma_op(mm, n, k, a, b, d, false, false));
+    return std::make_tuple(r.a, r.b, r.c);
+  });
+  m.def("mma", [](u32 mm, u32 n, u32 k, const std::string& ta, const std::string& tb, const std::string& td,
+                  bool satfinite, bool xor_popc, Array<u32> a, Array<u32> b, const Array<u32>& c) {
+    Array<u32> d = copy(c);  // in place, as D may be C
+    mma(mma_op(mm, n, k, ta, tb, td, satfinite, xor_popc), rows<const u32>(a).data(), rows<const u32>(b).data(),
+        rows<const u32>(d).data(), rows<u32>(d).data());
+    return d;
+  });
+  m.def("mma_f64", [](u32 mm, u32 n, u32 k, Array<double> a, Array<double> b, const Array<double>& c) {
+    Array<double> d = copy(c);
+    mma_f64(mma_op(mm, n, k, "f64", "f64", "f64", false, false), rows<const double>(a).data(),
+            rows<const double>(b).data(), rows<const double>(d).data(), rows<double>(d).data());
+    return d;
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(tensor_native, m) {
+  bind_numbers(m);
+  bind_fragments(m);
+  bind_mma(m);
+}
