@@ -136,7 +136,7 @@ struct Warp {
 // Last accesses of one aligned 4-byte cell of shared memory.
 struct Access {
   u32 time = 0;       // own time of the warp; 0: never
-  u32 op = 0;         // function << 22 | instr would overflow on large modules: index into Cluster::sites
+  u32 site = 0;       // index into Cluster::sites
   u16 warp = 0;
   u8 lane = 0;        // 255: several lanes
   u8 bytes = 0;       // which of the four bytes
@@ -153,7 +153,6 @@ struct SharedMemory {
   std::vector<u8> init;             // per byte
   std::vector<Cell> cells;
   std::vector<std::vector<Access>> read_sets;
-  std::unordered_map<u32, Clock> released;  // address -> what atomics on it have published
 };
 
 struct Barrier {
@@ -248,6 +247,7 @@ struct Cluster {
   std::string output;
   std::vector<InstrCount>* counts = nullptr;
   // barrier.cluster: arrivals per phase
+  std::unordered_map<u64, Clock> released;  // location -> what strong writes to it have published
   u32 cluster_arrived = 0;
   u64 cluster_phase = 0;
   Clock cluster_clock, cluster_done_clock;

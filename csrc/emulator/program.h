@@ -30,7 +30,9 @@ struct Op {
   u8 a = 0, b = 0, c = 0, e = 0;  // meaning belongs to the handler
   u32 f = 0;
   i64 imm = 0;
-  u8 flops = 0;  // floating-point operations per active lane
+  u16 flops = 0;  // floating-point operations per active lane
+  bool in_place = false;  // lane arithmetic: a destination row may be a source row
+  bool helper = false;  // computes an operand of the next Op; not an instruction of its own
 };
 
 // How an address operand is formed; Op::e of memory operations.

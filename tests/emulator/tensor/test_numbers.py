@@ -1,4 +1,4 @@
-"""Every narrow encoding widens as ml_dtypes says; narrowing agrees with ml_dtypes or with exact nearest-value search."""
+"""Every narrow encoding widens as ml_dtypes says; narrowing agrees with ml_dtypes or with an exact search."""
 
 from __future__ import annotations
 
