@@ -33,7 +33,9 @@ struct Gemm {
     float patch[4 * kConsumers][16 * 64];
     mbarrier full[kStages], free[kStages];
   };
-  static_assert(sizeof(Shared) <= kSharedBytes + 1024 && kSharedBytes <= 232448, "the launcher asks for kSharedBytes");
+  static_assert(__builtin_offsetof(Shared, free) + sizeof(Shared::free) == kSharedBytes,
+                "the launcher asks for kSharedBytes: params.h and Shared must agree");
+  static_assert(kSharedBytes <= 232448, "a CTA has at most 227 KiB of shared memory");
 
   struct Schedule {
     int m, n, k;
