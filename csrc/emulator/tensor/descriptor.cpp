@@ -60,14 +60,18 @@ void operand_addresses(const MatrixDescriptor& d, const Operand& operand, u32* a
 
 std::string descriptor_reason(u64 bits, const Operand& operand) {
   if (bits & kReserved) {
-    if ((bits >> 46 & 7) == 1) return "reserved bit 46 is set, as in a tcgen05 descriptor: wgmma's have the swizzle in bits 62-63";
+    if ((bits >> 46 & 7) == 1) {
+      return "reserved bit 46 is set, as in a tcgen05 descriptor: wgmma's have it clear and the swizzle in bits 62-63";
+    }
     return "reserved bits are set (14-15, 30-31, 46-48 and 52-61 must be zero)";
   }
   if (operand.mn_major && operand.element_bytes != 2) {
     return "only f16 and bf16 operands can be M- or N-major; this type is always K-major";
   }
   const MatrixDescriptor d = decode_descriptor(bits);
-  if (d.swizzle == Swizzle::none && d.base_offset) return "base offset " + std::to_string(d.base_offset) + " without a swizzle";
+  if (d.swizzle == Swizzle::none && d.base_offset) {
+    return "base offset " + std::to_string(d.base_offset) + " without a swizzle";
+  }
   return {};
 }
 

@@ -49,18 +49,6 @@ void gather(Type type, const Operand& operand, const SharedBytes& shared, const 
   }
 }
 
-void gather_registers(Type type, const u32* const* from, float* matrix) {
-  const u32 bits = type_bits(type), e = per_register(bits), k = 256 / bits;
-  float wide[kLanes * 4];
-  for (u32 i = 0; i < 4 * kWarps; ++i) {
-    widen_packed(type, reinterpret_cast<const u8*>(from[i]), kLanes * e, wide);
-    for (u32 lane = 0; lane < kLanes; ++lane) {
-      const Cell at = wgmma_a_cell(bits, i / 4, lane, i % 4, 0);
-      std::memcpy(matrix + at.row * k + at.col, wide + lane * e, e * sizeof(float));
-    }
-  }
-}
-
 void negate(float* values, u32 count) {
   for (u32 i = 0; i < count; ++i) values[i] = -values[i];
 }
@@ -124,9 +112,36 @@ void multiply_bits(const WgmmaOp& op, Scratch& s) {
   }
 }
 
-void gather_bits(const Operand& operand, const SharedBytes& shared, const u32* addresses, u32 (*matrix)[8]) {
-  for (u32 i = 0; i < operand_units(operand); ++i) {
-    std::memcpy(&matrix[i / 2][i % 2 * 4], shared.at(addresses[i]), 16);
+// Text: outside shared memory. `matrix` is filled, or `bits` for b1.
+std::string read_shared(Type type, const Operand& operand, const SharedBytes& shared, u64 descriptor, Scratch& s,
+                        float* matrix, u32 (*bits)[8]) {
+  const MatrixDescriptor at = decode_descriptor(descriptor);
+  const u32 units = operand_units(operand);
+  operand_addresses(at, operand, s.addresses);
+  for (u32 i = 0; i < units; ++i) {
+    if (!shared.holds(s.addresses[i], 16)) return operand_out_of_bounds(at, operand, shared);
+  }
+  if (type != Type::b1) {
+    gather(type, operand, shared, s.addresses, matrix);
+    return {};
+  }
+  for (u32 i = 0; i < units; ++i) std::memcpy(&bits[i / 2][i % 2 * 4], shared.at(s.addresses[i]), 16);
+  return {};
+}
+
+void read_registers(Type type, const u32* const* from, Scratch& s) {
+  const u32 bits = type_bits(type), e = per_register(bits), k = 256 / bits;
+  float wide[kLanes * 4];
+  for (u32 i = 0; i < 4 * kWarps; ++i) {
+    if (type != Type::b1) widen_packed(type, reinterpret_cast<const u8*>(from[i]), kLanes * e, wide);
+    for (u32 lane = 0; lane < kLanes; ++lane) {
+      const Cell at = wgmma_a_cell(bits, i / 4, lane, i % 4, 0);
+      if (type == Type::b1) {
+        s.bits_a[at.row][at.col / 32] = from[i][lane];
+      } else {
+        std::memcpy(s.a + at.row * k + at.col, wide + lane * e, e * sizeof(float));
+      }
+    }
   }
 }
 
@@ -147,8 +162,10 @@ std::string wgmma_reason(const WgmmaOp& op) {
   const bool integers = bytes || (op.a == Type::b1 && op.b == Type::b1);
   if (!half && !fp8 && !tf32 && !integers) return "wgmma has no operands " + types;
   const bool half_result = op.d == Type::f16 && (op.a == Type::f16 || fp8);
-  if (integers ? op.d != Type::s32 : op.d != Type::f32 && !half_result) return "wgmma has no accumulators " + types;
-  if (op.n < 8 || op.n > kMaxN || op.n % 8) return "n must be a multiple of 8 from 8 to 256, got " + std::to_string(op.n);
+  if (integers ? op.d != Type::s32 : (op.d != Type::f32 && !half_result)) return "wgmma has no accumulators " + types;
+  if (op.n < 8 || op.n > kMaxN || op.n % 8) {
+    return "n must be a multiple of 8 from 8 to 256, got " + std::to_string(op.n);
+  }
   if (integers && op.n != 8 && op.n != 24 && op.n % 16) {
     return "n of integer wgmma must be 8, 24 or a multiple of 16, got " + std::to_string(op.n);
   }
@@ -162,36 +179,20 @@ std::string wgmma_reason(const WgmmaOp& op) {
 std::string wgmma(const WgmmaOp& op, const SharedBytes& shared, const u32* const* a, u64 a_descriptor,
                   u64 b_descriptor, bool accumulate, u32* const* d) {
   Scratch& s = scratch();
-  const u32 k = wgmma_k(op);
-  const Operand oa = wgmma_operand_a(op), ob = wgmma_operand_b(op);
-  const bool bits = op.a == Type::b1;
-  const auto locate = [&](const MatrixDescriptor& at, const Operand& operand) {
-    operand_addresses(at, operand, s.addresses);
-    return std::all_of(s.addresses, s.addresses + operand_units(operand), [&](u32 x) { return shared.holds(x, 16); });
-  };
   if (op.a_in_registers) {
-    if (bits) {
-      for (u32 i = 0; i < 4 * kWarps; ++i) {
-        for (u32 lane = 0; lane < kLanes; ++lane) {
-          s.bits_a[i / 4 * 16 + lane / 4 + i % 2 * 8][i % 4 / 2 * 4 + lane % 4] = a[i][lane];
-        }
-      }
-    } else {
-      gather_registers(op.a, a, s.a);
-    }
+    read_registers(op.a, a, s);
   } else {
-    const MatrixDescriptor at = decode_descriptor(a_descriptor);
-    if (!locate(at, oa)) return "operand A: " + operand_out_of_bounds(at, oa, shared);
-    bits ? gather_bits(oa, shared, s.addresses, s.bits_a) : gather(op.a, oa, shared, s.addresses, s.a);
+    const std::string outside = read_shared(op.a, wgmma_operand_a(op), shared, a_descriptor, s, s.a, s.bits_a);
+    if (!outside.empty()) return "operand A: " + outside;
   }
-  const MatrixDescriptor at = decode_descriptor(b_descriptor);
-  if (!locate(at, ob)) return "operand B: " + operand_out_of_bounds(at, ob, shared);
-  bits ? gather_bits(ob, shared, s.addresses, s.bits_b) : gather(op.b, ob, shared, s.addresses, s.b);
+  const std::string outside = read_shared(op.b, wgmma_operand_b(op), shared, b_descriptor, s, s.b, s.bits_b);
+  if (!outside.empty()) return "operand B: " + outside;
 
   load_accumulators(op, accumulate, d, s);
-  if (bits) {
+  if (op.a == Type::b1) {
     multiply_bits(op, s);
   } else {
+    const u32 k = wgmma_k(op);
     if (op.negate_a != op.negate_b) negate(s.a, kRows * k);
     pack_a(kRows, k, s.a, s.packed_a);
     pack_b(op.n, k, s.b, s.packed_b);

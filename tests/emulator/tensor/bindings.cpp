@@ -6,6 +6,7 @@
 #include "emulator/tensor/fragments.h"
 #include "emulator/tensor/mma.h"
 #include "emulator/tensor/numbers.h"
+#include "emulator/tensor/wgmma.h"
 
 namespace py = pybind11;
 using namespace tkpy::emulator;
@@ -149,10 +150,81 @@ void bind_mma(py::module_& m) {
   });
 }
 
+MatrixDescriptor descriptor(u32 start, u32 leading, u32 stride, u32 base_offset, u32 width) {
+  Swizzle s = Swizzle::none;
+  while (swizzle_width(s) != width) s = static_cast<Swizzle>(static_cast<u32>(s) + 1);
+  return {start, leading, stride, base_offset, s};
+}
+
+SharedBytes view(const Array<u8>& memory, u32 base) {
+  return {const_cast<u8*>(memory.data()), base, static_cast<u32>(memory.size())};
+}
+
+void bind_descriptor(py::module_& m) {
+  m.def("encode_descriptor", [](u32 start, u32 leading, u32 stride, u32 base_offset, u32 width) {
+    return encode_descriptor(descriptor(start, leading, stride, base_offset, width));
+  });
+  m.def("decode_descriptor", [](u64 bits) {
+    const MatrixDescriptor d = decode_descriptor(bits);
+    return std::make_tuple(d.start, d.leading, d.stride, d.base_offset, swizzle_width(d.swizzle));
+  });
+  m.def("operand_addresses", [](u64 bits, u32 mn, u32 element_bytes, bool mn_major) {
+    const Operand operand{mn, element_bytes, mn_major};
+    py::array_t<u32> out(operand_units(operand));
+    operand_addresses(decode_descriptor(bits), operand, out.mutable_data());
+    return out;
+  });
+  m.def("descriptor_reason", [](u64 bits, u32 mn, u32 size, bool mn_major) {
+    return descriptor_reason(bits, {mn, size, mn_major});
+  });
+  m.def("descriptor_doubt", [](u64 bits, u32 mn, u32 size, bool mn_major) {
+    return descriptor_doubt(bits, {mn, size, mn_major});
+  });
+  m.def("swizzle_address", [](u32 address, u32 width, u32 base_offset) {
+    return swizzle_address(address, descriptor(0, 0, 0, 0, width).swizzle, base_offset);
+  });
+}
+
+struct WgmmaKeywords {
+  WgmmaOp op;
+  explicit WgmmaKeywords(const py::kwargs& k) {
+    const auto flag = [&](const char* name) { return k.contains(name) && k[name].cast<bool>(); };
+    op.n = k["n"].cast<u32>();
+    op.a = named(k["a"].cast<std::string>());
+    op.b = named(k["b"].cast<std::string>());
+    op.d = named(k["d"].cast<std::string>());
+    op.a_in_registers = flag("a_in_registers");
+    op.transpose_a = flag("transpose_a");
+    op.transpose_b = flag("transpose_b");
+    op.negate_a = flag("negate_a");
+    op.negate_b = flag("negate_b");
+    op.satfinite = flag("satfinite");
+  }
+};
+
+void bind_wgmma(py::module_& m) {
+  m.def("wgmma_reason", [](const py::kwargs& k) { return wgmma_reason(WgmmaKeywords(k).op); });
+  // -> (reason, accumulators); `repeat` runs it again and again, for timing
+  m.def("wgmma", [](const Array<u8>& memory, u32 base, Array<u32> a, u64 a_descriptor, u64 b_descriptor,
+                    bool accumulate, const Array<u32>& accumulators, u32 repeat, const py::kwargs& k) {
+    const WgmmaOp op = WgmmaKeywords(k).op;
+    Array<u32> d = copy(accumulators);
+    const auto a_rows = rows<const u32>(a);
+    const auto d_rows = rows<u32>(d);
+    std::string reason;
+    for (u32 i = 0; i < repeat; ++i) {
+      reason = wgmma(op, view(memory, base), a_rows.data(), a_descriptor, b_descriptor, accumulate, d_rows.data());
+    }
+    return std::make_pair(reason, d);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(tensor_native, m) {
   bind_numbers(m);
   bind_fragments(m);
   bind_mma(m);
+  bind_descriptor(m);
+  bind_wgmma(m);
 }
