@@ -39,9 +39,10 @@ void octet_plain(u32 n, u32 k, const float* a, const float* b, float* const* d, 
     float* acc = d[column / 2 * 4 + half * 2 + column % 2] + 8 * q;
     const float* bs = b + std::size_t{column} * k * 4;
     for (u32 lane = 0; lane < 8; ++lane) {
-      float sum = acc[lane];
+      float sum;
+      std::memcpy(&sum, acc + lane, sizeof sum);  // the caller's registers may be declared as integers
       for (u32 i = 0; i < k; ++i) sum = std::fma(a[i * 8 + lane], bs[i * 4 + lane % 4], sum);
-      acc[lane] = sum;
+      std::memcpy(acc + lane, &sum, sizeof sum);
     }
   }
 }

@@ -128,14 +128,23 @@ inline float tf32_to_f32(u32 bits) { return std::bit_cast<float>(bits & 0xffffe0
 inline float e4m3_to_f32(u8 bits) { return kE4m3Values[bits]; }
 inline float e5m2_to_f32(u8 bits) { return kE5m2Values[bits]; }
 
-// The commonest conversion of all, without the general path.
+// The commonest conversions, to nearest even, without the general path.
 inline u16 f32_to_bf16(float value) {
   const u32 bits = std::bit_cast<u32>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
   return static_cast<u16>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
-inline u16 f32_to_f16(float value) { return static_cast<u16>(narrow<kF16>(value)); }
+inline u16 f32_to_f16(float value) {
+  const u32 bits = std::bit_cast<u32>(value);
+  const u32 magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
+  // Below 2^-14, adding 0.5 lets the host's own addition round to a multiple of 2^-24.
+  const u32 subnormal = std::bit_cast<u32>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const u32 normal = (magnitude + 0xfffu + (magnitude >> 13 & 1) - 0x38000000u) >> 13;  // a carry makes infinity
+  const u32 finite = magnitude < 0x38800000u ? subnormal : normal;
+  const u32 rounded = sign | (magnitude < 0x47800000u ? finite : 0x7c00u);
+  return static_cast<u16>(magnitude > 0x7f800000u ? 0x7fffu : rounded);
+}
 
 // The f32-shaped register that cvt.{rn,rna,rz}.tf32.f32 writes; its NaN is 0x7fffffff.
 inline u32 f32_to_tf32(float value, Round mode = Round::rna, bool satfinite = false, bool relu = false) {

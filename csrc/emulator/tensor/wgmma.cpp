@@ -53,21 +53,15 @@ void negate(float* values, u32 count) {
   for (u32 i = 0; i < count; ++i) values[i] = -values[i];
 }
 
-// Float accumulators of the whole warpgroup, before the product is added to them.
+// Float accumulators of the whole warpgroup, before the product is added to them: D's own registers when they are f32.
 void load_accumulators(const WgmmaOp& op, bool accumulate, u32* const* d, Scratch& s) {
   const u32 wide = op.n / 2, registers = wgmma_registers(op);
   for (u32 i = 0; i < kWarps * wide; ++i) {
-    s.rows[i] = s.acc[i];
+    s.rows[i] = op.d == Type::f32 ? reinterpret_cast<float*>(d[i]) : s.acc[i];
     const bool starts_at_zero = !accumulate || op.d == Type::s32;  // integers are added after the product
-    if (starts_at_zero) {
-      std::memset(s.acc[i], 0, sizeof s.acc[i]);
-      continue;
-    }
+    if (starts_at_zero) std::memset(s.rows[i], 0, sizeof s.acc[i]);
+    if (starts_at_zero || op.d == Type::f32) continue;
     const u32 warp = i / wide, reg = i % wide;
-    if (op.d == Type::f32) {
-      std::memcpy(s.acc[i], d[i], sizeof s.acc[i]);
-      continue;
-    }
     const u32* packed = d[warp * registers + reg / 2];
     for (u32 lane = 0; lane < kLanes; ++lane) {
       s.acc[i][lane] = f16_to_f32(static_cast<u16>(packed[lane] >> (16 * (reg % 2))));
@@ -89,13 +83,9 @@ void store_integers(const WgmmaOp& op, bool accumulate, const Scratch& s, u32* c
 }
 
 void store_accumulators(const WgmmaOp& op, bool accumulate, const Scratch& s, u32* const* d) {
+  if (op.d == Type::f32) return;
   if (op.d == Type::s32) return store_integers(op, accumulate, s, d);
-  const u32 registers = wgmma_registers(op);
-  for (u32 i = 0; i < kWarps * registers; ++i) {
-    if (op.d == Type::f32) {
-      std::memcpy(d[i], s.acc[i], sizeof s.acc[i]);
-      continue;
-    }
+  for (u32 i = 0; i < kWarps * wgmma_registers(op); ++i) {
     const float *even = s.acc[2 * i], *odd = s.acc[2 * i + 1];
     for (u32 lane = 0; lane < kLanes; ++lane) d[i][lane] = f32_to_f16(even[lane]) | u32{f32_to_f16(odd[lane])} << 16;
   }

@@ -60,6 +60,11 @@ void bind_numbers(py::module_& m) {
     for (py::ssize_t i = 0; i < values.size(); ++i) out.mutable_data()[i] = f32_to_bf16(values.data()[i]);
     return out;
   });
+  m.def("f32_to_f16", [](const Array<float>& values) {
+    py::array_t<u16> out(values.size());
+    for (py::ssize_t i = 0; i < values.size(); ++i) out.mutable_data()[i] = f32_to_f16(values.data()[i]);
+    return out;
+  });
   m.def("widen", [](const std::string& type, const Array<u8>& bytes) {
     const u32 count = static_cast<u32>(bytes.size() * 8 / type_bits(named(type)));
     py::array_t<float> out(count);

@@ -78,9 +78,7 @@ def test_wgmma_accumulators_cover_the_tile(native, n):
 @pytest.mark.parametrize("bits", [32, 16, 8])
 def test_wgmma_register_a_is_the_mma_operand_of_each_warp(native, bits):
     e, k = 32 // bits, 256 // bits
-    cells = {
-        native.wgmma_a_cell(bits, *p) for p in itertools.product(range(4), range(32), range(4), range(e))
-    }
+    cells = {native.wgmma_a_cell(bits, *p) for p in itertools.product(range(4), range(32), range(4), range(e))}
     assert cells == set(itertools.product(range(64), range(k)))
     assert native.wgmma_a_cell(bits, 2, 0, 1, 0) == (40, 0)
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NaN to float
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered")  # NaN are among the values
 
 NARROW = {
     "f16": np.dtype(np.float16),
@@ -126,9 +126,13 @@ def test_overflow_satfinite_and_relu(native, name):
     np.testing.assert_array_equal(native.narrow(name, odd, satfinite=True)[3:5], [NAN[name]] * 2)
 
 
-def test_fast_bf16_equals_the_general_path(native):
+def test_fast_paths_equal_the_general_one(native):
     values = f32_sweep()
     np.testing.assert_array_equal(native.f32_to_bf16(values), native.narrow("bf16", values))
+    grid = codes("f16").view(np.float16).astype(np.float32)
+    halves = np.concatenate([grid, grid * np.float32(1 + 2.0**-11), grid * np.float32(1.0005)])
+    for sweep in (values, halves.astype(np.float32)):
+        np.testing.assert_array_equal(native.f32_to_f16(sweep), native.narrow("f16", sweep))
 
 
 def test_tf32_rounding(native):
