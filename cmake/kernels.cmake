@@ -3,8 +3,9 @@
 # configuration succeeds, and toolchain.json says why there are no kernels.
 find_package(Python COMPONENTS Interpreter REQUIRED)
 
+get_filename_component(TKPY_ROOT "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
 set(TKPY_KERNEL_OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/tkpy/kernels" CACHE PATH "Where compiled kernels go")
-set(TKPY_COMPILE_KERNEL "${CMAKE_CURRENT_SOURCE_DIR}/cmake/compile_kernel.py")
+set(TKPY_COMPILE_KERNEL "${TKPY_ROOT}/cmake/compile_kernel.py")
 file(MAKE_DIRECTORY "${TKPY_KERNEL_OUTPUT}")
 
 execute_process(COMMAND "${Python_EXECUTABLE}" "${TKPY_COMPILE_KERNEL}" --toolchain
@@ -16,9 +17,13 @@ if(NOT tkpy_toolchain_status EQUAL 0)
   message(STATUS "tkpy kernels: not built: nvcc not found")
 else()
   message(STATUS "tkpy kernels: ${tkpy_toolchain}")
-  file(GLOB tkpy_kernel_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/*/kernel.cu"
-       "${CMAKE_CURRENT_SOURCE_DIR}/csrc/examples/*.cu")
-  foreach(source IN LISTS tkpy_kernel_sources)
+  file(GLOB tkpy_kernel_sources CONFIGURE_DEPENDS "${TKPY_ROOT}/csrc/kernels/*/kernel.cu"
+       "${TKPY_ROOT}/csrc/examples/*.cu")
+  set(TKPY_KERNEL_SOURCES "" CACHE STRING "Kernels to build; empty: all of them")
+  if(NOT TKPY_KERNEL_SOURCES)
+    set(TKPY_KERNEL_SOURCES "${tkpy_kernel_sources}")
+  endif()
+  foreach(source IN LISTS TKPY_KERNEL_SOURCES)
     get_filename_component(name "${source}" NAME_WE)
     if(name STREQUAL "kernel")
       get_filename_component(name "${source}" DIRECTORY)
