@@ -169,7 +169,7 @@ def compile_kernel(
             "ptx_sha256": hashlib.sha256(ptx.read_bytes()).hexdigest(),
             "kernels": entries,
             "warnings": [line for line in said.splitlines() if "warning" in line] + warnings,
-            "wgmma_serialized": any("serialized" in line for line in warnings),
+            "wgmma_serialized": any("wgmma" in line and "are serialized" in line for line in warnings),
         }
         report_file.write_text(json.dumps(report, indent=1) + "\n")
         if depfile:

@@ -39,7 +39,6 @@ def test_examples_are_short_and_explain_themselves():
 GOOD = {
     "name": "k",
     "warnings": [],
-    "wgmma_serialized": False,
     "kernels": {
         "k": {"registers": 90, "shared": 100, "barriers": 1, "stack": 0, "spill_stores": 0, "spill_loads": 0,
               "sass": {"HGMMA": 4}},
@@ -72,8 +71,8 @@ def test_every_broken_limit_is_noticed(change, word):
     assert word in broken[0]
 
 
-def test_serialisation_and_missing_kernels_are_noticed():
-    assert "serialised" in build_info.over_budget({**GOOD, "wgmma_serialized": True}, BUDGET)[0]
+def test_warnings_and_missing_kernels_are_noticed():
+    assert build_info.over_budget({**GOOD, "warnings": ["wgmma serialized"]}, BUDGET) == ["k: wgmma serialized"]
     assert build_info.over_budget(GOOD, {"other": {}}) == ["k: no kernel matches other", "k: no budget"]
 
 
