@@ -27,6 +27,7 @@ Family family_of(const AluKey& key) {
     case Alu::fma: case Alu::rcp: case Alu::sqrt: case Alu::rsqrt: case Alu::sin: case Alu::cos: case Alu::ex2:
     case Alu::lg2: case Alu::tanh: case Alu::copysign: case Alu::testp:
       return Family::floating;
+    case Alu::mov: return Family::integer;
     default: break;
   }
   const bool real = is_float(key.type) || key.type == Type::f16x2 || key.type == Type::bf16x2;

@@ -46,7 +46,6 @@ void exec_unmodelled(Exec& x, const Op& op, u32 mask);
 void exec_nanosleep(Exec& x, const Op& op, u32 mask);
 void exec_vprintf(Exec& x, const Op& op, u32 mask);
 void exec_assertfail(Exec& x, const Op& op, u32 mask);
-void exec_alloca(Exec& x, const Op& op, u32 mask);
 // barriers (exec_barrier.cpp)
 void exec_barrier(Exec& x, const Op& op, u32 mask);
 void exec_cluster_arrive(Exec& x, const Op& op, u32 mask);
@@ -75,7 +74,9 @@ u8* global_range(Exec& x, u64 address, u64 bytes, bool write);
 // Where a 32-bit shared address lies; `cta` becomes its owner. nullptr when out of bounds.
 u8* shared_range(Exec& x, u32 address, u64 bytes, Cta*& cta);
 // Checks one lane's access to shared memory and records it. `incoming` is what a write is about to store.
-void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, const u8* incoming);
+// `strong`: volatile, relaxed and stronger accesses, which do not race with each other.
+void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, bool strong,
+                   const u8* incoming);
 // Edges through strong operations on one location (PTX ISA 8.8, causality order).
 void acquire_from(Exec& x, u64 location, u32 flags);
 void release_to(Exec& x, u64 location, u32 flags);

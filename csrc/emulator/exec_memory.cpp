@@ -90,15 +90,15 @@ u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acce
   return reinterpret_cast<u8*>(address);
 }
 
-u8* resolve_shared(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind, bool record) {
+u8* resolve_shared(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind, bool strong) {
   Cta* cta = nullptr;
   u8* at = shared_range(x, static_cast<u32>(address), bytes, cta);
   if (!at) {
     report_range(x, op, lane, static_cast<u32>(address), bytes, kind, Space::shared);
     return nullptr;
   }
-  if (x.checked && record)
-    shared_access(x, op, *cta, lane, static_cast<u32>(address) & kSharedOffsetMask, bytes, kind, nullptr);
+  if (x.checked && kind == AccessKind::read)  // writes are checked when their data is known
+    shared_access(x, op, *cta, lane, static_cast<u32>(address) & kSharedOffsetMask, bytes, kind, strong, nullptr);
   return at;
 }
 
@@ -174,7 +174,6 @@ u64 shared_location(const Cta& cta, u32 offset) { return kSharedWindow | u64{cta
 u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 flags, Addresses& out) {
   const Space declared = static_cast<Space>(op.c);
   u32 good = mask;
-  const bool record = kind == AccessKind::read;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const u64 address = lane_address(x, op, lane);
@@ -196,7 +195,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
         break;
       case Space::shared:
       case Space::shared_cluster:
-        at = resolve_shared(x, op, lane, address, bytes, flags & kStrong ? AccessKind::atomic : kind, record);
+        at = resolve_shared(x, op, lane, address, bytes, kind, flags & kStrong);
         break;
       case Space::local: at = resolve_local(x, op, lane, address, bytes, kind, true); break;
       case Space::frame: at = resolve_local(x, op, lane, address, bytes, kind, false); break;
@@ -281,7 +280,7 @@ void exec_store(Exec& x, const Op& op, u32 mask) {
       Cta* cta = nullptr;
       shared_range(x, static_cast<u32>(a.value[lane]), bytes, cta);
       const u32 offset = static_cast<u32>(a.value[lane]) & kSharedOffsetMask;
-      shared_access(x, op, *cta, lane, offset, bytes, op.f & kStrong ? AccessKind::atomic : AccessKind::write, data);
+      shared_access(x, op, *cta, lane, offset, bytes, AccessKind::write, op.f & kStrong, data);
       if (op.f & kStrong) release_to(x, shared_location(*cta, offset), op.f);
     } else if (x.checked && (op.f & kStrong)) {
       release_to(x, a.value[lane] & ~u64{3}, op.f);

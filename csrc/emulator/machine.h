@@ -81,6 +81,7 @@ struct Frame {
   const CallSite* site = nullptr;
   u32 depth = 0;
   u32 live = 0;             // lanes still inside
+  u32 extra_bytes = 0;      // alloca
   u32 local_base = 0;       // offset of this call's slice in each lane's local memory
   std::vector<u32> storage;
   u8* rows = nullptr;
@@ -88,7 +89,7 @@ struct Frame {
 };
 
 struct Wait {
-  enum Kind : u8 { none, warp_sync, barrier, cluster_barrier, mbarrier, cp_async, bulk_group, wgmma } kind = none;
+  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier } kind = none;
   u32 id = 0;       // barrier id, member mask or group count
   u64 phase = 0;    // generation waited for
   u64 address = 0;
@@ -126,6 +127,7 @@ struct Warp {
   Clock fence_clock;                // clock at the last fence: what relaxed operations publish
   Clock pending_acquire;            // what relaxed reads have seen: joined at the next fence
   std::array<u32, kLanes> lane_sync{};  // own time at which each lane last synchronised with its warp
+  std::array<u64, kLanes> cluster_arrivals{};  // phase + 1 that each lane last arrived at
   u64 executed = 0;
   u32 region_hint = 0;
   // cp.async: bytes of copies not yet committed, and committed groups, per warp (PTX ISA 9.7.9.25.3)
@@ -204,16 +206,15 @@ struct Exec {
   u32 event = 0;
   bool resumed = false, timed_out = false;
   bool checked = false, counting = false;
-  u32 backward = 0;     // backward branches since this group was chosen
+
   Frame* frame = nullptr;
   Warp* warp = nullptr;
   Cta* cta = nullptr;
   Cluster* cluster = nullptr;
   Launch* launch = nullptr;
   InstrCount* count = nullptr;  // of the current instruction, when counting
-  Wait wait;
 
-  enum Event : u32 { regroup = 1, block = 2, preempt = 4, stop = 8, lanes_gone = 16 };
+  enum Event : u32 { regroup = 1, preempt = 2, stop = 4, spin = 8 };
 
   template <class T>
   T* row(u32 number) const {
@@ -223,8 +224,10 @@ struct Exec {
 
   // Lanes `mask` go on at `at` as a group of their own.
   void split(u32 mask, u32 at);
-  void block_on(const Wait& what);            // and run this instruction again when it is over
-  void yield_point() { event |= preempt; }
+  // Lanes `mask` leave to wait; they run the instruction at `at` (again) when the wait is over.
+  void split_waiting(u32 mask, u32 at, const Wait& what);
+  void split_into(u32 mask, Frame* callee);   // lanes go on at the start of a function just entered
+  void yield_point();                         // a place where another warp may be scheduled
   void report(Check check, const Op& op, u32 lane, std::string message);
   void report(Check check, const Op& op, u32 lane, std::string message, const SiteKey& other, u32 other_warp,
               u32 other_lane, u32 other_cta);
@@ -238,7 +241,8 @@ struct Cluster {
   std::vector<Warp*> warps;   // of all CTAs
   u64 rng = 0;
   bool stopped = false;
-  u64 executed = 0, executed_lanes = 0;
+  u64 executed = 0;           // warp instructions
+  u64 clock_offset = 0;       // time slept
   u64 progress = 0;           // bumped by everything another warp could wait for
   std::vector<SiteKey> sites{SiteKey{0, 0}};
   std::unordered_map<u64, u32> site_index;
@@ -255,20 +259,21 @@ struct Cluster {
   void start();
   bool step();                // runs one warp for one turn; false when everything has ended or stopped
   u32 random(u32 below);
+  void add_finding(Finding finding, const std::string& key);
   u32 site(const Exec& x, const Op& op);
-  u64 live_warps() const;
-
  private:
-  u32 pick();
+  bool runnable(Warp& w);
+  Warp* pick();
   void run_warp(Warp& w);
-  template <bool counting>
-  void run_group(Exec& x, u64 quantum);
+  u64 run_group(Exec& x, u64 quantum);
   bool ready(Warp& w, Group& g);
   void merge(Warp& w);
   u32 choose_group(Warp& w);
-  void wake_timeouts();
-  void deadlock();
-  u32 stalled_rounds_ = 0;
+  void resume(Warp& w, Group& g);
+  bool wake_timeouts();
+  void report_deadlock();
+  std::string describe_wait(const Warp& w, const Group& g) const;
+  u32 timeouts_ = 0;
   u64 stalled_progress_ = 0;
   u32 policy_ = 0, favourite_ = 0;
 };
@@ -290,6 +295,7 @@ bool grow_local(Warp& w, u32 bytes, bool checked);
 u64 special_value(const Exec& x, u32 special, u32 lane);
 void exit_lanes(Exec& x, u32 mask);
 void retry_barriers(Cta& cta);
+void retry_cluster_barrier(Cluster& cluster);
 // Lanes of `mask` must all be here before a .sync instruction runs; false: the group waits and will come back.
 bool converge(Exec& x, const Op& op, u32 mask, u32 members);
 void sync_lanes(Warp& w, u32 lanes);

@@ -40,9 +40,10 @@ void report_race(Exec& x, const Op& op, u32 lane, u32 offset, AccessKind kind, c
            x.cluster->sites[other.site], w.index, other.lane < kLanes ? other.lane : 0, w.cta->linear);
 }
 
-void check_reads(Exec& x, const Op& op, SharedMemory& memory, Cell& cell, u32 lane, u32 offset, u8 bytes, AccessKind kind) {
+void check_reads(Exec& x, const Op& op, SharedMemory& memory, Cell& cell, u32 lane, u32 offset, const Access& now,
+                 AccessKind kind) {
   auto check = [&](const Access& read) {
-    if (!(read.bytes & bytes) || (read.atomic && kind == AccessKind::atomic)) return;
+    if (!(read.bytes & now.bytes) || (read.atomic && now.atomic)) return;
     if (!ordered(*x.warp, lane, read)) report_race(x, op, lane, offset, kind, read, false);
   };
   check(cell.read);
@@ -87,11 +88,12 @@ void check_initialised(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u3
 
 }  // namespace
 
-void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, const u8* incoming) {
+void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, bool strong,
+                   const u8* incoming) {
   SharedMemory& memory = cta.shared;
   Warp& w = *x.warp;
   const u8* held = memory.data.data() + (offset - kSharedBase);
-  if (kind == AccessKind::read || (kind == AccessKind::atomic && !incoming)) check_initialised(x, op, cta, lane, offset, bytes);
+  if (kind != AccessKind::write) check_initialised(x, op, cta, lane, offset, bytes);
   if (kind != AccessKind::read) std::fill_n(memory.init.begin() + (offset - kSharedBase), bytes, u8{1});
   // Writing the value that is already there is not reported against other writes: flags set by many threads.
   const bool same_value = incoming && std::memcmp(incoming, held, bytes) == 0;
@@ -100,7 +102,7 @@ void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 by
   now.site = x.cluster->site(x, op);
   now.warp = static_cast<u16>(w.id);
   now.lane = static_cast<u8>(lane);
-  now.atomic = kind == AccessKind::atomic;
+  now.atomic = strong;
   for (u32 at = offset & ~3u; at < offset + bytes; at += 4) {
     const u32 first = std::max(offset, at) - at, last = std::min(offset + bytes, at + 4) - at;
     now.bytes = static_cast<u8>(((1u << last) - 1) & ~((1u << first) - 1));
@@ -112,7 +114,7 @@ void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 by
     if (kind == AccessKind::read) {
       record_read(x, memory, cell, now, lane);
     } else {
-      check_reads(x, op, memory, cell, lane, at, now.bytes, kind);
+      check_reads(x, op, memory, cell, lane, at, now, kind);
       if (!(same_value && kind == AccessKind::write && cell.write.time && !ordered(w, lane, cell.write))) cell.write = now;
       cell.read = Access{};
       cell.readers = 0;

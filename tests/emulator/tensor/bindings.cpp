@@ -3,9 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "emulator/tensor/bulk.h"
 #include "emulator/tensor/fragments.h"
+#include "emulator/tensor/mbarrier.h"
 #include "emulator/tensor/mma.h"
 #include "emulator/tensor/numbers.h"
+#include "emulator/tensor/tensor_map.h"
 #include "emulator/tensor/wgmma.h"
 
 namespace py = pybind11;
@@ -224,6 +227,164 @@ void bind_wgmma(py::module_& m) {
   });
 }
 
+ReduceOp reduction(const std::string& name) {
+  ReduceOp op;
+  if (!reduce_from_name(name, &op)) throw std::invalid_argument("reduction " + name);
+  return op;
+}
+
+void bind_bulk(py::module_& m) {
+  m.def("bulk_reason", &bulk_reason);
+  m.def("reduce_reason", [](const std::string& op, const std::string& type, bool shared) {
+    return reduce_reason(reduction(op), named(type), shared);
+  });
+  m.def("reduce_elements", [](const std::string& op, const std::string& type, const Array<u8>& from,
+                              const Array<u8>& to) {
+    Array<u8> out = copy(to);
+    reduce_elements(reduction(op), named(type), from.data(), out.mutable_data(), static_cast<u32>(to.size()));
+    return out;
+  });
+}
+
+MapType map_type(const std::string& name) {
+  for (u32 i = 0; i <= static_cast<u32>(MapType::tf32_ftz); ++i) {
+    if (name == map_type_name(static_cast<MapType>(i))) return static_cast<MapType>(i);
+  }
+  throw std::invalid_argument("map type " + name);
+}
+
+template <class T, std::size_t N>
+void fill(std::array<T, N>& to, const py::kwargs& k, const char* name) {
+  if (!k.contains(name)) return;
+  const auto values = k[name].cast<std::vector<T>>();
+  std::copy_n(values.begin(), std::min(N, values.size()), to.begin());
+}
+
+TensorMap tensor_map(const py::kwargs& k) {
+  TensorMap map;
+  map.type = map_type(k["type"].cast<std::string>());
+  map.rank = k["rank"].cast<u32>();
+  map.address = k["address"].cast<u64>();
+  fill(map.dim, k, "dim");
+  fill(map.stride, k, "stride");
+  fill(map.box, k, "box");
+  fill(map.element_stride, k, "element_stride");
+  if (k.contains("interleave")) map.interleave = static_cast<Interleave>(k["interleave"].cast<u32>() / 16);
+  if (k.contains("swizzle")) map.swizzle = descriptor(0, 0, 0, 0, k["swizzle"].cast<u32>()).swizzle;
+  map.nan_fill = k.contains("nan_fill") && k["nan_fill"].cast<bool>();
+  return map;
+}
+
+TensorMap decoded(const Array<u8>& bytes) {
+  TensorMap map;
+  const std::string reason = decode_tensor_map(bytes.data(), &map);
+  if (!reason.empty()) throw std::invalid_argument(reason);
+  return map;
+}
+
+void bind_tensor_map(py::module_& m) {
+  m.def("map_types", [] {
+    std::vector<std::pair<std::string, u32>> out;
+    MapType type;
+    for (u32 i = 0; map_type_from_driver(i, &type); ++i) out.emplace_back(map_type_name(type), static_cast<u32>(type));
+    return out;
+  });
+  m.def("tensor_map_reason", [](const py::kwargs& k) { return tensor_map_reason(tensor_map(k)); });
+  m.def("encode_tensor_map", [](const py::kwargs& k) {
+    py::array_t<u8> out(kTensorMapBytes);
+    encode_tensor_map(tensor_map(k), out.mutable_data());
+    return out;
+  });
+  m.def("decode_tensor_map", [](const Array<u8>& bytes) {
+    TensorMap map;
+    return decode_tensor_map(bytes.data(), &map);
+  });
+  m.def("replace_tensor_map", [](const Array<u8>& bytes, const std::string& name, u32 ordinal, u64 value) {
+    MapField field;
+    if (!map_field_from_name(name, &field)) throw std::invalid_argument(name);
+    Array<u8> out = copy(bytes);
+    std::string reason = replace_tensor_map(out.mutable_data(), field, ordinal, value);
+    return std::make_pair(reason, out);
+  });
+  m.def("tile_sizes", [](const Array<u8>& bytes) {
+    const TensorMap map = decoded(bytes);
+    return std::make_tuple(tile_bytes(map), tile_pitch(map), tile_span(map));
+  });
+  m.def("tile_reason", [](const Array<u8>& bytes, u32 shared) { return tile_reason(decoded(bytes), shared); });
+  m.def("tile_doubt", [](const Array<u8>& bytes, u32 shared) { return tile_doubt(decoded(bytes), shared); });
+  m.def("tile_reduce_reason", [](const Array<u8>& bytes, const std::string& op) {
+    return tile_reduce_reason(decoded(bytes), reduction(op));
+  });
+  m.def("tile_runs", [](const Array<u8>& bytes, const std::vector<i32>& at, u32 shared) {
+    std::vector<std::tuple<bool, u64, u32, u32>> out;
+    for_each_run(decoded(bytes), at.data(), shared,
+                 [&](const TileRun& r) { out.emplace_back(r.inside, r.global, r.shared, r.bytes); });
+    return out;
+  });
+  // Global memory is read and written in place; shared memory comes and goes by value.
+  m.def("tile_load", [](const Array<u8>& bytes, const std::vector<i32>& at, u32 shared, const Array<u8>& memory,
+                        u32 base) {
+    Array<u8> out = copy(memory);
+    tile_load(decoded(bytes), at.data(), shared, view(out, base));
+    return out;
+  });
+  m.def("tile_store", [](const Array<u8>& bytes, const std::vector<i32>& at, u32 shared, const Array<u8>& memory,
+                         u32 base) { tile_store(decoded(bytes), at.data(), shared, view(memory, base)); });
+  m.def("tile_reduce", [](const Array<u8>& bytes, const std::string& op, const std::vector<i32>& at, u32 shared,
+                          const Array<u8>& memory, u32 base) {
+    tile_reduce(decoded(bytes), reduction(op), at.data(), shared, view(memory, base));
+  });
+}
+
+// Each returns (reason, object, ...).
+void bind_mbarrier(py::module_& m) {
+  m.def("mbarrier_init", [](u64 object, u32 count) {
+    std::string reason = mbarrier_init(object, count);
+    return std::make_pair(reason, object);
+  });
+  m.def("mbarrier_inval", [](u64 object) {
+    std::string reason = mbarrier_inval(object);
+    return std::make_pair(reason, object);
+  });
+  m.def("mbarrier_expect_tx", [](u64 object, u32 bytes) {
+    std::string reason = mbarrier_expect_tx(object, bytes);
+    return std::make_pair(reason, object);
+  });
+  m.def("mbarrier_complete_tx", [](u64 object, u32 bytes) {
+    bool completed = false;
+    std::string reason = mbarrier_complete_tx(object, bytes, &completed);
+    return std::make_tuple(reason, object, completed);
+  });
+  m.def("mbarrier_arrive", [](u64 object, u32 count, bool no_complete, bool drop, std::optional<u32> bytes) {
+    bool completed = false;
+    u64 state = 0;
+    const MbarrierArrival arrival{count, no_complete, drop, bytes.has_value(), bytes.value_or(0)};
+    std::string reason = mbarrier_arrive(object, arrival, &state, &completed);
+    return std::make_tuple(reason, object, completed, state);
+  }, py::arg("object"), py::arg("count") = 1, py::arg("no_complete") = false, py::arg("drop") = false,
+        py::arg("expect_bytes") = std::nullopt);
+  m.def("mbarrier_test_state", [](u64 object, u64 state) {
+    bool done = false;
+    std::string reason = mbarrier_test_state(object, state, &done);
+    return std::make_pair(reason, done);
+  });
+  m.def("mbarrier_test_parity", [](u64 object, u32 parity) {
+    bool done = false;
+    std::string reason = mbarrier_test_parity(object, parity, &done);
+    return std::make_pair(reason, done);
+  });
+  m.def("mbarrier_pending_count", [](u64 state) {
+    u32 count = 0;
+    std::string reason = mbarrier_pending_count(state, &count);
+    return std::make_pair(reason, count);
+  });
+  m.def("mbarrier_decode", [](u64 object) {
+    const MbarrierState s = mbarrier_decode(object);
+    return std::make_tuple(s.pending, s.expected, s.tx, s.parity);
+  });
+  m.def("mbarrier_describe", &mbarrier_describe);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(tensor_native, m) {
@@ -232,4 +393,7 @@ PYBIND11_MODULE(tensor_native, m) {
   bind_mma(m);
   bind_descriptor(m);
   bind_wgmma(m);
+  bind_bulk(m);
+  bind_tensor_map(m);
+  bind_mbarrier(m);
 }
