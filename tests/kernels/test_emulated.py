@@ -1,6 +1,6 @@
-"""The emulator as a Machine, and the examples and the GEMM run by it.
+"""The emulator as a Machine, and the GEMM run by it.
 
-The C++ half needs the emulator as a library: TKPY_EMULATOR_LIBRARY, or libemulator.a below build/."""
+Needs the emulator as a library: TKPY_EMULATOR_LIBRARY, or libemulator.a below build/."""
 
 import os
 import subprocess
@@ -26,7 +26,8 @@ def run(host_program):
     if library is None:
         pytest.skip("no libemulator.a: build it, or set TKPY_EMULATOR_LIBRARY")
     stamp = f"-DEMULATOR_STAMP={os.stat(library).st_mtime_ns}"  # a new library, a new program
-    flags = (stamp, f"-I{ROOT / 'csrc/emulator'}", "-pthread", "-Wl,--push-state,--whole-archive", library, "-Wl,--pop-state")
+    whole = ("-Wl,--push-state,--whole-archive", library, "-Wl,--pop-state")
+    flags = (stamp, f"-I{ROOT / 'csrc/emulator'}", "-pthread", *whole)
     program = host_program("emulated", "tests/kernels/emulated_main.cpp", *RUNTIME, flags=flags)
 
     def call(scenario: str, folder: object, *arguments: object, **environment: str) -> list[str]:
@@ -59,7 +60,7 @@ def test_a_kernel_runs_through_the_machine(run, scale):
 def test_findings_become_errors_that_name_kernel_and_place(run, scale):
     text = "\n".join(run("scale", scale, 99))  # the view is one element short
     assert text.startswith("error: kernel scale, grid (4, 1, 1), block (32, 1, 1)")
-    assert "out_of_bounds" in text
+    assert "out-of-bounds" in text
     assert "scale.cu:5" in text
 
 
