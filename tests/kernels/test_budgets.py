@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHARED
 
 from tkpy import build_info
 
@@ -24,6 +24,13 @@ def test_examples_keep_their_budgets(example, kernel_folder):
     report = build_info.reports(kernel_folder(f"examples/{example}.cu"))[example]
     budget = json.loads((ROOT / "csrc/examples/budget.json").read_text())
     assert build_info.over_budget(report, {example: budget[example]}) == []
+
+
+@pytest.mark.parametrize("example", SHARED)
+def test_the_shared_memory_of_the_examples_is_what_they_need(example, compile_kernel, toolchain, tmp_path):
+    source = tmp_path / f"{example}.cu"
+    source.write_text(f'#include "examples/{example}.cu"\nstatic_assert(sizeof(Shared) == {SHARED[example]});\n')
+    compile_kernel.compile_kernel(source, example, tmp_path, toolchain)
 
 
 def test_examples_are_short_and_explain_themselves():

@@ -65,8 +65,15 @@ def test_findings_become_errors_that_name_kernel_and_place(run, scale):
 
 
 def test_misuse_is_refused_in_words(run, scale):
-    words = ["module scale has no kernel absent", "absent.ptx: no such kernel image", "24 bytes of parameters, got 8",
-             "multiple of the cluster", "1 to 1024 threads", "bytes of shared memory", "module broken: line 1"]  # fmt: skip
+    words = [
+        "module scale has no kernel absent",
+        "absent.ptx: no such kernel image",
+        "24 bytes of parameters, got 8",
+        "multiple of the cluster",
+        "1 to 1024 threads",
+        "bytes of shared memory",
+        "module broken: line 1",
+    ]
     lines = run("misuse", scale)
     assert len(lines) == len(words)
     for word, line in zip(words, lines, strict=True):

@@ -1,6 +1,7 @@
 """The GEMM ladder, run by the emulator under all checks, against float64."""
 
 import pytest
+from conftest import SHARED
 
 torch = pytest.importorskip("torch")
 emulator = pytest.importorskip("tkpy.emulator")
@@ -84,7 +85,9 @@ GEMM_SIZES = [(64, 64, 128), (1, 1, 1), (65, 63, 129), (64, 320, 256), (130, 200
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("m, k, n", GEMM_SIZES)
-@pytest.mark.parametrize("name, cols, shared", [("level3_gemm", 128, 0), ("level4_gemm_pipelined", 256, 197696)])
+@pytest.mark.parametrize(
+    "name, cols, shared", [("level3_gemm", 128, 0), ("level4_gemm_pipelined", 256, SHARED["level4_gemm_pipelined"])]
+)
 def test_levels_3_and_4_are_gemms(modules, name, cols, shared, m, k, n, seed):
     a, b, c = Guarded(m, k), Guarded(k, n), Guarded(m, n, fill=False)
     args = [box(a.tensor), box(b.tensor), box(c.tensor), k]
@@ -101,14 +104,6 @@ def test_level5_is_a_gemm(modules, m, k, n, clusters, seed):
     args = [box(a.tensor), box(b.tensor), box(c.tensor), m, n, k]
     run = modules("level5_gemm_specialised").launch(
         "level5_gemm_specialised", grid=(2 * clusters, 1, 1), block=(384, 1, 1), cluster=(2, 1, 1),
-        shared=214016, args=args, seed=seed,
+        shared=SHARED["level5_gemm_specialised"], args=args, seed=seed,
     )  # fmt: skip
     check(run, c, a.tensor.double() @ b.tensor.double(), 3e-3)
-
-
-def test_the_shared_memory_that_the_tests_give_is_what_the_kernels_need(compile_kernel, toolchain, tmp_path):
-    """sizeof(Shared) of levels 4 and 5, asked of the compiler."""
-    for name, shared in (("level4_gemm_pipelined", 197696), ("level5_gemm_specialised", 214016)):
-        source = tmp_path / f"{name}.cu"
-        source.write_text(f'#include "examples/{name}.cu"\nstatic_assert(sizeof(Shared) == {shared});\n')
-        compile_kernel.compile_kernel(source, name, tmp_path, toolchain)
