@@ -45,7 +45,7 @@ def build(cache: Path) -> Path:
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", f"-I{ROOT / 'csrc'}"]
     headers = sorted([*SOURCES.glob("*.h"), ROOT / "csrc" / "emulator" / "common.h"])
     units = [(path, [*WARNINGS, "-O2"]) for path in sorted(SOURCES.glob("*.cpp"))]
-    units += [(path, [*WARNINGS, "-O1"]) for path in [ROOT / "csrc/emulator/common.cpp", HERE / "bindings.cpp"]]
+    units += [(path, [*WARNINGS, "-O0"]) for path in [ROOT / "csrc/emulator/common.cpp", HERE / "bindings.cpp"]]
     objects = []
     for path, flags in units:
         command = [compiler, *flags, *include, "-c", str(path)]

@@ -9,15 +9,15 @@ import pytest
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TO_GLOBAL = {  # what ptxas 13.0 accepts for sm_90a
     "add": {"u32", "s32", "u64", "f16", "bf16", "f32", "f64"},
-    **dict.fromkeys(("min", "max"), {"u32", "s32", "u64", "s64", "f16", "bf16"}),
-    **dict.fromkeys(("inc", "dec"), {"u32"}),
-    **dict.fromkeys(("and", "or", "xor"), {"b32", "b64"}),
+    **{key: {"u32", "s32", "u64", "s64", "f16", "bf16"} for key in ("min", "max")},
+    **{key: {"u32"} for key in ("inc", "dec")},
+    **{key: {"b32", "b64"} for key in ("and", "or", "xor")},
 }
 TO_SHARED = {
     "add": {"u32", "s32", "u64"},
-    **dict.fromkeys(("min", "max"), {"u32", "s32"}),
-    **dict.fromkeys(("inc", "dec"), {"u32"}),
-    **dict.fromkeys(("and", "or", "xor"), {"b32"}),
+    **{key: {"u32", "s32"} for key in ("min", "max")},
+    **{key: {"u32"} for key in ("inc", "dec")},
+    **{key: {"b32"} for key in ("and", "or", "xor")},
 }
 NUMPY = {
     "u32": np.uint32, "s32": np.int32, "u64": np.uint64, "s64": np.int64, "b32": np.uint32, "b64": np.uint64,

@@ -79,17 +79,17 @@ def test_accumulation_is_fused_and_ascending(native):
     va[:, 0], va[:, 1], va[:, 2] = 2.0**-12, 2.0**-12, 1.0
     vb = np.zeros((k, 8))
     vb[0], vb[1], vb[2] = 2.0**-12, 2.0**-12, 1.0
-    bits = [v.astype(np.float16).view(np.uint16) for v in (va, vb)]
-    got, *_ = run(native, 16, k, "f16", "f16", "f32", *bits, np.zeros((16, 8)))
+    bits_a, bits_b = (v.astype(np.float16).view(np.uint16) for v in (va, vb))
+    got, *_ = run(native, 16, k, "f16", "f16", "f32", bits_a, bits_b, np.zeros((16, 8)))
     assert (got.view(np.float32) == np.float32(1 + 2.0**-23)).all()  # small terms first: kept
-    got, *_ = run(native, 16, k, "f16", "f16", "f32", *bits, np.ones((16, 8)) * 1.0)
+    got, *_ = run(native, 16, k, "f16", "f16", "f32", bits_a, bits_b, np.ones((16, 8)) * 1.0)
     assert (got.view(np.float32) == np.float32(2)).all()  # each is lost against 1
 
 
 def test_f16_accumulators_round_once(native):
     va, vb = np.ones((16, 8)), np.full((8, 8), 0.5)
-    bits = [v.astype(np.float16).view(np.uint16) for v in (va, vb)]
-    got, *_ = run(native, 16, 8, "f16", "f16", "f16", *bits, np.full((16, 8), 2048.0))
+    bits_a, bits_b = (v.astype(np.float16).view(np.uint16) for v in (va, vb))
+    got, *_ = run(native, 16, 8, "f16", "f16", "f16", bits_a, bits_b, np.full((16, 8), 2048.0))
     assert (got.view(np.float16) == np.float16(2052)).all()  # adding 0.5 eight times in f16 would stay at 2048
 
 

@@ -29,8 +29,8 @@ def sizes(kind: str) -> list[int]:
 
 
 def descriptor(native, layout: Layout, **changes: int) -> int:
-    x = replace(layout, **changes)
-    return native.encode_descriptor(x.start, x.leading, x.stride, x.base_offset, x.width)
+    names = ("start", "leading", "stride", "base_offset", "width")
+    return native.encode_descriptor(*(changes.get(name, getattr(layout, name)) for name in names))
 
 
 def accumulator_cells(n: int) -> tuple[np.ndarray, np.ndarray]:
