@@ -16,9 +16,8 @@ using Tile = st<bf16, 64, 256>;
 constexpr float kLog2e = 1.44269504f;
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-extern "C" __global__ void __launch_bounds__(128) level2_row_softmax(const __grid_constant__ tensor_map x_map,
-                                                                     const __grid_constant__ tensor_map y_map,
-                                                                     int cols) {
+extern "C" __global__ void __launch_bounds__(128)
+    level2_row_softmax(const __grid_constant__ tensor_map x_map, const __grid_constant__ tensor_map y_map, int cols) {
   __shared__ Tile tile;
   __shared__ mbarrier full;
   const gl<Tile> x(x_map), y(y_map);

@@ -46,8 +46,7 @@ TK_DEVICE void produce(Shared& shared, const Problem& p, gl<ATile> a, gl<BHalf> 
       mbarrier& full = shared.full[at.slot];
       wait_cluster(shared.free[at.slot], at.parity ^ 1);
       arrive_expect(full, kConsumers * ATile::bytes + BTile::bytes);
-      for (int i = 0; i < kConsumers; ++i)
-        load(shared.a[at.slot][i], a, {row + 64 * i, step * ATile::cols}, full);
+      for (int i = 0; i < kConsumers; ++i) load(shared.a[at.slot][i], a, {row + 64 * i, step * ATile::cols}, full);
       load_multicast(part<kCluster>(shared.b[at.slot], rank), b, {step * ATile::cols, col}, full, 0b11);
     }
   }

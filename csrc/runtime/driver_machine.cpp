@@ -156,7 +156,7 @@ tk::tensor_map DriverMachine::encode(const TensorMapSpec& spec) {
       CU_TENSOR_MAP_DATA_TYPE_INT32,    CU_TENSOR_MAP_DATA_TYPE_INT64,   CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
       CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
       CU_TENSOR_MAP_DATA_TYPE_UINT8,    CU_TENSOR_MAP_DATA_TYPE_UINT8};
-  const int swizzle = spec.swizzle == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
+  const int swizzle = spec.swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                       : spec.swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                       : spec.swizzle == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
                                            : CU_TENSOR_MAP_SWIZZLE_NONE;
@@ -165,11 +165,11 @@ tk::tensor_map DriverMachine::encode(const TensorMapSpec& spec) {
                         : spec.l2_promotion == 64  ? CU_TENSOR_MAP_L2_PROMOTION_L2_64B
                                                    : CU_TENSOR_MAP_L2_PROMOTION_NONE;
   CUtensorMap map{};
-  check(api_.cuTensorMapEncodeTiled(&map, types[static_cast<int>(spec.dtype)], static_cast<std::uint32_t>(spec.rank),
-                                    spec.address, spec.dims, spec.strides + 1, spec.box, spec.element_strides,
-                                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
-                                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-        "cuTensorMapEncodeTiled");
+  check(
+      api_.cuTensorMapEncodeTiled(&map, types[static_cast<int>(spec.dtype)], static_cast<std::uint32_t>(spec.rank),
+                                  spec.address, spec.dims, spec.strides + 1, spec.box, spec.element_strides,
+                                  CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+      "cuTensorMapEncodeTiled");
   tk::tensor_map result;
   static_assert(sizeof result == sizeof map);
   for (int i = 0; i < 16; ++i) result.opaque[i] = map.opaque[i];
@@ -214,8 +214,8 @@ void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, const_cast<std::byte*>(spec.params.data()),
                    CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END};
   // A CUkernel stands for a CUfunction here (CUDA driver API, cuLaunchKernelEx).
-  check(api_.cuLaunchKernelEx(&config, reinterpret_cast<CUfunction>(found.handle), nullptr, extra),
-        "cuLaunchKernelEx", describe(kernel, spec));
+  check(api_.cuLaunchKernelEx(&config, reinterpret_cast<CUfunction>(found.handle), nullptr, extra), "cuLaunchKernelEx",
+        describe(kernel, spec));
 }
 
 }  // namespace tkpy::runtime

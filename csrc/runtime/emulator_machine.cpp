@@ -56,7 +56,7 @@ tk::tensor_map EmulatorMachine::encode(const TensorMapSpec& spec) {
   using emulator::tensor::MapType;
   using emulator::tensor::Promotion;
   if (const std::string rule = broken_rule(spec); !rule.empty()) throw MachineError("tensor map: " + rule);
-  constexpr MapType types[] = {MapType::u8,  MapType::u8,   MapType::u16, MapType::s32, MapType::s64, MapType::f16,
+  constexpr MapType types[] = {MapType::u8,   MapType::u8,  MapType::u16, MapType::s32, MapType::s64, MapType::f16,
                                MapType::bf16, MapType::f32, MapType::f64, MapType::u8,  MapType::u8};
   emulator::tensor::TensorMap map;
   map.type = types[static_cast<int>(spec.dtype)];

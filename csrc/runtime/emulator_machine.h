@@ -13,10 +13,10 @@ namespace tkpy::runtime {
 
 struct EmulatorOptions {
   std::uint64_t seed = 0;
-  std::uint32_t checks = ~0u;     // bit per emulator::Check
-  std::uint32_t threads = 1;      // host threads
-  std::uint64_t budget = 0;       // warp instructions per CTA; 0: the emulator's own
-  int multiprocessors = 132;      // what persistent kernels size their grids by
+  std::uint32_t checks = ~0u;  // bit per emulator::Check
+  std::uint32_t threads = 1;   // host threads
+  std::uint64_t budget = 0;    // warp instructions per CTA; 0: the emulator's own
+  int multiprocessors = 132;   // what persistent kernels size their grids by
   bool counters = false;
 };
 

@@ -42,8 +42,8 @@ struct TensorMapSpec {
   std::uint64_t strides[5] = {};  // bytes, of dimensions 1 .. rank - 1; strides[0] is not used
   std::uint32_t box[5] = {};
   std::uint32_t element_strides[5] = {1, 1, 1, 1, 1};
-  int swizzle = 0;                // bytes: 0, 32, 64, 128
-  int l2_promotion = 128;         // bytes: 0, 64, 128, 256
+  int swizzle = 0;         // bytes: 0, 32, 64, 128
+  int l2_promotion = 128;  // bytes: 0, 64, 128, 256
 };
 
 // Which rule of the driver (CUDA driver API, cuTensorMapEncodeTiled) the spec breaks; empty when none.
@@ -54,9 +54,9 @@ TensorMapSpec tensor_map_of(const View& view, std::span<const std::uint32_t> box
 
 struct LaunchSpec {
   Dim3 grid, block, cluster;
-  std::uint32_t shared = 0;             // dynamic shared memory, bytes
-  std::span<const std::byte> params;    // laid out as the kernel's own parameter block
-  std::span<const View> views;          // every tensor the kernel may touch: bounds for the emulator
+  std::uint32_t shared = 0;           // dynamic shared memory, bytes
+  std::span<const std::byte> params;  // laid out as the kernel's own parameter block
+  std::span<const View> views;        // every tensor the kernel may touch: bounds for the emulator
   void* stream = nullptr;
   int device = 0;
 };

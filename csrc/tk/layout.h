@@ -48,7 +48,7 @@ TK_HD constexpr u32 tile_offset(int rows, int cols, int size, int swizzle, int r
   return panel + swizzle_bytes(static_cast<u32>(row * width + byte % width), swizzle);
 }
 
-// ---- wgmma matrix descriptors (PTX ISA, matrix descriptor format) ----------------------------------------------------------
+// ---- wgmma matrix descriptors (PTX ISA, matrix descriptor format) ------------------------------------------------
 // bits 0-13 address / 16, 16-29 leading offset / 16, 32-45 stride offset / 16, 49-51 base offset, 62-63 swizzle.
 // The base offset is 0: tiles are aligned to their swizzle period.
 TK_HD constexpr u64 descriptor_swizzle(int swizzle) {

@@ -1,5 +1,6 @@
 // All inline PTX of tkpy (the wgmma shapes are in ptx_wgmma.cuh), one wrapper per instruction, named after it; the
-// headings are the PTX ISA's own (its section numbers move between versions). "memory" clobbers stand wherever the instruction orders memory.
+// headings are the PTX ISA's own (its section numbers move between versions). "memory" clobbers stand wherever the
+// instruction orders memory.
 #pragma once
 
 #include "tensor_map.h"
@@ -53,7 +54,8 @@ TK_DEVICE bool mbarrier_try_wait_cluster(u32 bar, u32 parity) {
 // Makes mbarrier_init visible to the cluster and to the async proxy (fence.mbarrier_init).
 TK_DEVICE void fence_mbarrier_init() { TK_PTX_MEMORY("fence.mbarrier_init.release.cluster;" ::); }
 
-// ---- Memory consistency model, proxies: generic writes to shared memory before the async proxy (TMA, wgmma) reads them 
+// ---- Memory consistency model, proxies --------------------------------------------------------------------------
+// Orders generic writes to shared memory before reads by the async proxy (TMA, wgmma).
 TK_DEVICE void fence_proxy_async() { TK_PTX_MEMORY("fence.proxy.async.shared::cta;" ::); }
 
 // ---- Data movement, tensor copies: cp.async.bulk.tensor; coordinates innermost first ---------------------------

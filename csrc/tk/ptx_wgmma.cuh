@@ -1,4 +1,4 @@
-// wgmma.mma_async m64nNk16 (PTX ISA, wgmma.mma_async), N = 8 .. 256 in steps of 8, bf16 or fp16 operands, fp32 accumulators.
+// wgmma.mma_async m64nNk16, N = 8 .. 256 in steps of 8, bf16 or fp16 operands, fp32 accumulators.
 // An asm statement needs its operands spelled out: the lists below grow by one n8 block (4 registers) a line, so each
 // shape is two lists and three operand numbers.
 #pragma once
@@ -81,35 +81,35 @@ namespace tk::ptx {
 template <class T, int N, int TransA, int TransB>
 struct wgmma;
 
-#define TK_WGMMA_SS(TYPE, N, A, B, P, TA, TB)                                                                     \
+#define TK_WGMMA_SS(TYPE, N, A, B, P, TA, TB)                                                                       \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE \
-               "." TYPE " {" TK_R##N "}, %" #A ", %" #B ", p, 1, 1, %" #TA ", %" #TB ";\n}"                        \
-               : TK_D##N                                                                                          \
-               : "l"(a), "l"(b), "r"(accumulate), "n"(TransA), "n"(TransB)                                         \
+               "." TYPE " {" TK_R##N "}, %" #A ", %" #B ", p, 1, 1, %" #TA ", %" #TB ";\n}"                         \
+               : TK_D##N                                                                                            \
+               : "l"(a), "l"(b), "r"(accumulate), "n"(TransA), "n"(TransB)                                          \
                : "memory")
-#define TK_WGMMA_RS(TYPE, N, A0, A1, A2, A3, B, P, TB)                                                            \
+#define TK_WGMMA_RS(TYPE, N, A0, A1, A2, A3, B, P, TB)                                                              \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE \
-               "." TYPE " {" TK_R##N "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, %" #TB ";\n}" \
-               : TK_D##N                                                                                          \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TransB)                  \
+               "." TYPE " {" TK_R##N "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, %" #TB ";\n}"  \
+               : TK_D##N                                                                                            \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TransB)                   \
                : "memory")
 
 // x0 .. x6 are the operand numbers after the N / 2 accumulators.
-#define TK_WGMMA(N, x0, x1, x2, x3, x4, x5, x6)                                                                   \
-  template <class T, int TransA, int TransB>                                                                      \
-  struct wgmma<T, N, TransA, TransB> {                                                                            \
-    TK_DEVICE static void run(float (&d)[N / 2], u64 a, u64 b, int accumulate) {                                  \
-      if constexpr (is_same<T, bf16>)                                                                             \
-        TK_WGMMA_SS("bf16", N, x0, x1, x2, x3, x4);                                                               \
-      else                                                                                                        \
-        TK_WGMMA_SS("f16", N, x0, x1, x2, x3, x4);                                                                \
-    }                                                                                                             \
-    TK_DEVICE static void run(float (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {                      \
-      if constexpr (is_same<T, bf16>)                                                                             \
-        TK_WGMMA_RS("bf16", N, x0, x1, x2, x3, x4, x5, x6);                                                       \
-      else                                                                                                        \
-        TK_WGMMA_RS("f16", N, x0, x1, x2, x3, x4, x5, x6);                                                        \
-    }                                                                                                             \
+#define TK_WGMMA(N, x0, x1, x2, x3, x4, x5, x6)                                              \
+  template <class T, int TransA, int TransB>                                                 \
+  struct wgmma<T, N, TransA, TransB> {                                                       \
+    TK_DEVICE static void run(float (&d)[N / 2], u64 a, u64 b, int accumulate) {             \
+      if constexpr (is_same<T, bf16>)                                                        \
+        TK_WGMMA_SS("bf16", N, x0, x1, x2, x3, x4);                                          \
+      else                                                                                   \
+        TK_WGMMA_SS("f16", N, x0, x1, x2, x3, x4);                                           \
+    }                                                                                        \
+    TK_DEVICE static void run(float (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) { \
+      if constexpr (is_same<T, bf16>)                                                        \
+        TK_WGMMA_RS("bf16", N, x0, x1, x2, x3, x4, x5, x6);                                  \
+      else                                                                                   \
+        TK_WGMMA_RS("f16", N, x0, x1, x2, x3, x4, x5, x6);                                   \
+    }                                                                                        \
   };
 
 TK_WGMMA(8, 4, 5, 6, 7, 8, 9, 10)

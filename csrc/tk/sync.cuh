@@ -19,9 +19,7 @@ TK_DEVICE void publish_barriers() {
   ptx::fence_proxy_async();
 }
 TK_DEVICE void arrive(mbarrier& bar) { ptx::mbarrier_arrive(bar.address()); }
-TK_DEVICE void arrive_at(mbarrier& bar, u32 rank) {
-  ptx::mbarrier_arrive_cluster(ptx::mapa(bar.address(), rank));
-}
+TK_DEVICE void arrive_at(mbarrier& bar, u32 rank) { ptx::mbarrier_arrive_cluster(ptx::mapa(bar.address(), rank)); }
 // One arrival, and `bytes` that TMA loads will bring.
 TK_DEVICE void arrive_expect(mbarrier& bar, u32 bytes) { ptx::mbarrier_arrive_expect_tx(bar.address(), bytes); }
 TK_DEVICE void wait(mbarrier& bar, u32 parity) {

@@ -44,9 +44,10 @@ struct row_vec {
 };
 
 // ---- Shared tiles -----------------------------------------------------------------------------------------------
-template <class T, int Rows, int Cols, int Swizzle = widest_swizzle(Cols* static_cast<int>(sizeof(T)))>
+template <class T, int Rows, int Cols, int Swizzle = widest_swizzle(Cols * static_cast<int>(sizeof(T)))>
 struct alignas(Swizzle ? swizzle_period(Swizzle) : 128) st {
-  static_assert(Swizzle == 0 || Swizzle == 32 || Swizzle == 64 || Swizzle == 128, "a swizzle is 0, 32, 64 or 128 bytes");
+  static_assert(Swizzle == 0 || Swizzle == 32 || Swizzle == 64 || Swizzle == 128,
+                "a swizzle is 0, 32, 64 or 128 bytes");
   static_assert(Rows % 8 == 0, "a shared tile has a multiple of 8 rows");
   static_assert(Cols * sizeof(T) % 16 == 0, "a row of a shared tile has a multiple of 16 bytes");
   static_assert(Swizzle == 0 || Cols * sizeof(T) % Swizzle == 0, "the swizzle must divide the bytes of a row");
@@ -58,9 +59,7 @@ struct alignas(Swizzle ? swizzle_period(Swizzle) : 128) st {
 
   T data[Rows * Cols];
 
-  TK_DEVICE static u32 offset(int row, int col) {
-    return tile_offset(Rows, Cols, sizeof(T), Swizzle, row, col);
-  }
+  TK_DEVICE static u32 offset(int row, int col) { return tile_offset(Rows, Cols, sizeof(T), Swizzle, row, col); }
   TK_DEVICE u32 address(int row, int col) const { return ptx::shared_address(data) + offset(row, col); }
   TK_DEVICE T& at(int row, int col) { return data[offset(row, col) / sizeof(T)]; }
   TK_DEVICE const T& at(int row, int col) const { return data[offset(row, col) / sizeof(T)]; }
@@ -103,9 +102,7 @@ struct view {
   long long row_stride;  // in elements; columns are contiguous
   TK_DEVICE T* at(int row, int col) const { return data + row * row_stride + col; }
   // Pairs of columns may move as one 4-byte access.
-  TK_DEVICE bool pairs() const {
-    return row_stride % 2 == 0 && reinterpret_cast<u64>(data) % (2 * sizeof(T)) == 0;
-  }
+  TK_DEVICE bool pairs() const { return row_stride % 2 == 0 && reinterpret_cast<u64>(data) % (2 * sizeof(T)) == 0; }
 };
 
 }  // namespace tk

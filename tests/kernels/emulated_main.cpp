@@ -1,4 +1,4 @@
-// The emulator as a Machine, for tests/kernels/test_emulated.py: `emulated_main <scenario> <kernel folder> [arguments]`.
+// The emulator as a Machine, for test_emulated.py: `emulated_main <scenario> <kernel folder> [arguments]`.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -19,7 +19,8 @@ namespace {
 // `count` bf16 numbers with guard bands of NaN on both sides; 64-byte aligned.
 class Buffer {
  public:
-  explicit Buffer(std::int64_t count) : count_(static_cast<std::size_t>(count)), words_(count_ + 2 * kGuard + 32, 0x7fff) {
+  explicit Buffer(std::int64_t count)
+      : count_(static_cast<std::size_t>(count)), words_(count_ + 2 * kGuard + 32, 0x7fff) {
     const auto start = reinterpret_cast<std::uintptr_t>(words_.data() + kGuard);
     data_ = words_.data() + kGuard + ((64 - start % 64) % 64) / 2;
   }
@@ -71,20 +72,24 @@ struct Matrix {
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t c = 0; c < cols; ++c) at(r, c) = to_bf16(uniform());
   }
-  std::uint16_t& at(std::int64_t r, std::int64_t c) {
-    return buffer.data()[r * view.stride[0] + c * view.stride[1]];
-  }
+  std::uint16_t& at(std::int64_t r, std::int64_t c) { return buffer.data()[r * view.stride[0] + c * view.stride[1]]; }
 };
 
 double activate(tkpy::gemm::Activation activation, double x) {
   using tkpy::gemm::Activation;
   switch (activation) {
-    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    case Activation::silu: return x / (1 + std::exp(-x));
-    case Activation::relu: return x < 0 ? 0 : x;
-    case Activation::relu_squared: return x < 0 ? 0 : x * x;
-    default: return x;
+    case Activation::gelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
+    case Activation::relu:
+      return x < 0 ? 0 : x;
+    case Activation::relu_squared:
+      return x < 0 ? 0 : x * x;
+    default:
+      return x;
   }
 }
 

@@ -31,7 +31,8 @@ CUresult outcome(const char* call) {
   if (quiet()) return CUDA_SUCCESS;
   const char* fail = std::getenv("FAKE_FAIL");
   const std::string prefix = std::string(call) + "=";
-  return fail && std::strncmp(fail, prefix.c_str(), prefix.size()) == 0 ? std::atoi(fail + prefix.size()) : CUDA_SUCCESS;
+  return fail && std::strncmp(fail, prefix.c_str(), prefix.size()) == 0 ? std::atoi(fail + prefix.size())
+                                                                        : CUDA_SUCCESS;
 }
 
 CUresult init(unsigned flags) {
@@ -48,8 +49,9 @@ CUresult error_string(CUresult error, const char** text) {
 }
 CUresult device_attribute(int* value, int attribute, CUdevice device) {
   record("cuDeviceGetAttribute %d device %d", attribute, device);
-  *value = attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT ? 132
-           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? 9 : 0;
+  *value = attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT       ? 132
+           : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? 9
+                                                                       : 0;
   return outcome("cuDeviceGetAttribute");
 }
 CUresult retain(CUcontext* context, CUdevice device) {
@@ -59,7 +61,8 @@ CUresult retain(CUcontext* context, CUdevice device) {
   return outcome("cuDevicePrimaryCtxRetain");
 }
 CUresult get_current(CUcontext* context) {
-  *context = current_device < 0 ? nullptr : reinterpret_cast<CUcontext>(static_cast<std::uintptr_t>(0x1000 + current_device));
+  *context =
+      current_device < 0 ? nullptr : reinterpret_cast<CUcontext>(static_cast<std::uintptr_t>(0x1000 + current_device));
   return CUDA_SUCCESS;
 }
 CUresult set_current(CUcontext context) {
@@ -104,12 +107,12 @@ CUresult launch(const CUlaunchConfig* c, CUfunction function, void** params, voi
   std::printf("\n");
   return outcome("cuLaunchKernelEx");
 }
-CUresult encode(CUtensorMap* map, CUtensorMapDataType type, std::uint32_t rank, void* address, const std::uint64_t* dims,
-                const std::uint64_t* strides, const std::uint32_t* box, const std::uint32_t* steps, int interleave,
-                int swizzle, int promotion, int fill) {
+CUresult encode(CUtensorMap* map, CUtensorMapDataType type, std::uint32_t rank, void* address,
+                const std::uint64_t* dims, const std::uint64_t* strides, const std::uint32_t* box,
+                const std::uint32_t* steps, int interleave, int swizzle, int promotion, int fill) {
   if (!quiet()) {
-    std::printf("cuTensorMapEncodeTiled type %d rank %u address %lx interleave %d swizzle %d promotion %d fill %d\n", type,
-                rank, reinterpret_cast<unsigned long>(address), interleave, swizzle, promotion, fill);
+    std::printf("cuTensorMapEncodeTiled type %d rank %u address %lx interleave %d swizzle %d promotion %d fill %d\n",
+                type, rank, reinterpret_cast<unsigned long>(address), interleave, swizzle, promotion, fill);
     for (std::uint32_t d = 0; d < rank; ++d)
       std::printf("dim %lu box %u step %u stride %lu\n", static_cast<unsigned long>(dims[d]), box[d], steps[d],
                   d + 1 < rank ? static_cast<unsigned long>(strides[d]) : 0ul);
@@ -125,13 +128,24 @@ extern "C" CUresult cuGetProcAddress_v2(const char* name, void** address, int ve
     const char* name;
     void* address;
   };
-#define ENTRY(NAME, FUNCTION) {#NAME, reinterpret_cast<void*>(static_cast<decltype(Api::NAME)>(FUNCTION))}
-  static const Entry entries[] = {
-      ENTRY(cuInit, init), ENTRY(cuGetErrorName, error_name), ENTRY(cuGetErrorString, error_string),
-      ENTRY(cuDeviceGetAttribute, device_attribute), ENTRY(cuDevicePrimaryCtxRetain, retain),
-      ENTRY(cuCtxGetCurrent, get_current), ENTRY(cuCtxSetCurrent, set_current), ENTRY(cuCtxGetDevice, get_device),
-      ENTRY(cuLibraryLoadData, load), ENTRY(cuLibraryUnload, unload), ENTRY(cuLibraryGetKernel, get_kernel),
-      ENTRY(cuKernelSetAttribute, set_attribute), ENTRY(cuLaunchKernelEx, launch), ENTRY(cuTensorMapEncodeTiled, encode)};
+#define ENTRY(NAME, FUNCTION)                                                  \
+  {                                                                            \
+    #NAME, reinterpret_cast<void*>(static_cast<decltype(Api::NAME)>(FUNCTION)) \
+  }
+  static const Entry entries[] = {ENTRY(cuInit, init),
+                                  ENTRY(cuGetErrorName, error_name),
+                                  ENTRY(cuGetErrorString, error_string),
+                                  ENTRY(cuDeviceGetAttribute, device_attribute),
+                                  ENTRY(cuDevicePrimaryCtxRetain, retain),
+                                  ENTRY(cuCtxGetCurrent, get_current),
+                                  ENTRY(cuCtxSetCurrent, set_current),
+                                  ENTRY(cuCtxGetDevice, get_device),
+                                  ENTRY(cuLibraryLoadData, load),
+                                  ENTRY(cuLibraryUnload, unload),
+                                  ENTRY(cuLibraryGetKernel, get_kernel),
+                                  ENTRY(cuKernelSetAttribute, set_attribute),
+                                  ENTRY(cuLaunchKernelEx, launch),
+                                  ENTRY(cuTensorMapEncodeTiled, encode)};
 #undef ENTRY
   const char* lacks = std::getenv("FAKE_LACKS");
   if (const char* start = std::getenv("FAKE_DEVICE")) current_device = std::atoi(start);

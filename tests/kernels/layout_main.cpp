@@ -25,10 +25,11 @@ void fragments() {
       for (int e = 0; e < cols / 2; ++e) {
         const int row = tk::fragment_row(lane, e), col = tk::fragment_col(lane, e);
         require(row >= 0 && row < 16 && col >= 0 && col < cols, "a fragment stays in its block", cols, lane, e);
-        require(seen[static_cast<std::size_t>(row * cols + col)]++ == 0, "a fragment holds no element twice", cols, lane, e);
+        require(seen[static_cast<std::size_t>(row * cols + col)]++ == 0, "a fragment holds no element twice", cols,
+                lane, e);
       }
   }
-  // Register r of ldmatrix.x4 holds matrix r, whose rows the lanes 8r .. 8r + 7 point at; lane l gets columns 2 (l % 4).
+  // Register r of ldmatrix.x4 holds matrix r, whose rows lanes 8r .. 8r + 7 point at; lane l gets columns 2 (l % 4) ..
   for (int lane = 0; lane < 32; ++lane)
     for (int r = 0; r < 4; ++r) {
       const int row_lane = 8 * r + lane / 4;
@@ -49,7 +50,8 @@ void tiles() {
           for (int r = 0; r < rows; ++r)
             for (int c = 0; c < cols; ++c) {
               const unsigned at = tk::tile_offset(rows, cols, size, swizzle, r, c);
-              require(at + static_cast<unsigned>(size) <= seen.size(), "a tile stays in its bytes", swizzle, rows, r, c);
+              require(at + static_cast<unsigned>(size) <= seen.size(), "a tile stays in its bytes", swizzle, rows, r,
+                      c);
               require(at % static_cast<unsigned>(size) == 0, "elements are aligned", swizzle, rows, r, c);
               require(seen[at]++ == 0, "no two elements share a place", swizzle, rows, r, c);
               if (c * size % 16)
@@ -79,7 +81,8 @@ void banks() {
   for (int row = 0; row < 16; ++row) {
     std::set<int> columns;
     for (int col = 0; col < 64; ++col) columns.insert(tk::patch_col(row, col));
-    require(columns.size() == 64 && *columns.begin() == 0 && *columns.rbegin() == 63, "a patch row is a permutation", row);
+    require(columns.size() == 64 && *columns.begin() == 0 && *columns.rbegin() == 63, "a patch row is a permutation",
+            row);
   }
 }
 
@@ -88,10 +91,13 @@ void banks() {
 unsigned hardware_address(tk::u64 d, tk::Major major, int mn, int k) {
   const unsigned start = static_cast<unsigned>(d & 0x3fff) << 4, leading = static_cast<unsigned>(d >> 16 & 0x3fff) << 4,
                  stride = static_cast<unsigned>(d >> 32 & 0x3fff) << 4, mode = static_cast<unsigned>(d >> 62);
-  const unsigned width = mode == 1 ? 128 : mode == 2 ? 64 : 32, m = static_cast<unsigned>(mn), kk = static_cast<unsigned>(k);
-  const unsigned linear = major == tk::Major::k
-                              ? start + m / 8 * stride + m % 8 * width + kk * 2
-                              : start + m / (width / 2) * leading + kk / 8 * stride + kk % 8 * width + m % (width / 2) * 2;
+  const unsigned width = mode == 1   ? 128
+                         : mode == 2 ? 64
+                                     : 32,
+                 m = static_cast<unsigned>(mn), kk = static_cast<unsigned>(k);
+  const unsigned linear = major == tk::Major::k ? start + m / 8 * stride + m % 8 * width + kk * 2
+                                                : start + m / (width / 2) * leading + kk / 8 * stride + kk % 8 * width +
+                                                      m % (width / 2) * 2;
   const unsigned mask = width / 16 - 1;
   return linear ^ ((linear >> 7 & mask) << 4);
 }
@@ -99,9 +105,14 @@ unsigned hardware_address(tk::u64 d, tk::Major major, int mn, int k) {
 void descriptors() {
   for (const int swizzle : {32, 64, 128}) {
     const tk::u64 d = tk::matrix_descriptor(0x12340, 0x2000, 0x400, swizzle);
-    require((d & 0x3fff) == 0x1234 && (d >> 16 & 0x3fff) == 0x200 && (d >> 32 & 0x3fff) == 0x40, "descriptor fields", swizzle);
-    require((d >> 14 & 3) == 0 && (d >> 30 & 3) == 0 && (d >> 46 & 0xffff) >> 3 << 3 == (d >> 46 & 0xffff), "reserved bits", swizzle);
-    require((d >> 49 & 7) == 0 && static_cast<int>(d >> 62) == (swizzle == 128 ? 1 : swizzle == 64 ? 2 : 3), "descriptor mode", swizzle);
+    require((d & 0x3fff) == 0x1234 && (d >> 16 & 0x3fff) == 0x200 && (d >> 32 & 0x3fff) == 0x40, "descriptor fields",
+            swizzle);
+    require((d >> 14 & 3) == 0 && (d >> 30 & 3) == 0 && (d >> 46 & 0xffff) >> 3 << 3 == (d >> 46 & 0xffff),
+            "reserved bits", swizzle);
+    require((d >> 49 & 7) == 0 && static_cast<int>(d >> 62) == (swizzle == 128  ? 1
+                                                                : swizzle == 64 ? 2
+                                                                                : 3),
+            "descriptor mode", swizzle);
     for (const int mn : {8, 16, 64, 96, 128, 256})
       for (const int depth : {16, 32, 64, 128})
         for (const tk::Major major : {tk::Major::k, tk::Major::mn}) {
@@ -114,9 +125,10 @@ void descriptors() {
             for (int i = 0; i < mn; ++i)
               for (int k = 0; k < 16; ++k) {
                 const int row = k_major ? i : step * 16 + k, col = k_major ? step * 16 + k : i;
-                require(hardware_address(bits, major, i, k) == base + tk::tile_offset(rows, cols, 2, swizzle, row, col),
-                        k_major ? "a K-major descriptor finds every element" : "an MN-major descriptor finds every element",
-                        swizzle, mn, i, k);
+                require(
+                    hardware_address(bits, major, i, k) == base + tk::tile_offset(rows, cols, 2, swizzle, row, col),
+                    k_major ? "a K-major descriptor finds every element" : "an MN-major descriptor finds every element",
+                    swizzle, mn, i, k);
               }
           }
         }
@@ -130,7 +142,8 @@ void tile_order() {
         std::set<int> seen;
         for (int i = 0; i < rows * cols; ++i) {
           const tk::Tile2 t = tk::grouped_tile(i, rows, cols, group);
-          require(t.row >= 0 && t.row < rows && t.col >= 0 && t.col < cols, "a tile is in the grid", rows, cols, group, i);
+          require(t.row >= 0 && t.row < rows && t.col >= 0 && t.col < cols, "a tile is in the grid", rows, cols, group,
+                  i);
           require(seen.insert(t.row * cols + t.col).second, "every tile once", rows, cols, group, i);
         }
       }

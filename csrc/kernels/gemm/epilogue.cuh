@@ -83,7 +83,7 @@ TK_DEVICE void write_out(float* patch, const rt_fl<16, kTileCols>& d, const Para
 #pragma unroll
   for (int part = 0; part < kTileCols / 64; ++part) {
     if (row >= p.m || col + 64 * part >= p.n) return;  // the same in all lanes
-    __syncwarp();                                       // the previous part has been read
+    __syncwarp();                                      // the previous part has been read
 #pragma unroll
     for (int e = 0; e < 32; e += 2) {
       const int r = fragment_row(lane_index(), e);

@@ -1,14 +1,14 @@
 // gemm: C = act(A B + bias) + residual                                          A: M x K, B: K x N, C: M x N, any sizes
 // in   A, B bf16 or fp16, each with either of its two dimensions contiguous | bias [N], residual [M, N] optional
 // out  C, the type of A, rows contiguous, any pitch
-// kernels  gemm_<bf16|fp16>_<mk|km>_<nk|kn>_<tma|generic>: km means A's columns (m) are contiguous, kn means B's rows (n)
+// kernels  gemm_<bf16|fp16>_<mk|km>_<nk|kn>_<tma|generic>: km: A is stored with m contiguous; kn: B with n contiguous
 //   tma      pitches and addresses multiples of 16 bytes; a cluster of two CTAs, 128 rows each, shares B by multicast
 //   generic  anything else; the producer warpgroup loads with masked accesses
-// grid a multiple of 2, cluster (2, 1, 1), block 384, kSharedBytes; persistent: cluster c makes tiles c, c + clusters ..
+// grid a multiple of 2, cluster (2, 1, 1), block 384, kSharedBytes; persistent, by clusters
 // producer   warpgroup 0           gl A, B --> a[slot][2], b[slot]
 //              full[4]  tma: 1 arrival + 48 KiB; generic: 128 arrivals; waited by both consumers
 // consumers  warpgroups 1, 2       D (64 x 256 fp32 each) += a[slot][i] b[slot], one wgmma group in flight
-//              free[4]  8 arrivals (consumer warps) x CTAs that fill the slot (tma 2, generic 1), waited by the producer
+//              free[4]  8 arrivals (consumer warps) x CTAs that fill the slot (tma 2, generic 1), waited by producer
 //            D -> patch (a warp's own 16 x 64 fp32) -> rows: bias, activation, residual, rounding, masked stores
 // At the end the cluster meets: no CTA may leave while the other can write into it or arrive at its barriers.
 // Tails: what lies outside A and B reads as zero, what lies outside C is not written. No copies, no padding.
@@ -58,13 +58,17 @@ struct Gemm {
     const gl<BHalf> b(p.b);
     arrive_expect(full, kConsumers * ATile::bytes + BTile::bytes);
     for (int i = 0; i < kConsumers; ++i) {
-      if constexpr (MajorA == Major::k) load(shared.a[slot][i], a, {row + 64 * i, depth}, full);
-      else load(shared.a[slot][i], a, {depth, row + 64 * i}, full);
+      if constexpr (MajorA == Major::k)
+        load(shared.a[slot][i], a, {row + 64 * i, depth}, full);
+      else
+        load(shared.a[slot][i], a, {depth, row + 64 * i}, full);
     }
     BHalf& half = part<kCluster>(shared.b[slot], rank);
     const int half_col = col + rank * kTileCols / kCluster;
-    if constexpr (MajorB == Major::k) load_multicast(half, b, {half_col, depth}, full, 0b11);
-    else load_multicast(half, b, {depth, half_col}, full, 0b11);
+    if constexpr (MajorB == Major::k)
+      load_multicast(half, b, {half_col, depth}, full, 0b11);
+    else
+      load_multicast(half, b, {depth, half_col}, full, 0b11);
   }
 
   // All 128 threads of the producer.
@@ -87,8 +91,10 @@ struct Gemm {
       const int row = schedule.row(tile, rank), col = schedule.col(tile);
       for (int step = 0; step < schedule.steps(); ++step, at.next()) {
         wait_cluster(shared.free[at.slot], at.parity ^ 1);
-        if constexpr (R == Route::tma) fetch(shared, p, at.slot, row, col, step * kTileDepth, rank);
-        else fetch_generic(shared, p, at.slot, row, col, step * kTileDepth);
+        if constexpr (R == Route::tma)
+          fetch(shared, p, at.slot, row, col, step * kTileDepth, rank);
+        else
+          fetch_generic(shared, p, at.slot, row, col, step * kTileDepth);
       }
     }
   }
@@ -149,15 +155,15 @@ struct Gemm {
 
 }  // namespace tkpy::gemm
 
-#define TKPY_GEMM(NAME, T, A, B, ROUTE)                                                                         \
-  extern "C" __global__ void __launch_bounds__(tkpy::gemm::kThreads, 1)                                         \
-      NAME(const __grid_constant__ tkpy::gemm::Params p) {                                                      \
-    tkpy::gemm::Gemm<tk::T, tk::Major::A, tk::Major::B, tkpy::gemm::Route::ROUTE>::run(p);                      \
+#define TKPY_GEMM(NAME, T, A, B, ROUTE)                                                    \
+  extern "C" __global__ void __launch_bounds__(tkpy::gemm::kThreads, 1)                    \
+      NAME(const __grid_constant__ tkpy::gemm::Params p) {                                 \
+    tkpy::gemm::Gemm<tk::T, tk::Major::A, tk::Major::B, tkpy::gemm::Route::ROUTE>::run(p); \
   }
 #define TKPY_GEMM_LAYOUTS(T, ROUTE)                    \
-  TKPY_GEMM(gemm_##T##_mk_nk_##ROUTE, T, k, k, ROUTE)   \
-  TKPY_GEMM(gemm_##T##_mk_kn_##ROUTE, T, k, mn, ROUTE)  \
-  TKPY_GEMM(gemm_##T##_km_nk_##ROUTE, T, mn, k, ROUTE)  \
+  TKPY_GEMM(gemm_##T##_mk_nk_##ROUTE, T, k, k, ROUTE)  \
+  TKPY_GEMM(gemm_##T##_mk_kn_##ROUTE, T, k, mn, ROUTE) \
+  TKPY_GEMM(gemm_##T##_km_nk_##ROUTE, T, mn, k, ROUTE) \
   TKPY_GEMM(gemm_##T##_km_kn_##ROUTE, T, mn, mn, ROUTE)
 
 TKPY_GEMM_LAYOUTS(bf16, tma)

@@ -121,7 +121,8 @@ void launch(runtime::Machine& machine, const Arguments& x) {
 
   const auto ceil_div = [](std::int64_t value, std::int64_t by) { return (value + by - 1) / by; };
   const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, kTileCols);
-  const std::int64_t clusters = std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.a.device) / kCluster));
+  const std::int64_t clusters =
+      std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.a.device) / kCluster));
 
   std::vector<View> views = {x.a, x.b, x.out};
   views[0].writable = views[1].writable = false;

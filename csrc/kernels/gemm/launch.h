@@ -7,8 +7,8 @@
 namespace tkpy::gemm {
 
 struct Arguments {
-  runtime::View a, b, out;         // [m, k], [k, n], [m, n]
-  runtime::View bias, residual;    // [n], [m, n]; undefined when there is none
+  runtime::View a, b, out;       // [m, k], [k, n], [m, n]
+  runtime::View bias, residual;  // [n], [m, n]; undefined when there is none
   Activation activation = Activation::none;
   void* stream = nullptr;
 };
