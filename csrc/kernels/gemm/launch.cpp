@@ -41,11 +41,12 @@ std::string need(const char* what, const std::string& needed, const View& got) {
 }
 
 std::string shape(std::int64_t rows, std::int64_t cols) {
-  return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+  std::string text = "[";
+  return text.append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append("]");
 }
 
 std::string refused_matrix(const char* what, const View& v, std::int64_t rows, std::int64_t cols, const View& like) {
-  if (v.rank != 2 || v.shape[0] != rows || v.shape[1] != cols) return need(what, "shape " + shape(rows, cols), v);
+  if (v.rank != 2 || v.shape[0] != rows || v.shape[1] != cols) return need(what, std::string("shape ").append(shape(rows, cols)), v);
   if (v.dtype != like.dtype) return need(what, std::string("dtype ") + runtime::dtype_name(like.dtype), v);
   if (v.device != like.device) return std::string(what) + ": need the device of a";
   return "";
