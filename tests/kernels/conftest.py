@@ -19,6 +19,20 @@ CACHE = ROOT / "build" / "test_cache"
 # Dynamic shared memory of the examples that take some: sizeof(Shared), compared with the compiler in test_budgets.py.
 SHARED = {"level4_gemm_pipelined": 197632, "level5_gemm_specialised": 214016}
 
+# GEMMs worth trying on every machine.
+GEMMS = [
+    # m, k, n, A transposed, B transposed, padding, activation, bias and residual
+    (64, 64, 64, 0, 1, 0, "none", 0),
+    (130, 200, 264, 0, 0, 0, "gelu", 1),  # tails in every dimension
+    (136, 72, 130, 1, 1, 6, "gelu_tanh", 1),
+    (136, 72, 136, 1, 0, 0, "silu", 0),
+    (1, 320, 300, 0, 1, 0, "relu", 1),  # one row, more steps than stages
+    (70, 33, 67, 0, 1, 0, "relu_squared", 1),  # pitches that TMA cannot take
+    (33, 70, 131, 1, 0, 0, "none", 1),
+    (20, 0, 30, 0, 0, 0, "none", 1),  # an empty sum: the epilogue alone
+    (600, 96, 520, 0, 1, 0, "none", 0),  # more tiles than clusters: persistent
+]
+
 
 def _script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("compile_kernel", ROOT / "cmake" / "compile_kernel.py")
@@ -81,3 +95,24 @@ def host_program():
         return out
 
     return build
+
+
+MACHINE = (
+    "tests/kernels/machine_main.cpp",
+    "csrc/runtime/machine.cpp",
+    "csrc/runtime/driver_machine.cpp",
+    "csrc/runtime/emulator_machine.cpp",
+    "csrc/kernels/gemm/launch.cpp",
+)
+
+
+@pytest.fixture(scope="session")
+def machine_program(host_program):
+    """The programs of machine_main.cpp, linked with the emulator's library."""
+    places = [os.environ.get("TKPY_EMULATOR_LIBRARY"), *map(str, sorted((ROOT / "build").glob("**/libemulator.a")))]
+    library = next((place for place in places if place and os.path.exists(place)), None)
+    if library is None:
+        pytest.skip("no libemulator.a: build it, or set TKPY_EMULATOR_LIBRARY")
+    stamp = f"-DEMULATOR_STAMP={os.stat(library).st_mtime_ns}"  # a new library, a new program
+    whole = ("-Wl,--push-state,--whole-archive", library, "-Wl,--pop-state")
+    return host_program("machine", *MACHINE, flags=(stamp, f"-I{ROOT / 'csrc/emulator'}", "-pthread", *whole))

@@ -6,9 +6,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import CACHE, ROOT
-
-RUNTIME = ("csrc/runtime/machine.cpp", "csrc/runtime/emulator_machine.cpp", "csrc/kernels/gemm/launch.cpp")
+from conftest import CACHE, GEMMS
 
 SCALE = """
 struct Params { const float* x; float* y; float factor; int n; };
@@ -20,19 +18,10 @@ extern "C" __global__ void scale(const __grid_constant__ Params p) {
 
 
 @pytest.fixture(scope="module")
-def run(host_program):
-    places = [os.environ.get("TKPY_EMULATOR_LIBRARY"), *map(str, sorted((ROOT / "build").glob("**/libemulator.a")))]
-    library = next((place for place in places if place and os.path.exists(place)), None)
-    if library is None:
-        pytest.skip("no libemulator.a: build it, or set TKPY_EMULATOR_LIBRARY")
-    stamp = f"-DEMULATOR_STAMP={os.stat(library).st_mtime_ns}"  # a new library, a new program
-    whole = ("-Wl,--push-state,--whole-archive", library, "-Wl,--pop-state")
-    flags = (stamp, f"-I{ROOT / 'csrc/emulator'}", "-pthread", *whole)
-    program = host_program("emulated", "tests/kernels/emulated_main.cpp", *RUNTIME, flags=flags)
-
+def run(machine_program):
     def call(scenario: str, folder: object, *arguments: object, **environment: str) -> list[str]:
         done = subprocess.run(
-            [program, scenario, str(folder), *map(str, arguments)],
+            [machine_program, "emulator", scenario, str(folder), *map(str, arguments)],
             capture_output=True,
             text=True,
             env={**os.environ, **environment},
@@ -78,20 +67,6 @@ def test_misuse_is_refused_in_words(run, scale):
     assert len(lines) == len(words)
     for word, line in zip(words, lines, strict=True):
         assert word in line
-
-
-GEMMS = [
-    # m, k, n, A transposed, B transposed, padding, activation, bias and residual
-    (64, 64, 64, 0, 1, 0, "none", 0),
-    (130, 200, 264, 0, 0, 0, "gelu", 1),  # tails in every dimension
-    (136, 72, 130, 1, 1, 6, "gelu_tanh", 1),
-    (136, 72, 136, 1, 0, 0, "silu", 0),
-    (1, 320, 300, 0, 1, 0, "relu", 1),  # one row, more steps than stages
-    (70, 33, 67, 0, 1, 0, "relu_squared", 1),  # pitches that TMA cannot take
-    (33, 70, 131, 1, 0, 0, "none", 1),
-    (20, 0, 30, 0, 0, 0, "none", 1),  # an empty sum: the epilogue alone
-    (600, 96, 520, 0, 1, 0, "none", 0),  # more tiles than clusters: persistent
-]
 
 
 @pytest.mark.parametrize("case", GEMMS, ids=lambda case: "x".join(map(str, case)))
