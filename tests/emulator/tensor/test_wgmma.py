@@ -158,8 +158,14 @@ def test_scales(native, negate_a, negate_b):
     case = Case(native, "bf16", "bf16", "f32", 40, plain(64, A_AT), plain(40, B_AT))
     _, got = case.run(negate_a=negate_a, negate_b=negate_b)
     np.testing.assert_array_equal(got, case.want(1.0 if negate_a == negate_b else -1.0))
+
+
+@pytest.mark.parametrize("a, b, d", TYPES)
+def test_without_accumulation_the_old_d_is_not_read(native, a, b, d):
+    case = Case(native, a, b, d, 48, plain(64, A_AT), plain(48, B_AT))
     _, got = case.run(accumulate=False)
     np.testing.assert_array_equal(got, case.want(accumulate=False))
+    assert (got != case.want()).any()
 
 
 @pytest.mark.parametrize("satfinite", [False, True])
