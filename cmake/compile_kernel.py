@@ -180,14 +180,20 @@ def compile_kernel(
 
 
 def compile_cached(source: Path, name: str, cache: Path, toolchain: Toolchain, flags: Sequence[str] = ()) -> Path:
-    """For tests: the folder that holds the compiled `source`, keyed by everything that goes into it."""
+    """For tests: the folder that holds the compiled `source`, keyed by everything that goes into it. Of processes that
+    ask at the same time, one compiles."""
     key = hashlib.sha256(repr((toolchain.version, NVCC_FLAGS, PTXAS_FLAGS, tuple(flags))).encode())
     headers = [*(ROOT / "csrc/tk").glob("*"), *source.parent.glob("*.h")]
     for part in [Path(__file__), source, *sorted(headers)]:
         key.update(part.read_bytes())
     out = cache / f"{name}-{key.hexdigest()[:16]}"
-    if not (out / f"{name}.json").exists():
-        compile_kernel(source, name, out, toolchain, flags=flags)
+    import fcntl  # not on every system that builds
+
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / f"{name}.json").exists():
+            compile_kernel(source, name, out, toolchain, flags=flags)
     return out
 
 

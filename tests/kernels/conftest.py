@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -12,26 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / "build" / "test_cache"
-
-# Dynamic shared memory of the examples that take some: sizeof(Shared), compared with the compiler in test_budgets.py.
-SHARED = {"level4_gemm_pipelined": 197632, "level5_gemm_specialised": 214016}
-
-# GEMMs worth trying on every machine.
-GEMMS = [
-    # m, k, n, A transposed, B transposed, padding, activation, bias and residual
-    (64, 64, 64, 0, 1, 0, "none", 0),
-    (130, 200, 264, 0, 0, 0, "gelu", 1),  # tails in every dimension
-    (136, 72, 130, 1, 1, 6, "gelu_tanh", 1),
-    (136, 72, 136, 1, 0, 0, "silu", 0),
-    (1, 320, 300, 0, 1, 0, "relu", 1),  # one row, more steps than stages
-    (70, 33, 67, 0, 1, 0, "relu_squared", 1),  # pitches that TMA cannot take
-    (33, 70, 131, 1, 0, 0, "none", 1),
-    (20, 0, 30, 0, 0, 0, "none", 1),  # an empty sum: the epilogue alone
-    (600, 96, 520, 0, 1, 0, "none", 0),  # more tiles than clusters: persistent
-]
+from kernel_cases import CACHE, MACHINE, ROOT
 
 
 def _script() -> ModuleType:
@@ -83,8 +65,11 @@ def host_program():
         for path in [*files, *sorted(headers)]:
             key.update(path.read_bytes())
         out = CACHE / f"{name}-{key.hexdigest()[:16]}"
-        if not out.exists():
-            CACHE.mkdir(parents=True, exist_ok=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with open(CACHE / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of test processes that ask at the same time, one compiles
+            if out.exists():
+                return out
             part = out.with_suffix(f".{os.getpid()}")
             subprocess.run(
                 [compiler, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{ROOT / 'csrc'}",
@@ -95,15 +80,6 @@ def host_program():
         return out
 
     return build
-
-
-MACHINE = (
-    "tests/kernels/machine_main.cpp",
-    "csrc/runtime/machine.cpp",
-    "csrc/runtime/driver_machine.cpp",
-    "csrc/runtime/emulator_machine.cpp",
-    "csrc/kernels/gemm/launch.cpp",
-)
 
 
 @pytest.fixture(scope="session")

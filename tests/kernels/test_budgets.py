@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from conftest import ROOT, SHARED
+from kernel_cases import ROOT, SHARED
 
 from tkpy import build_info
 

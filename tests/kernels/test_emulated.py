@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import CACHE, GEMMS
+from kernel_cases import CACHE, GEMMS
 
 SCALE = """
 struct Params { const float* x; float* y; float factor; int n; };

@@ -1,7 +1,7 @@
 """The GEMM ladder, run by the emulator under all checks, against float64."""
 
 import pytest
-from conftest import SHARED
+from kernel_cases import SHARED
 
 torch = pytest.importorskip("torch")
 emulator = pytest.importorskip("tkpy.emulator")

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from conftest import GEMMS
+from kernel_cases import GEMMS
 
 pytestmark = pytest.mark.gpu
 

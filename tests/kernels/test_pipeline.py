@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CACHE, ROOT
+from kernel_cases import CACHE, ROOT
 
 SCRIPT = ROOT / "cmake" / "compile_kernel.py"
 LEVEL1 = ROOT / "csrc/examples/level1_copy_tile.cu"

@@ -1,7 +1,7 @@
 """The tile primitives in the emulator, one at a time, against float64. Findings fail a test."""
 
 import pytest
-from conftest import CACHE, ROOT
+from kernel_cases import CACHE, ROOT
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
