@@ -51,16 +51,29 @@ constexpr ShapeRow kShapes[] = {
     {16, 16, [](Type t) { return t == Type::f64; }, false, Type::f64},
 };
 
-// Registers of one operand to a row-major [rows][k] matrix, as floats. B is stored [n][k], so both have their k inside.
-void unpack(Type type, u32 halves, u32 k, u32 registers, const u32* const* from, float* matrix) {
-  const u32 e = per_register(type_bits(type));
-  float wide[kLanes * 8];
+// Registers of A or B straight into the order of gemm.h (pack_a, pack_b): this is the inner loop of mma.sync.
+template <u32 e, class Put>
+void spread(u32 halves, u32 registers, const float* wide, Put&& put) {
   for (u32 reg = 0; reg < registers; ++reg) {
-    widen_packed(type, reinterpret_cast<const u8*>(from[reg]), kLanes * e, wide);
     for (u32 lane = 0; lane < kLanes; ++lane) {
-      const u32 row = lane / 4 + 8 * (reg % halves), col = (reg / halves * 4 + lane % 4) * e;
-      std::memcpy(matrix + row * k + col, wide + lane * e, e * sizeof(float));
+      const u32 row = lane / 4 + 8 * (reg % halves), first = (reg / halves * 4 + lane % 4) * e;
+      for (u32 i = 0; i < e; ++i) put(row, first + i, wide[(reg * kLanes + lane) * e + i]);
     }
+  }
+}
+
+template <class Put>
+void unpack(Type type, u32 halves, u32 registers, const u32* const* from, Put&& put) {
+  const u32 e = per_register(type_bits(type));
+  float wide[4 * kLanes * 8];
+  for (u32 reg = 0; reg < registers; ++reg) {
+    widen_packed(type, reinterpret_cast<const u8*>(from[reg]), kLanes * e, wide + reg * kLanes * e);
+  }
+  switch (e) {
+    case 1: return spread<1>(halves, registers, wide, put);
+    case 2: return spread<2>(halves, registers, wide, put);
+    case 4: return spread<4>(halves, registers, wide, put);
+    default: return spread<8>(halves, registers, wide, put);
   }
 }
 
@@ -76,14 +89,17 @@ void unpack_bits(u32 halves, u32 registers, const u32* const* from, u32 (*matrix
 using Accumulators = float[4][kLanes];
 
 void multiply(const MmaOp& op, const u32* const* a, const u32* const* b, Accumulators& acc) {
-  float am[16 * kMaxK] = {}, bm[8 * kMaxK], ap[16 * kMaxK * 4], bp[8 * kMaxK];
+  alignas(32) float pa[16 * kMaxK * 4], pb[8 * kMaxK];
+  const u32 k = op.k, halves = op.m / 8;
   const MmaRegisters count = mma_registers(op);
-  unpack(op.a, op.m / 8, op.k, count.a, a, am);
-  unpack(op.b, 1, op.k, count.b, b, bm);
-  pack_a(16, op.k, am, ap);
-  pack_b(8, op.k, bm, bp);
+  if (halves == 1) std::memset(pa + k * 32, 0, k * 32 * sizeof(float));  // rows 8..15 do not exist
+  unpack(op.a, halves, count.a, a, [&](u32 row, u32 i, float value) {
+    float* to = pa + (row / 2 * k + i) * 8 + row % 2 * 4;
+    to[0] = to[1] = to[2] = to[3] = value;
+  });
+  unpack(op.b, 1, count.b, b, [&](u32 col, u32 i, float value) { pb[(col % 2 * k + i) * 4 + col / 2] = value; });
   float* rows[4] = {acc[0], acc[1], acc[2], acc[3]};
-  fragment_gemm(1, 8, op.k, ap, bp, rows);
+  fragment_gemm(1, 8, k, pa, pb, rows);
 }
 
 void multiply_bits(const MmaOp& op, const u32* const* a, const u32* const* b, Accumulators& acc) {

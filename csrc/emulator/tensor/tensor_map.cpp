@@ -272,8 +272,11 @@ std::string tile_reduce_reason(const TensorMap& map, ReduceOp op) {
 }
 
 void tile_load(const TensorMap& map, const i32* coordinates, u32 shared, const SharedBytes& memory) {
+  const bool plain = map.type != MapType::f32_ftz && map.type != MapType::tf32 && map.type != MapType::tf32_ftz;
   for_each_run(map, coordinates, shared, [&](const TileRun& run) {
-    if (run.inside) {
+    if (run.inside && plain && run.bytes == 16) {
+      std::memcpy(memory.at(run.shared), reinterpret_cast<const u8*>(run.global), 16);
+    } else if (run.inside) {
       load_run(map, reinterpret_cast<const u8*>(run.global), memory.at(run.shared), run.bytes);
     } else {
       fill_run(map, memory.at(run.shared), run.bytes);
