@@ -10,6 +10,7 @@
 #include "emulator/tensor/numbers.h"
 #include "emulator/tensor/tensor_map.h"
 #include "emulator/tensor/wgmma.h"
+#include "emulator/tensor/wmma.h"
 
 namespace py = pybind11;
 using namespace tkpy::emulator;
@@ -154,6 +155,44 @@ void bind_mma(py::module_& m) {
     Array<double> d = copy(c);
     mma_f64(mma_op(mm, n, k, "f64", "f64", "f64", false, false), rows<const double>(a).data(),
             rows<const double>(b).data(), rows<const double>(d).data(), rows<double>(d).data());
+    return d;
+  });
+}
+
+WmmaOp wmma_op(const py::kwargs& k) {
+  const auto type = [&](const char* name) { return named(k[name].cast<std::string>()); };
+  const auto flag = [&](const char* name) { return k.contains(name) && k[name].cast<bool>(); };
+  return {k["m"].cast<u32>(), k["n"].cast<u32>(), k["k"].cast<u32>(), type("a"),         type("b"),
+          type("c"),          type("d"),          flag("satfinite"),  flag("xor_popc")};
+}
+
+void bind_wmma(py::module_& m) {
+  m.def("wmma_reason", [](const py::kwargs& k) { return wmma_reason(wmma_op(k)); });
+  // [register, lane, element, (row, col)]
+  m.def("wmma_cells", [](u32 matrix, const std::string& name, const py::kwargs& k) {
+    const WmmaOp op = wmma_op(k);
+    const auto which = static_cast<WmmaMatrix>(matrix);
+    const u32 registers = wmma_registers(op, which, named(name)), elements = wmma_elements(named(name), which);
+    py::array_t<u32> out({registers, kLanes, elements, 2u});
+    u32* to = out.mutable_data();
+    for (u32 i = 0; i < registers * kLanes * elements; ++i) {
+      const u32 reg = i / (kLanes * elements), lane = i / elements % kLanes;
+      const Cell at = wmma_cell(op, which, named(name), lane, reg, i % elements);
+      to[2 * i] = at.row;
+      to[2 * i + 1] = at.col;
+    }
+    return out;
+  });
+  m.def("wmma", [](Array<u32> a, Array<u32> b, Array<u32> c, u32 d_registers, const py::kwargs& k) {
+    Array<u32> d({d_registers, kLanes});
+    wmma(wmma_op(k), rows<const u32>(a).data(), rows<const u32>(b).data(), rows<const u32>(c).data(),
+         rows<u32>(d).data());
+    return d;
+  });
+  m.def("wmma_f64", [](Array<double> a, Array<double> b, const Array<double>& c) {
+    Array<double> d = copy(c);
+    wmma_f64({8, 8, 4, Type::f64, Type::f64, Type::f64, Type::f64}, rows<const double>(a).data(),
+             rows<const double>(b).data(), rows<const double>(d).data(), rows<double>(d).data());
     return d;
   });
 }
@@ -391,6 +430,7 @@ PYBIND11_MODULE(tensor_native, m) {
   bind_numbers(m);
   bind_fragments(m);
   bind_mma(m);
+  bind_wmma(m);
   bind_descriptor(m);
   bind_wgmma(m);
   bind_bulk(m);
