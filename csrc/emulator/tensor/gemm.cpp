@@ -86,16 +86,24 @@ Octet choose() {
   return octet_plain;
 }
 
-}  // namespace
-
-void fragment_gemm(u32 warps, u32 n, u32 k, const float* packed_a, const float* packed_b, float* const* d) {
-  static const Octet octet = choose();
+void run(Octet octet, u32 warps, u32 n, u32 k, const float* packed_a, const float* packed_b, float* const* d) {
   for (u32 warp = 0; warp < warps; ++warp) {
     for (u32 part = 0; part < 8; ++part) {
       const float* a = packed_a + (std::size_t{warp} * 8 + part) * k * 8;
       octet(n, k, a, packed_b, d + std::size_t{warp} * (n / 2), part / 4, part % 4);
     }
   }
+}
+
+}  // namespace
+
+void fragment_gemm(u32 warps, u32 n, u32 k, const float* packed_a, const float* packed_b, float* const* d) {
+  static const Octet octet = choose();
+  run(octet, warps, n, k, packed_a, packed_b, d);
+}
+
+void fragment_gemm_portable(u32 warps, u32 n, u32 k, const float* packed_a, const float* packed_b, float* const* d) {
+  run(octet_plain, warps, n, k, packed_a, packed_b, d);
 }
 
 }  // namespace tkpy::emulator::tensor

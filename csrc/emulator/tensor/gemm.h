@@ -18,4 +18,7 @@ void pack_b(u32 n, u32 k, const float* b, float* packed);
 // narrow types are exact in f32 up to range, so only the order and rounding of the sums can differ from a GPU.
 void fragment_gemm(u32 warps, u32 n, u32 k, const float* packed_a, const float* packed_b, float* const* d);
 
+// The same bits on any host; fragment_gemm takes it where there is no AVX2.
+void fragment_gemm_portable(u32 warps, u32 n, u32 k, const float* packed_a, const float* packed_b, float* const* d);
+
 }  // namespace tkpy::emulator::tensor

@@ -128,3 +128,17 @@ def test_xor_popc(native):
 )
 def test_reasons(native, m, n, k, a, b, d, satfinite, why):
     assert why in native.mma_reason(m, n, k, a, b, d, satfinite, False)
+
+
+@pytest.mark.parametrize("n", [8, 24, 64, 104])
+def test_the_vector_kernel_gives_the_bits_of_the_portable_one(native, n):
+    """Random reals, with subnormal and infinite sums among them: every rounding must agree."""
+    rng = np.random.default_rng(n)
+    a, b = (rng.standard_normal(s).astype(np.float32) for s in ((64, 16), (n, 16)))
+    a[3], a[20], b[5] = a[3] * np.float32(1e-30), np.inf, b[5] * np.float32(1e-12)
+    c = rng.standard_normal((4 * n // 2, 32)).astype(np.float32)
+    got, want = (native.fragment_gemm(a, b, c, portable) for portable in (False, True))
+    np.testing.assert_array_equal(got, want)
+    finite = np.isfinite(want)
+    assert finite.any()
+    assert not finite.all()
