@@ -57,6 +57,7 @@ class Decoder {
   void list_more(Op& op, const Operand& o, Type type, bool def);
   void address(Op& op, const Operand& o, Space space, u32 slot = 0);
   u32 temp(u32 bits);
+  void address_row(Op& op, u32 slot, const Operand& o);  // the address itself as operand; sets bit `slot` of op.f
   void ref(Ref::Field field, u32 index, u32 vreg, bool def);
   void symbol_value(Op& op, u32 slot, const Operand& o, bool wide);
   Round rounding();
@@ -76,6 +77,12 @@ class Decoder {
   bool decode_sync();
   bool decode_matrix();
   bool decode_async();
+  bool decode_mbarrier();
+  bool decode_bulk();
+  bool decode_wgmma();
+  bool decode_tensormap();
+  bool decode_store_async();
+  void pin(std::size_t first_pending);
   void binary(Alu op, Type type, u32 flags);
   void alu(const AluKey& key, u32 sources, Op op = Op{});
   void load_store(bool load);

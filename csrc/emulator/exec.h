@@ -50,15 +50,28 @@ void exec_assertfail(Exec& x, const Op& op, u32 mask);
 void exec_barrier(Exec& x, const Op& op, u32 mask);
 void exec_cluster_arrive(Exec& x, const Op& op, u32 mask);
 void exec_cluster_wait(Exec& x, const Op& op, u32 mask);
-// mbarriers (exec_mbarrier.cpp)
+// mbarriers (exec_mbarrier.cpp): s[0] address (f bit 0: 64 bits), s[1] count, bytes, token or parity; s[2] second count
+enum class MbarrierOp : u8 { init, inval, arrive, expect_tx, complete_tx, test_wait, try_wait, pending_count, cp_async_arrive };
 void exec_mbarrier(Exec& x, const Op& op, u32 mask);
 // matrices (exec_matrix.cpp)
-void exec_ldmatrix(Exec& x, const Op& op, u32 mask);
+void exec_ldmatrix(Exec& x, const Op& op, u32 mask);   // a: matrices, b: transposed
 void exec_stmatrix(Exec& x, const Op& op, u32 mask);
-void exec_mma(Exec& x, const Op& op, u32 mask);
-// cp.async (exec_async.cpp)
+void exec_mma(Exec& x, const Op& op, u32 mask);        // imm: Function::mma_ops
+// wgmma (exec_wgmma.cpp)
+void exec_wgmma(Exec& x, const Op& op, u32 mask);      // imm: Function::wgmma_ops
+void exec_wgmma_commit(Exec& x, const Op& op, u32 mask);
+void exec_wgmma_wait(Exec& x, const Op& op, u32 mask);
+// asynchronous copies (exec_async.cpp): rows s[0] destination, s[1] source, s[2] mbarrier, s[3] size or value, s[4] CTA
+// mask; bit i of f: s[i] is 64 bits wide
 void exec_cp_async(Exec& x, const Op& op, u32 mask);
-void exec_cp_async_group(Exec& x, const Op& op, u32 mask);
+void exec_async_commit(Exec& x, const Op& op, u32 mask);  // a: 0 cp.async, 1 bulk
+void exec_async_wait(Exec& x, const Op& op, u32 mask);    // a as above; imm: groups that may remain; b: .read
+void exec_bulk_copy(Exec& x, const Op& op, u32 mask);     // a BulkKind; b multicast; c, e: reduction, type
+void exec_bulk_tensor(Exec& x, const Op& op, u32 mask);   // a: 0 load, 1 store, 2 reduce; list: coordinates
+void exec_tensormap_replace(Exec& x, const Op& op, u32 mask);
+void exec_tensormap_copy(Exec& x, const Op& op, u32 mask);
+void exec_store_async(Exec& x, const Op& op, u32 mask);
+enum class BulkKind : u8 { global_to_shared, shared_to_shared, shared_to_global };
 
 enum class AccessKind : u8 { read, write, atomic };
 

@@ -7,6 +7,7 @@
 #include <bit>
 
 #include "exec.h"
+#include "tensor/mbarrier.h"
 
 namespace tkpy::emulator {
 
@@ -49,6 +50,7 @@ Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u
 void release_lanes(Warp& w, Frame* frame, u32 lanes) {
   frame->live &= ~lanes;
   if (frame->live) return;
+  cancel_wgmma(w, frame);
   for (std::size_t i = w.frames.size(); i-- > 0;) {
     if (w.frames[i].get() != frame) continue;
     if (w.spare.size() < 4) w.spare.push_back(std::move(w.frames[i]));
@@ -151,6 +153,58 @@ void Exec::report(Check check, const Op& op, u32 lane, std::string message, cons
   cluster->add_finding(std::move(f), key);
 }
 
+void Cluster::report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message) {
+  if (check_is_fatal(check)) stopped = true;
+  const bool always = check_is_fatal(check) || check == Check::out_of_bounds || check == Check::misaligned;
+  if (!always && !(launch->config->checks >> static_cast<u32>(check) & 1)) return;
+  Finding f;
+  f.check = check;
+  f.message = std::move(message);
+  f.site = make_site(*launch, key, warp.cta->linear, warp.index, lane);
+  add_finding(std::move(f), std::to_string(static_cast<u32>(check)) + "/" + std::to_string(key.function) + "/" + std::to_string(key.op));
+}
+
+// ---- agents ------------------------------------------------------------------------------------------------------------
+
+u64 Cluster::add_agent(std::function<bool(Agent&)> work) {
+  agents.push_back({next_agent, false, std::move(work)});
+  ++progress;
+  return next_agent++;
+}
+
+bool Cluster::agents_done(const std::vector<u64>& ids, bool read_only) const {
+  for (u64 id : ids)
+    for (const Agent& a : agents)
+      if (a.id == id && !(read_only && a.has_read)) return false;
+  return true;
+}
+
+bool Cluster::run_agent() {
+  const u32 copies = static_cast<u32>(agents.size());
+  const u32 first = random(copies + 1);
+  if (first == copies && run_wgmma(*this)) return true;
+  for (u32 i = 0; i < copies; ++i) {
+    const std::size_t at = (first + i) % copies;
+    const bool had_read = agents[at].has_read;
+    Agent agent = std::move(agents[at]);  // the step may add agents
+    agents[at].id = agent.id;
+    agents[at].has_read = agent.has_read;
+    const bool done = agent.step(agent);
+    if (done) {
+      agents.erase(agents.begin() + static_cast<std::ptrdiff_t>(at));
+      ++progress;
+      return true;
+    }
+    const bool moved = agent.has_read != had_read;
+    agents[at] = std::move(agent);
+    if (moved) {
+      ++progress;
+      return true;
+    }
+  }
+  return run_wgmma(*this);
+}
+
 void Cluster::add_finding(Finding finding, const std::string& key) {
   constexpr std::size_t kMostFindings = 200;
   const auto [entry, fresh] = finding_index.try_emplace(key, static_cast<u32>(findings.size()));
@@ -194,11 +248,10 @@ bool Cluster::ready(Warp& w, Group& g) {
     }
     case Wait::barrier: return w.cta->barriers[g.wait.id].generation != g.wait.phase;
     case Wait::cluster_barrier: return cluster_phase >= g.wait.phase;
-    case Wait::mbarrier: {
-      Cta& owner = ctas[static_cast<std::size_t>(g.wait.address >> 32)];
-      const auto found = owner.mbarriers.find(static_cast<u32>(g.wait.address));
-      return g.timed_out || found == owner.mbarriers.end() || !found->second.valid || found->second.phase != g.wait.phase;
-    }
+    case Wait::mbarrier: return g.timed_out || mbarrier_ready(*this, g.wait);
+    case Wait::cp_async:
+    case Wait::bulk: return async_ready(*this, w, g.wait, g.mask);
+    case Wait::wgmma: return w.cta->warpgroups[w.index / 4].done >= g.wait.phase;
   }
   return true;
 }
@@ -404,13 +457,17 @@ Warp* Cluster::pick() {
 
 bool Cluster::step() {
   if (stopped) return false;
+  // Asynchronous work lands early, late or in between, as the seed's policy has it.
+  const bool eager = (policy_ & 1) != 0;
+  if (random(eager ? 2 : 12) == 0) run_agent();
   if (Warp* w = pick()) {
     // A rushed warp that spins must not keep the others out for ever.
     if (policy_ == 3 && random(16) == 0) favourite_ = random(static_cast<u32>(warps.size()));
     run_warp(*w);
     return !stopped;
   }
-  if (std::none_of(warps.begin(), warps.end(), [](const Warp* w) { return w->alive != 0; })) return false;
+  if (run_agent()) return !stopped;
+  if (stopped || std::none_of(warps.begin(), warps.end(), [](const Warp* w) { return w->alive != 0; })) return false;
   if (wake_timeouts()) return true;
   report_deadlock();
   return false;
@@ -452,14 +509,15 @@ std::string Cluster::describe_wait(const Warp& w, const Group& g) const {
     case Wait::cluster_barrier: return "barrier.cluster: " + std::to_string(cluster_arrived) + " threads have arrived";
     case Wait::mbarrier: {
       const Cta& owner = ctas[static_cast<std::size_t>(g.wait.address >> 32)];
-      const auto m = owner.mbarriers.find(static_cast<u32>(g.wait.address));
-      std::string text = "mbarrier at shared address " + std::to_string(static_cast<u32>(g.wait.address)) + " of CTA rank " +
-                         std::to_string(owner.rank);
-      if (m != owner.mbarriers.end())
-        text += ": phase " + std::to_string(m->second.phase) + ", " + std::to_string(m->second.pending) + " of " +
-                std::to_string(m->second.expected) + " arrivals pending, " + std::to_string(m->second.tx) + " bytes pending";
-      return text;
+      const u32 offset = static_cast<u32>(g.wait.address);
+      u64 object;
+      std::memcpy(&object, owner.shared.data.data() + (offset - kSharedBase), 8);
+      return "the mbarrier at shared address " + std::to_string(offset) + " of CTA rank " + std::to_string(owner.rank) + ": " +
+             tensor::mbarrier_describe(object) + (g.wait.id ? "; waiting for parity " + std::to_string(g.wait.phase) : "");
     }
+    case Wait::cp_async: return "cp.async groups";
+    case Wait::bulk: return "bulk groups";
+    case Wait::wgmma: return "wgmma groups: not all four warps of the warpgroup have issued them";
     default: return "nothing";
   }
 }
@@ -468,7 +526,7 @@ void Cluster::report_deadlock() {
   std::string text = "no warp can run:";
   Finding f;
   f.check = Check::deadlock;
-  bool first = true, warp_level = false, cta_level = false;
+  bool first = true, warp_level = false;
   u32 shown = 0;
   for (const Warp* w : warps) {
     for (const Group& g : w->groups) {
@@ -476,7 +534,6 @@ void Cluster::report_deadlock() {
       const Site s = make_site(*launch, {g.frame->fn->function->index, op}, w->cta->linear, w->index,
                                static_cast<u32>(std::countr_zero(g.mask)));
       warp_level |= g.wait.kind == Wait::warp_sync || g.wait.kind == Wait::warp_barrier;
-      cta_level |= g.wait.kind == Wait::barrier;
       if (first) f.site = s;
       first = false;
       if (++shown > 64) continue;
@@ -494,7 +551,6 @@ void Cluster::report_deadlock() {
                 "lane it names";
     add_finding(std::move(d), "divergence");
   }
-  (void)cta_level;
   add_finding(std::move(f), "deadlock");
   stopped = true;
 }

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -74,6 +75,10 @@ struct LaunchResult {
   u64 warp_instructions = 0, thread_instructions = 0;
 };
 
+struct SiteKey {
+  u32 function, op;
+};
+
 struct Frame {
   const LinkedFunction* fn = nullptr;
   Frame* parent = nullptr;
@@ -89,7 +94,7 @@ struct Frame {
 };
 
 struct Wait {
-  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier } kind = none;
+  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier, cp_async, bulk, wgmma } kind = none;
   u32 id = 0;       // barrier id, member mask or group count
   u64 phase = 0;    // generation waited for
   u64 address = 0;
@@ -113,6 +118,15 @@ void join(Clock& into, const Clock& from);
 struct Cta;
 struct Cluster;
 
+// Asynchronous operations issued by a warp's lanes: those not yet committed, and committed groups in order.
+struct AsyncGroups {
+  struct Entry {
+    u32 lanes;
+    std::vector<u64> agents;
+  };
+  std::vector<Entry> open, groups;
+};
+
 struct Warp {
   Cta* cta = nullptr;
   u32 index = 0;          // within the CTA
@@ -130,9 +144,9 @@ struct Warp {
   std::array<u64, kLanes> cluster_arrivals{};  // phase + 1 that each lane last arrived at
   u64 executed = 0;
   u32 region_hint = 0;
-  // cp.async: bytes of copies not yet committed, and committed groups, per warp (PTX ISA 9.7.9.25.3)
-  std::vector<u32> cp_open;
-  std::vector<std::vector<u32>> cp_groups;
+  AsyncGroups async[2];             // of cp.async and of bulk copies
+  u64 wgmma_issued = 0;
+  std::vector<u64> wgmma_groups;    // for each committed group, how many had been issued
 };
 
 // Last accesses of one aligned 4-byte cell of shared memory.
@@ -169,13 +183,24 @@ struct Barrier {
   u32 first_op = 0;
 };
 
-struct Mbarrier {
-  bool valid = false;
-  u32 expected = 0, pending = 0;
-  i64 tx = 0;
-  u64 phase = 0;        // completed phases
-  Clock clock, done_clock;
-  u32 init_site = 0;
+// What happens-before needs to know about an mbarrier; its state is its own 64 bits of shared memory.
+struct MbarrierClocks {
+  Clock arriving, done;
+};
+
+// One wgmma of a warpgroup: it runs when all four warps have issued it, at some time before the wait that covers it.
+struct PendingWgmma {
+  const tensor::WgmmaOp* op = nullptr;
+  SiteKey site{};
+  u32 arrived = 0;
+  u64 descriptor_a[4] = {}, descriptor_b[4] = {};
+  u32 accumulate = 0;              // bit per warp
+  Frame* frames[4] = {};
+  std::vector<u32*> a[4], d[4];    // rows of each warp
+};
+struct Warpgroup {
+  std::vector<PendingWgmma> queue; // in order of issue, from number `done` on
+  u64 done = 0;
 };
 
 struct Cta {
@@ -186,15 +211,12 @@ struct Cta {
   u32 shared_bytes = 0;
   SharedMemory shared;
   std::array<Barrier, 16> barriers;
-  std::unordered_map<u32, Mbarrier> mbarriers;
+  std::unordered_map<u32, MbarrierClocks> mbarriers;  // by offset
+  std::vector<Warpgroup> warpgroups;
   std::vector<Warp> warps;
 };
 
 struct Launch;
-
-struct SiteKey {
-  u32 function, op;
-};
 
 // The state of a group being run, and the services its handlers use.
 struct Exec {
@@ -256,7 +278,20 @@ struct Cluster {
   u64 cluster_phase = 0;
   Clock cluster_clock, cluster_done_clock;
 
+  // Copies under way. step() does a piece of the work and returns true when all is done.
+  struct Agent {
+    u64 id;
+    bool has_read = false;    // the source may be reused
+    std::function<bool(Agent&)> step;
+  };
+  std::vector<Agent> agents;
+  u64 next_agent = 1;
+
   void start();
+  u64 add_agent(std::function<bool(Agent&)> work);
+  bool agents_done(const std::vector<u64>& ids, bool read_only) const;
+  bool run_agent();           // one step of one of them, chosen by the seed; false when there is none
+  void report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message);
   bool step();                // runs one warp for one turn; false when everything has ended or stopped
   u32 random(u32 below);
   void add_finding(Finding finding, const std::string& key);
@@ -288,6 +323,14 @@ struct Launch {
   u32 cluster_ctas = 1;
 };
 
+// wgmma (exec_wgmma.cpp)
+bool run_wgmma(Cluster& cluster);
+void cancel_wgmma(Warp& w, const Frame* frame);
+// asynchronous copies (exec_async.cpp)
+bool async_ready(const Cluster& cluster, const Warp& w, const Wait& wait, u32 lanes);
+// mbarriers (exec_mbarrier.cpp)
+bool mbarrier_ready(const Cluster& cluster, const Wait& wait);
+void mbarrier_complete(Cluster& cluster, const SiteKey& site, const Warp& warp, Cta& cta, u32 offset, u32 bytes);
 // Frames
 Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u32 local_base);
 void release_lanes(Warp& w, Frame* frame, u32 lanes);

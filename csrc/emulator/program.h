@@ -6,6 +6,9 @@
 #pragma once
 
 #include "ast.h"
+#include "tensor/mma.h"
+#include "tensor/tensor_map.h"
+#include "tensor/wgmma.h"
 
 namespace tkpy::emulator {
 
@@ -90,6 +93,8 @@ struct Function {
   std::vector<Constant> constants;
   std::vector<Relocation> relocations;
   std::vector<CallSite> calls;
+  std::vector<tensor::MmaOp> mma_ops;
+  std::vector<tensor::WgmmaOp> wgmma_ops;
   std::vector<u32> callees;
   bool has_indirect_call = false;
   bool talks_across_ctas = false;  // global atomics, strong accesses: CTAs then run in one host thread
