@@ -36,6 +36,34 @@ py::dict finding_dict(const Finding& f) {
   return d;
 }
 
+// A tensor map of tiled mode; dimensions innermost first, as the driver has them. Raises ValueError with the broken rule.
+py::bytes encode_map(const std::string& type, u64 address, const std::vector<u64>& dims, const std::vector<u64>& strides,
+                     const std::vector<u32>& box, const std::vector<u32>& element_strides, u32 swizzle) {
+  if (dims.empty() || dims.size() > tensor::kMaxRank) throw py::value_error("a tensor map has 1 to 5 dimensions");
+  if (strides.size() + 1 != dims.size() || box.size() != dims.size() || element_strides.size() != dims.size())
+    throw py::value_error("box and element_strides need one number for each dimension");
+  tensor::TensorMap map;
+  bool known = false;
+  for (u32 i = 0; i <= static_cast<u32>(tensor::MapType::tf32_ftz) && !known; ++i) {
+    map.type = static_cast<tensor::MapType>(i);
+    known = type == tensor::map_type_name(map.type);
+  }
+  if (!known) throw py::value_error("a tensor map has no elements of type " + type);
+  map.rank = static_cast<u32>(dims.size());
+  map.address = address;
+  for (u32 i = 0; i < map.rank; ++i) {
+    map.dim[i] = dims[i], map.box[i] = box[i], map.element_stride[i] = element_strides[i];
+    if (i) map.stride[i - 1] = strides[i - 1];
+  }
+  if (swizzle != 0 && swizzle != 32 && swizzle != 64 && swizzle != 128) throw py::value_error("swizzle must be 0, 32, 64 or 128");
+  map.swizzle = swizzle == 128 ? tensor::Swizzle::b128 : swizzle == 64 ? tensor::Swizzle::b64
+                : swizzle == 32 ? tensor::Swizzle::b32 : tensor::Swizzle::none;
+  if (const std::string why = tensor::tensor_map_reason(map); !why.empty()) throw py::value_error("tensor map: " + why);
+  u8 bytes[tensor::kTensorMapBytes];
+  tensor::encode_tensor_map(map, bytes);
+  return py::bytes(reinterpret_cast<const char*>(bytes), sizeof bytes);
+}
+
 // A loaded module and the kernels linked so far.
 class PyModule {
  public:
@@ -157,10 +185,11 @@ class PyModule {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "tkpy's compiled part";
-  static py::exception<PtxError> ptx_error(m, "PtxError", PyExc_ValueError);
+  py::register_exception<PtxError>(m, "PtxError", PyExc_ValueError);
   py::list names;
   for (u32 i = 0; i < static_cast<u32>(Check::count); ++i) names.append(check_name(static_cast<Check>(i)));
   m.attr("CHECKS") = names;
+  m.def("encode_tensor_map", &encode_map);
   py::class_<PyModule>(m, "EmulatorModule")
       .def(py::init<const std::string&>())
       .def("functions", &PyModule::functions)

@@ -11,7 +11,7 @@ What is modelled, and how the emulator decides where the PTX ISA leaves room: do
 
 from __future__ import annotations
 
-from tkpy.emulator.arguments import Param
+from tkpy.emulator.arguments import Param, TensorMap
 from tkpy.emulator.module import CHECKS, Function, Module, Unmodelled, load
 from tkpy.emulator.run import Count, Counters, Finding, KernelError, Run, Site
 
@@ -26,6 +26,7 @@ __all__ = [
     "Param",
     "Run",
     "Site",
+    "TensorMap",
     "Unmodelled",
     "load",
 ]

@@ -73,7 +73,59 @@ def _scalar(kernel: str, param: Param, value: Any) -> bytes:
     return (number & ((1 << bits) - 1)).to_bytes(param.bytes, "little")
 
 
+class TensorMap:
+    """A tensor map (CUtensorMap, tiled mode) of an array, to be passed for a 128-byte parameter.
+
+    `box` and `element_strides` are in the array's own order of dimensions, outermost first; `swizzle` is 0, 32, 64 or
+    128 bytes. A map that the driver would refuse raises ValueError naming the rule.
+    """
+
+    def __init__(
+        self,
+        tensor: Any,
+        box: Sequence[int],
+        *,
+        swizzle: int = 0,
+        element_strides: Sequence[int] | None = None,
+    ):
+        where = memory_range(tensor)
+        if where is None:
+            raise TypeError(f"TensorMap needs a torch or numpy array, got {type(tensor).__name__}")
+        shape = [int(n) for n in tensor.shape]
+        size = int(tensor.element_size() if hasattr(tensor, "element_size") else tensor.itemsize)
+        raw = tensor.stride() if hasattr(tensor, "data_ptr") else tensor.strides
+        strides = [int(s) * (size if hasattr(tensor, "data_ptr") else 1) for s in raw]
+        steps = list(element_strides) if element_strides is not None else [1] * len(shape)
+        if len(box) != len(shape) or len(steps) != len(shape):
+            raise ValueError(f"box and element_strides need {len(shape)} numbers, as many as the array has dimensions")
+        if shape and strides[-1] != size and shape[-1] != 1:
+            raise ValueError(f"the innermost dimension must be contiguous: its stride is {strides[-1]} bytes, not {size}")
+        name = str(tensor.dtype).removeprefix("torch.")
+        if name not in _MAP_TYPES:
+            raise TypeError(f"a tensor map has no elements of type {name}; it may have {sorted(_MAP_TYPES)}")
+        from tkpy import _C
+
+        self.array = tensor
+        self.range: Range = where
+        inner = slice(None, None, -1)
+        self.encoded: bytes = _C.encode_tensor_map(
+            _MAP_TYPES[name], _array_address(tensor), shape[inner], strides[-2::-1], [int(b) for b in box][inner],
+            [int(s) for s in steps][inner], swizzle,
+        )  # fmt: skip
+
+
+_MAP_TYPES = {
+    "uint8": "u8", "int8": "u8", "bool": "u8", "float8_e4m3fn": "u8", "float8_e5m2": "u8", "uint16": "u16", "int16": "u16",
+    "uint32": "u32", "int32": "s32", "uint64": "u64", "int64": "s64", "float16": "f16", "bfloat16": "bf16",
+    "float32": "f32", "float64": "f64",
+}  # fmt: skip
+
+
 def _one(kernel: str, param: Param, value: Any) -> tuple[bytes, Range | None]:
+    if isinstance(value, TensorMap):
+        if param.bytes != 128:
+            raise TypeError(f"{kernel}: parameter {param} is no tensor map: it has {param.bytes} bytes, not 128")
+        return value.encoded, value.range
     where = memory_range(value)
     if where is not None:
         if param.is_array or param.bytes != 8:
