@@ -196,7 +196,7 @@ void gemm(Machine& machine, char** text) {
       error += (got - want) * (got - want);
       norm += want * want;
     }
-  std::printf("error %.3e guards %d\n", std::sqrt(error) / (norm > 0 ? std::sqrt(norm) : 1), x.out.buffer.guarded());
+  std::printf("relative %.3e guards %d\n", std::sqrt(error) / (norm > 0 ? std::sqrt(norm) : 1), x.out.buffer.guarded());
 }
 
 // The same, many times: for a device.

@@ -24,7 +24,7 @@ def run(machine_program):
 @pytest.mark.parametrize("case", GEMMS, ids=lambda case: "x".join(map(str, case)))
 def test_gemm_is_right_on_the_device(run, kernel_folder, case):
     lines = run("gemm", kernel_folder("kernels/gemm/kernel.cu"), *case)
-    assert not lines[-1].startswith("error"), lines
+    assert not lines[-1].startswith("error:"), lines
     error, guards = lines[-1].split()[1::2]
     assert float(error) < 4e-3
     assert guards == "1"
