@@ -16,10 +16,6 @@ u64 operand(const Exec& x, const Op& op, u32 slot, u32 lane) {
   return op.f >> slot & 1 ? x.row<u64>(op.s[slot])[lane] : x.row<u32>(op.s[slot])[lane];
 }
 
-SiteKey site_of(const Exec& x, const Op& op) {
-  return {x.frame->fn->function->index, static_cast<u32>(&op - x.frame->fn->ops.data())};
-}
-
 // Marks shared bytes as written by an agent.
 void landed(Cta& cta, u32 offset, u32 bytes) {
   SharedMemory& m = cta.shared;
@@ -118,11 +114,17 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
     x.count->bytes += u64{bytes} * pieces.size();
     count_shared(x, counted, good, bytes);
   }
-  const u64 agent = x.cluster->add_agent([pieces, bytes](Cluster::Agent&) {
+  const SiteKey site = x.site(op);
+  auto issuer = std::make_shared<Exec>(x);
+  const u64 agent = x.cluster->add_agent(x, op, pieces[0].lane, [=](Cluster::Agent&) {
+    // The copy is a write by the lane that issued it, at the time it lands (PTX ISA 9.7.9.25.3: a weak memory operation).
+    Exec late = *issuer;
+    late.late_site = &site;
     for (const Piece& p : pieces) {
-      std::memset(p.to, 0, bytes);
-      if (p.from) std::memcpy(p.to, p.from, p.bytes);
-      landed(*p.cta, p.offset, bytes);
+      std::array<u8, 16> data{};
+      if (p.from) std::memcpy(data.data(), p.from, p.bytes);
+      if (late.checked) shared_access(late, Op{}, *p.cta, p.lane, p.offset, bytes, AccessKind::write, false, data.data());
+      std::memcpy(p.to, data.data(), bytes);
     }
     return true;
   });
@@ -158,7 +160,7 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
   const auto reduction = static_cast<tensor::ReduceOp>(op.c - 1);
   const Type type = static_cast<Type>(op.e);
   Cluster* c = x.cluster;
-  const SiteKey site = site_of(x, op);
+  const SiteKey site = x.site(op);
   const Warp* warp = x.warp;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
@@ -178,7 +180,7 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
       u8* target = global_place(x, op, lane, to, bytes, true, "cp.async.bulk");
       if (!p.at || !target) continue;
       auto buffer = std::make_shared<std::vector<u8>>();
-      const u64 agent = c->add_agent([=](Cluster::Agent& a) {
+      const u64 agent = c->add_agent(x, op, lane, [=](Cluster::Agent& a) {
         if (!a.has_read) {
           buffer->assign(p.at, p.at + bytes);
           a.has_read = true;
@@ -197,7 +199,7 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
     if (!d.at || !m.at || !source) continue;
     for (Cta* cta : destinations(x, op, lane, d.cta)) {
       Cta* barrier = op.b & 1 ? cta : m.cta;
-      c->add_agent([=](Cluster::Agent&) {
+      c->add_agent(x, op, lane, [=](Cluster::Agent&) {
         apply(source, cta->shared.data.data() + (d.offset - kSharedBase));
         landed(*cta, d.offset, bytes);
         mbarrier_complete(*c, site, *warp, *barrier, m.offset, bytes);
@@ -237,7 +239,7 @@ bool runs_are_known(Exec& x, const Op& op, u32 lane, const tensor::TensorMap& ma
 
 void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
   Cluster* c = x.cluster;
-  const SiteKey site = site_of(x, op);
+  const SiteKey site = x.site(op);
   const Warp* warp = x.warp;
   const u32* list = x.frame->fn->function->lists.data() + op.list;
   const bool load = op.a == 0;
@@ -270,7 +272,7 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
       // The source is copied in the first step, as a picture of the shared memory the tile spans.
       auto picture = std::make_shared<std::vector<u8>>();
       const u32 span = tensor::tile_span(map);
-      const u64 agent = c->add_agent([=](Cluster::Agent& a) {
+      const u64 agent = c->add_agent(x, op, lane, [=](Cluster::Agent& a) {
         if (!a.has_read) {
           picture->assign(s.at, s.at + span);
           a.has_read = true;
@@ -288,7 +290,7 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
     if (!m.at) continue;
     for (Cta* cta : destinations(x, op, lane, s.cta)) {
       Cta* barrier = op.b & 1 ? cta : m.cta;
-      c->add_agent([=](Cluster::Agent&) {
+      c->add_agent(x, op, lane, [=](Cluster::Agent&) {
         tensor::tile_load(map, at.data(), s.offset, memory(*cta));
         landed(*cta, s.offset, tensor::tile_span(map));
         mbarrier_complete(*c, site, *warp, *barrier, m.offset, bytes);
@@ -327,7 +329,7 @@ void exec_tensormap_copy(Exec& x, const Op& op, u32 mask) {
 // st.async and red.async (PTX ISA 9.7.9.12, 9.7.13.6): a element bytes, list values, c reduction + 1, e type.
 void exec_store_async(Exec& x, const Op& op, u32 mask) {
   Cluster* c = x.cluster;
-  const SiteKey site = site_of(x, op);
+  const SiteKey site = x.site(op);
   const Warp* warp = x.warp;
   const u32* list = x.frame->fn->function->lists.data() + op.list;
   for (u32 rest = mask; rest; rest &= rest - 1) {
@@ -343,7 +345,7 @@ void exec_store_async(Exec& x, const Op& op, u32 mask) {
     }
     const u32 reduction = op.c;
     const Type type = static_cast<Type>(op.e);
-    c->add_agent([=](Cluster::Agent&) {
+    c->add_agent(x, op, lane, [=](Cluster::Agent&) {
       if (reduction) tensor::reduce_elements(static_cast<tensor::ReduceOp>(reduction - 1), type, data.data(), d.at, bytes);
       else std::memcpy(d.at, data.data(), bytes);
       landed(*d.cta, d.offset, bytes);

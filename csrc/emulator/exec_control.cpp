@@ -271,7 +271,10 @@ void exec_exit(Exec& x, const Op&, u32 mask) {
   }
   x.event |= Exec::regroup;
   ++x.cluster->progress;
-  if (!x.warp->alive) retry_barriers(*x.cta);
+  if (x.warp->alive) return;
+  retry_barriers(*x.cta);
+  if (std::none_of(x.cta->warps.begin(), x.cta->warps.end(), [](const Warp& w) { return w.alive != 0; }))
+    x.cluster->check_agents_of(*x.cta);
 }
 
 void exec_trap(Exec& x, const Op& op, u32 mask) {

@@ -127,9 +127,9 @@ void arrive_after_copies(Exec& x, const Op& op, u32 lane, const Place& p) {
   Cluster* c = x.cluster;
   Cta* cta = p.cta;
   const u32 offset = p.offset;
-  const SiteKey site{x.frame->fn->function->index, static_cast<u32>(&op - x.frame->fn->ops.data())};
+  const SiteKey site = x.site(op);
   const Warp* warp = x.warp;
-  c->add_agent([=](Cluster::Agent&) {
+  c->add_agent(x, op, lane, [=](Cluster::Agent&) {
     if (!c->agents_done(before, false)) return false;
     u8* at = cta->shared.data.data() + (offset - kSharedBase);
     u64 object = load(at);

@@ -105,7 +105,7 @@ void exec_wgmma(Exec& x, const Op& op, u32 mask) {
   if (g.queue.size() <= at) g.queue.resize(at + 1);
   PendingWgmma& p = g.queue[at];
   const tensor::WgmmaOp* what = &f.wgmma_ops[static_cast<std::size_t>(op.imm)];
-  const SiteKey site{f.index, static_cast<u32>(&op - x.frame->fn->ops.data())};
+  const SiteKey site = x.site(op);
   if (p.arrived && p.op != what) {
     x.report(Check::wgmma_misuse, op, lane, "the warps of a warpgroup issue different wgmma instructions", p.site, 0, 0, x.cta->linear);
     x.cluster->stopped = true;

@@ -128,6 +128,11 @@ static Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 war
   return s;
 }
 
+SiteKey Exec::site(const Op& op) const {
+  if (late_site) return *late_site;
+  return {frame->fn->function->index, static_cast<u32>(&op - frame->fn->ops.data())};
+}
+
 void Exec::report(Check check, const Op& op, u32 lane, std::string message) {
   report(check, op, lane, std::move(message), SiteKey{kNone, 0}, 0, 0, 0);
 }
@@ -139,13 +144,13 @@ void Exec::report(Check check, const Op& op, u32 lane, std::string message, cons
     event |= stop;
   }
   if (!wants(check)) return;
-  const u32 index = static_cast<u32>(&op - frame->fn->ops.data());
-  std::string key = std::to_string(static_cast<u32>(check)) + "/" + std::to_string(frame->fn->function->index) + "/" +
-                    std::to_string(index) + "/" + std::to_string(other.function) + "/" + std::to_string(other.op);
+  const SiteKey here = site(op);
+  std::string key = std::to_string(static_cast<u32>(check)) + "/" + std::to_string(here.function) + "/" + std::to_string(here.op) +
+                    "/" + std::to_string(other.function) + "/" + std::to_string(other.op);
   Finding f;
   f.check = check;
   f.message = std::move(message);
-  f.site = make_site(*launch, {frame->fn->function->index, index}, cta->linear, warp->index, lane);
+  f.site = make_site(*launch, here, cta->linear, warp->index, lane);
   if (other.function != kNone) {
     f.has_other = true;
     f.other = make_site(*launch, other, other_cta, other_warp, other_lane);
@@ -166,8 +171,8 @@ void Cluster::report_at(Check check, const SiteKey& key, const Warp& warp, u32 l
 
 // ---- agents ------------------------------------------------------------------------------------------------------------
 
-u64 Cluster::add_agent(std::function<bool(Agent&)> work) {
-  agents.push_back({next_agent, false, std::move(work)});
+u64 Cluster::add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work) {
+  agents.push_back({next_agent, x.site(op), x.warp, lane, false, std::move(work)});
   ++progress;
   return next_agent++;
 }
@@ -179,6 +184,13 @@ bool Cluster::agents_done(const std::vector<u64>& ids, bool read_only) const {
   return true;
 }
 
+void Cluster::check_agents_of(const Cta& cta) {
+  for (const Agent& a : agents) {
+    if (a.warp->cta != &cta || a.has_read) continue;
+    report_at(Check::async_in_flight, a.site, *a.warp, a.lane, "still under way when the CTA ended: nothing waited for it");
+  }
+}
+
 bool Cluster::run_agent() {
   const u32 copies = static_cast<u32>(agents.size());
   const u32 first = random(copies + 1);
@@ -187,8 +199,7 @@ bool Cluster::run_agent() {
     const std::size_t at = (first + i) % copies;
     const bool had_read = agents[at].has_read;
     Agent agent = std::move(agents[at]);  // the step may add agents
-    agents[at].id = agent.id;
-    agents[at].has_read = agent.has_read;
+    agents[at].step = nullptr;
     const bool done = agent.step(agent);
     if (done) {
       agents.erase(agents.begin() + static_cast<std::ptrdiff_t>(at));
@@ -218,10 +229,9 @@ void Cluster::add_finding(Finding finding, const std::string& key) {
 }
 
 u32 Cluster::site(const Exec& x, const Op& op) {
-  const u32 function = x.frame->fn->function->index;
-  const u32 index = static_cast<u32>(&op - x.frame->fn->ops.data());
-  const auto [entry, fresh] = site_index.try_emplace(u64{function} << 32 | index, static_cast<u32>(sites.size()));
-  if (fresh) sites.push_back({function, index});
+  const SiteKey here = x.site(op);
+  const auto [entry, fresh] = site_index.try_emplace(u64{here.function} << 32 | here.op, static_cast<u32>(sites.size()));
+  if (fresh) sites.push_back(here);
   return entry->second;
 }
 

@@ -222,6 +222,7 @@ struct Launch;
 struct Exec {
   u8* rows[2] = {nullptr, nullptr};
   u32* preds = nullptr;
+  const SiteKey* late_site = nullptr;  // of an asynchronous operation that takes effect after its instruction
   u32 pc = 0;
   u32 active = 0;
   u32 stop_pc = kNone;  // smallest pc of the other groups in this frame: stop there to merge
@@ -254,6 +255,7 @@ struct Exec {
   void report(Check check, const Op& op, u32 lane, std::string message, const SiteKey& other, u32 other_warp,
               u32 other_lane, u32 other_cta);
   bool wants(Check check) const;
+  SiteKey site(const Op& op) const;
 };
 
 struct Cluster {
@@ -281,6 +283,9 @@ struct Cluster {
   // Copies under way. step() does a piece of the work and returns true when all is done.
   struct Agent {
     u64 id;
+    SiteKey site;             // of the instruction that started it
+    Warp* warp;
+    u32 lane;
     bool has_read = false;    // the source may be reused
     std::function<bool(Agent&)> step;
   };
@@ -288,7 +293,8 @@ struct Cluster {
   u64 next_agent = 1;
 
   void start();
-  u64 add_agent(std::function<bool(Agent&)> work);
+  u64 add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work);
+  void check_agents_of(const Cta& cta);  // which has ended
   bool agents_done(const std::vector<u64>& ids, bool read_only) const;
   bool run_agent();           // one step of one of them, chosen by the seed; false when there is none
   void report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message);
