@@ -1,0 +1,47 @@
+# Kernels: csrc/kernels/<op>/kernel.cu and csrc/examples/<stem>.cu become <name>.ptx, <name>.cubin and <name>.json in
+# TKPY_KERNEL_OUTPUT, installed to tkpy/kernels. One command a kernel: cmake/compile_kernel.py. Without nvcc the
+# configuration succeeds, and toolchain.json says why there are no kernels.
+find_package(Python COMPONENTS Interpreter REQUIRED)
+
+get_filename_component(TKPY_ROOT "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+set(TKPY_KERNEL_OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/tkpy/kernels" CACHE PATH "Where compiled kernels go")
+set(TKPY_COMPILE_KERNEL "${TKPY_ROOT}/cmake/compile_kernel.py")
+file(MAKE_DIRECTORY "${TKPY_KERNEL_OUTPUT}")
+
+execute_process(COMMAND "${Python_EXECUTABLE}" "${TKPY_COMPILE_KERNEL}" --toolchain
+                OUTPUT_VARIABLE tkpy_toolchain RESULT_VARIABLE tkpy_toolchain_status OUTPUT_STRIP_TRAILING_WHITESPACE)
+file(GENERATE OUTPUT "${TKPY_KERNEL_OUTPUT}/toolchain.json" CONTENT "${tkpy_toolchain}\n")
+set(tkpy_kernel_files "${TKPY_KERNEL_OUTPUT}/toolchain.json")
+
+if(NOT tkpy_toolchain_status EQUAL 0)
+  message(STATUS "tkpy kernels: not built: nvcc not found")
+else()
+  message(STATUS "tkpy kernels: ${tkpy_toolchain}")
+  file(GLOB tkpy_kernel_sources CONFIGURE_DEPENDS "${TKPY_ROOT}/csrc/kernels/*/kernel.cu"
+       "${TKPY_ROOT}/csrc/examples/*.cu")
+  set(TKPY_KERNEL_SOURCES "" CACHE STRING "Kernels to build; empty: all of them")
+  if(NOT TKPY_KERNEL_SOURCES)
+    set(TKPY_KERNEL_SOURCES "${tkpy_kernel_sources}")
+  endif()
+  foreach(source IN LISTS TKPY_KERNEL_SOURCES)
+    get_filename_component(name "${source}" NAME_WE)
+    if(name STREQUAL "kernel")
+      get_filename_component(name "${source}" DIRECTORY)
+      get_filename_component(name "${name}" NAME)
+    endif()
+    set(stem "${TKPY_KERNEL_OUTPUT}/${name}")
+    set(depfile "${CMAKE_CURRENT_BINARY_DIR}/${name}.kernel.d")
+    add_custom_command(
+      OUTPUT "${stem}.json" "${stem}.ptx" "${stem}.cubin"
+      COMMAND "${Python_EXECUTABLE}" "${TKPY_COMPILE_KERNEL}" "${source}" --name "${name}" --out "${TKPY_KERNEL_OUTPUT}"
+              --depfile "${depfile}"
+      DEPENDS "${source}" "${TKPY_COMPILE_KERNEL}"
+      DEPFILE "${depfile}"
+      COMMENT "kernel ${name}"
+      VERBATIM)
+    list(APPEND tkpy_kernel_files "${stem}.ptx" "${stem}.cubin" "${stem}.json")
+  endforeach()
+endif()
+
+add_custom_target(tkpy_kernels ALL DEPENDS ${tkpy_kernel_files})
+install(FILES ${tkpy_kernel_files} DESTINATION tkpy/kernels COMPONENT kernels)

@@ -1,0 +1,169 @@
+// Decoding of ldmatrix, stmatrix, movmatrix, mma and wgmma.
+#include <algorithm>
+#include <charconv>
+
+#include "decode.h"
+
+namespace tkpy::emulator {
+
+namespace {
+
+// "m16n8k16"
+bool parse_shape(std::string_view text, u32& m, u32& n, u32& k) {
+  const std::size_t at_n = text.find('n'), at_k = text.find('k');
+  if (text.empty() || text[0] != 'm' || at_n == std::string_view::npos || at_k == std::string_view::npos || at_k < at_n) return false;
+  auto number = [](std::string_view digits, u32& out) {
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), out);
+    return error == std::errc{} && end == digits.data() + digits.size();
+  };
+  return number(text.substr(1, at_n - 1), m) && number(text.substr(at_n + 1, at_k - at_n - 1), n) &&
+         number(text.substr(at_k + 1), k);
+}
+
+std::string_view find_shape(const std::vector<std::string_view>& mods, u32& m, u32& n, u32& k) {
+  for (std::string_view mod : mods)
+    if (parse_shape(mod, m, n, k)) return mod;
+  return {};
+}
+
+}  // namespace
+
+bool Decoder::decode_matrix() {
+  const std::string_view name = in_->opcode;
+  Op op;
+  if (name == "ldmatrix" || name == "stmatrix") {
+    const bool load = name == "ldmatrix";
+    has("sync"), has("aligned");
+    if (!has("m8n8")) return false;
+    op.a = has("x1") ? 1 : has("x2") ? 2 : has("x4") ? 4 : 0;
+    op.b = has("trans");
+    const bool shared = has("shared") || has("shared::cta");
+    if (!op.a || !has("b16")) return false;
+    arity(2, 2);
+    list(op, arg(load ? 0 : 1), Type::b32, load);
+    if (op.list_size != op.a) throw NotModelled{"a vector whose length is not the instruction's"};
+    address(op, arg(load ? 1 : 0), shared ? Space::shared : Space::generic);
+    op.fn = load ? exec_ldmatrix : exec_stmatrix;
+    return finish(op), true;
+  }
+  if (name == "movmatrix") {
+    has("sync"), has("aligned");
+    if (!has("m8n8") || !has("trans") || !has("b16")) return false;
+    arity(2, 2);
+    dst(op, 0, arg(0), Type::b32);
+    src(op, 0, arg(1), Type::b32);
+    op.fn = exec_movmatrix;
+    return finish(op), true;
+  }
+  if (name == "setmaxnreg") {
+    // Register pools are not modelled: the count changes nothing that a program can see here.
+    taken_ = ~u64{0};
+    op.fn = exec_nothing;
+    return finish(op), true;
+  }
+  if (name == "wgmma") return decode_wgmma();
+  if (name != "mma") return false;
+  tensor::MmaOp m{};
+  has("sync"), has("aligned");
+  const std::string_view shape = find_shape(in_->modifiers, m.m, m.n, m.k);
+  if (shape.empty()) return false;
+  has(shape);
+  if (!has("row") || !has("col")) return false;
+  m.satfinite = has("satfinite");
+  m.d = need_type(), m.a = need_type(), m.b = need_type(), m.c = need_type();
+  if (m.a == Type::b1) {
+    m.xor_popc = has("xor");
+    if (!m.xor_popc && !has("and")) return false;
+    has("popc");
+  }
+  if (m.d == Type::f64) has("rn");
+  const std::string why = tensor::mma_reason(m);
+  if (!why.empty()) throw NotModelled{why};
+  const tensor::MmaRegisters r = tensor::mma_registers(m);
+  const Type row = m.a == Type::f64 ? Type::b64 : Type::b32;
+  arity(4, 4);
+  list(op, arg(0), row, true);
+  if (op.list_size != r.c) throw NotModelled{"a vector whose length is not the instruction's"};
+  list_more(op, arg(1), row, false);
+  if (op.list_size != r.c + r.a) throw NotModelled{"a vector whose length is not the instruction's"};
+  list_more(op, arg(2), row, false);
+  if (op.list_size != r.c + r.a + r.b) throw NotModelled{"a vector whose length is not the instruction's"};
+  list_more(op, arg(3), row, false);
+  if (op.list_size != 2 * r.c + r.a + r.b) throw NotModelled{"a vector whose length is not the instruction's"};
+  op.imm = static_cast<i64>(f_.mma_ops.size());
+  f_.mma_ops.push_back(m);
+  op.flops = static_cast<u16>(2 * m.m * m.n * m.k / kLanes);
+  op.fn = exec_mma;
+  return finish(op), true;
+}
+
+// Registers of an operation that outlives its instruction keep rows of their own, so that no other value moves in.
+void Decoder::pin(std::size_t first_pending) {
+  for (std::size_t i = first_pending; i < pending_.size(); ++i)
+    if (pending_[i].field == Ref::list) pinned_.push_back(pending_[i].vreg);
+}
+
+bool Decoder::decode_wgmma() {
+  Op op;
+  has("sync"), has("aligned");
+  if (has("fence")) {
+    op.fn = exec_nothing;
+    return finish(op), true;
+  }
+  if (has("commit_group")) {
+    op.fn = exec_wgmma_commit;
+    return finish(op), true;
+  }
+  if (has("wait_group")) {
+    arity(1, 1);
+    if (arg(0).kind != Operand::imm) throw NotModelled{"a count that is not an immediate"};
+    op.imm = static_cast<i64>(std::min<u64>(arg(0).value, 1u << 20));
+    op.fn = exec_wgmma_wait;
+    return finish(op), true;
+  }
+  if (!has("mma_async")) return false;
+  tensor::WgmmaOp w{};
+  u32 m = 0, k = 0;
+  const std::string_view shape = find_shape(in_->modifiers, m, w.n, k);
+  if (shape.empty() || m != 64) return false;
+  has(shape);
+  w.satfinite = has("satfinite");
+  w.d = need_type(), w.a = need_type(), w.b = need_type();
+  if (w.a == Type::b1 && (!has("and") || !has("popc"))) return false;
+  w.a_in_registers = arg(1).kind == Operand::vector;
+  const bool half = w.a == Type::f16 || w.a == Type::bf16;
+  const bool integers = w.d == Type::s32;
+  const std::size_t extra = integers ? 0 : half ? (w.a_in_registers ? 3 : 4) : 2;  // imm-scale, imm-trans
+  arity(4 + extra, 4 + extra);
+  auto flag = [&](std::size_t i) {
+    if (arg(i).kind != Operand::imm) throw NotModelled{"a scale or transposition that is not an immediate"};
+    return arg(i).value;
+  };
+  if (!integers) w.negate_a = flag(4) == ~u64{0}, w.negate_b = flag(5) == ~u64{0};
+  if (half && w.a_in_registers) w.transpose_b = flag(6) != 0;
+  if (half && !w.a_in_registers) w.transpose_a = flag(6) != 0, w.transpose_b = flag(7) != 0;
+  std::string why = tensor::wgmma_reason(w);
+  if (why.empty() && k != tensor::wgmma_k(w)) why = "no such shape";
+  if (!why.empty()) throw NotModelled{why};
+  const std::size_t first = pending_.size();
+  // D is read (unless scale-d says not) as well as written, until the wait: its rows are pinned, so one mention is enough.
+  list(op, arg(0), Type::b32, true);
+  const u32 registers = tensor::wgmma_registers(w);
+  if (op.list_size != registers) throw NotModelled{"a vector whose length is not the instruction's"};
+  if (w.a_in_registers) {
+    list_more(op, arg(1), Type::b32, false);
+    if (op.list_size != registers + 4) throw NotModelled{"a vector whose length is not the instruction's"};
+  } else {
+    src(op, 0, arg(1), Type::b64);
+  }
+  pin(first);
+  src(op, 1, arg(2), Type::b64);
+  op.s[2] = pred_src(arg(3));
+  op.imm = static_cast<i64>(f_.wgmma_ops.size());
+  f_.wgmma_ops.push_back(w);
+  op.flops = static_cast<u16>(2 * 16 * w.n * k / kLanes);
+  op.fn = exec_wgmma;
+  return finish(op), true;
+}
+
+}  // namespace tkpy::emulator

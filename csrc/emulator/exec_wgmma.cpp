@@ -1,0 +1,153 @@
+// wgmma.mma_async (PTX ISA 9.7.15). The four warps of a warpgroup issue one by one; when the last has, the operation may
+// run at any time up to the wait that covers it, in order of issue. Registers and shared memory are read then, not at issue:
+// a program that touches them too early sees the wrong values, as on the machine.
+#include <bit>
+
+#include "exec.h"
+
+namespace tkpy::emulator {
+
+namespace {
+
+Warpgroup& group_of(Warp& w) {
+  Cta& cta = *w.cta;
+  const std::size_t index = w.index / 4;
+  if (cta.warpgroups.size() <= index) cta.warpgroups.resize(index + 1);
+  return cta.warpgroups[index];
+}
+
+std::string check_operand(const SharedMemory& shared, u64 descriptor, const tensor::Operand& operand, const char* name) {
+  const tensor::MatrixDescriptor d = tensor::decode_descriptor(descriptor);
+  std::vector<u32> at(tensor::operand_units(operand));
+  tensor::operand_addresses(d, operand, at.data());
+  for (u32 address : at) {
+    if (address < kSharedBase || address + 16 > kSharedBase + shared.init.size()) continue;
+    for (u32 i = 0; i < 16; ++i)
+      if (!shared.init[address - kSharedBase + i])
+        return std::string("wgmma reads operand ") + name + " at shared address " + std::to_string(address + i) + ", which was never written";
+  }
+  return {};
+}
+
+void execute(Cluster& c, Cta& cta, std::size_t index) {
+  Warpgroup& g = cta.warpgroups[index];
+  PendingWgmma p = std::move(g.queue.front());
+  g.queue.erase(g.queue.begin());
+  ++g.done;
+  ++c.progress;
+  const Warp& first = cta.warps[index * 4];
+  for (u32 w = 1; w < 4; ++w) {
+    if ((p.op->a_in_registers || p.descriptor_a[w] == p.descriptor_a[0]) && p.descriptor_b[w] == p.descriptor_b[0] &&
+        (p.accumulate >> w & 1) == (p.accumulate & 1))
+      continue;
+    c.report_at(Check::wgmma_misuse, p.site, cta.warps[index * 4 + w], 0, "wgmma with a descriptor or scale-d that differs from that of warp 0 of its warpgroup");
+  }
+  if (c.launch->config->checks) {
+    std::string why = check_operand(cta.shared, p.descriptor_b[0], tensor::wgmma_operand_b(*p.op), "B");
+    if (why.empty() && !p.op->a_in_registers) why = check_operand(cta.shared, p.descriptor_a[0], tensor::wgmma_operand_a(*p.op), "A");
+    if (!why.empty()) c.report_at(Check::uninitialised_read, p.site, first, 0, why);
+    why = tensor::descriptor_reason(p.descriptor_b[0], tensor::wgmma_operand_b(*p.op));
+    if (why.empty() && !p.op->a_in_registers) why = tensor::descriptor_reason(p.descriptor_a[0], tensor::wgmma_operand_a(*p.op));
+    if (!why.empty()) c.report_at(Check::wgmma_misuse, p.site, first, 0, why);
+  }
+  std::vector<const u32*> a;
+  std::vector<u32*> d;
+  for (u32 w = 0; w < 4; ++w) {
+    a.insert(a.end(), p.a[w].begin(), p.a[w].end());
+    d.insert(d.end(), p.d[w].begin(), p.d[w].end());
+  }
+  const tensor::SharedBytes shared{cta.shared.data.data(), kSharedBase, static_cast<u32>(cta.shared.data.size())};
+  const std::string error = tensor::wgmma(*p.op, shared, a.data(), p.descriptor_a[0], p.descriptor_b[0], p.accumulate & 1, d.data());
+  if (!error.empty()) c.report_at(Check::out_of_bounds, p.site, first, 0, error);
+}
+
+}  // namespace
+
+bool run_wgmma(Cluster& c) {
+  for (Cta& cta : c.ctas) {
+    for (std::size_t i = 0; i < cta.warpgroups.size(); ++i) {
+      if (cta.warpgroups[i].queue.empty() || cta.warpgroups[i].queue.front().arrived != 15) continue;
+      execute(c, cta, i);
+      return true;
+    }
+  }
+  return false;
+}
+
+// The rows of `frame` go away: what was to write them can no longer run.
+void cancel_wgmma(Warp& w, const Frame* frame) {
+  if (w.cta->warpgroups.size() <= w.index / 4) return;
+  Warpgroup& g = w.cta->warpgroups[w.index / 4];
+  bool found = false;
+  for (const PendingWgmma& p : g.queue)
+    for (const Frame* f : p.frames) found |= f == frame;
+  if (!found) return;
+  Cluster& c = *w.cta->cluster;
+  while (!g.queue.empty() && g.queue.front().arrived == 15) execute(c, *w.cta, w.index / 4);
+  if (!g.queue.empty()) {
+    c.report_at(Check::wgmma_misuse, g.queue.front().site, w, 0, "a warp left while its warpgroup's wgmma waits for the other warps");
+    c.stopped = true;
+    g.queue.clear();
+  }
+}
+
+void exec_wgmma(Exec& x, const Op& op, u32 mask) {
+  if (!converge(x, op, mask, kFullMask)) return;
+  Warp& w = *x.warp;
+  const u32 lane = static_cast<u32>(std::countr_zero(mask));
+  if (w.index / 4 * 4 + 4 > x.cta->warps.size()) {
+    x.report(Check::invalid_instruction, op, lane, "wgmma by a warp whose warpgroup does not have four warps");
+    return;
+  }
+  Warpgroup& g = group_of(w);
+  const Function& f = *x.frame->fn->function;
+  const u64 at = w.wgmma_issued++ - g.done;
+  if (g.queue.size() <= at) g.queue.resize(at + 1);
+  PendingWgmma& p = g.queue[at];
+  const tensor::WgmmaOp* what = &f.wgmma_ops[static_cast<std::size_t>(op.imm)];
+  const SiteKey site = x.site(op);
+  if (p.arrived && p.op != what) {
+    x.report(Check::wgmma_misuse, op, lane, "the warps of a warpgroup issue different wgmma instructions", p.site, 0, 0, x.cta->linear);
+    x.cluster->stopped = true;
+    x.event |= Exec::stop;
+    return;
+  }
+  p.op = what;
+  p.site = site;
+  const u32 slot = w.index % 4;
+  const u32* list = f.lists.data() + op.list;
+  const u32 registers = tensor::wgmma_registers(*what);
+  for (u32 i = 0; i < registers; ++i) p.d[slot].push_back(x.row<u32>(list[i]));
+  if (what->a_in_registers)
+    for (u32 i = 0; i < 4; ++i) p.a[slot].push_back(x.row<u32>(list[registers + i]));
+  else
+    p.descriptor_a[slot] = x.row<u64>(op.s[0])[lane];
+  p.descriptor_b[slot] = x.row<u64>(op.s[1])[lane];
+  p.accumulate |= (x.pred(op.s[2]) >> lane & 1) << slot;
+  p.frames[slot] = x.frame;
+  p.arrived |= 1u << slot;
+  ++x.cluster->progress;
+}
+
+void exec_wgmma_commit(Exec& x, const Op& op, u32 mask) {
+  if (!converge(x, op, mask, kFullMask)) return;
+  x.warp->wgmma_groups.push_back(x.warp->wgmma_issued);
+}
+
+void exec_wgmma_wait(Exec& x, const Op& op, u32 mask) {
+  if (!converge(x, op, mask, kFullMask)) return;
+  auto& groups = x.warp->wgmma_groups;
+  const std::size_t keep = static_cast<std::size_t>(op.imm);
+  if (groups.size() <= keep) return;
+  const u64 target = groups[groups.size() - 1 - keep];
+  if (group_of(*x.warp).done < target) {
+    Wait wait;
+    wait.kind = Wait::wgmma;
+    wait.phase = target;
+    x.split_waiting(mask, x.pc - 1, wait);
+    return;
+  }
+  groups.erase(groups.begin(), groups.end() - static_cast<std::ptrdiff_t>(keep));
+}
+
+}  // namespace tkpy::emulator

@@ -1,0 +1,568 @@
+// Scheduling: which warp, which of its lane groups, for how long; frames; findings; deadlock.
+//
+// Within a cluster everything happens in one host thread. A seeded generator picks the next warp and its quantum, so a seed
+// names a schedule. Synchronising instructions are places where it may change its mind. Seeds also choose a policy: all
+// warps alike, one warp starved until nothing else can run, or one warp always first.
+#include <algorithm>
+#include <bit>
+
+#include "exec.h"
+#include "tensor/mbarrier.h"
+
+namespace tkpy::emulator {
+
+void InstrCount::add(const InstrCount& o) {
+  issues += o.issues, lanes += o.lanes;
+  shared_requests += o.shared_requests, shared_wavefronts += o.shared_wavefronts;
+  global_requests += o.global_requests, global_sectors += o.global_sectors;
+  bytes += o.bytes, flops += o.flops;
+}
+
+// ---- frames ------------------------------------------------------------------------------------------------------------
+
+constexpr u32 kMaxDepth = 4096;
+constexpr u32 kMaxLocal = 512 * 1024;
+
+Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u32 local_base) {
+  const u32 depth = parent ? parent->depth + 1 : 0;
+  if (depth > kMaxDepth) return nullptr;
+  std::unique_ptr<Frame> frame;
+  if (!w.spare.empty()) {
+    frame = std::move(w.spare.back());
+    w.spare.pop_back();
+  } else {
+    frame = std::make_unique<Frame>();
+  }
+  frame->fn = fn;
+  frame->parent = parent;
+  frame->depth = depth;
+  frame->live = lanes;
+  frame->local_base = local_base;
+  frame->extra_bytes = 0;
+  frame->storage.assign(std::size_t{fn->function->rows()} * kLanes + 16, kPoison);
+  frame->rows = reinterpret_cast<u8*>(align_up(reinterpret_cast<u64>(frame->storage.data()), 64));
+  frame->preds.assign(fn->function->preds, 0);
+  frame->preds[kPredTrue] = kFullMask;
+  w.frames.push_back(std::move(frame));
+  return w.frames.back().get();
+}
+
+void release_lanes(Warp& w, Frame* frame, u32 lanes) {
+  frame->live &= ~lanes;
+  if (frame->live) return;
+  cancel_wgmma(w, frame);
+  for (std::size_t i = w.frames.size(); i-- > 0;) {
+    if (w.frames[i].get() != frame) continue;
+    if (w.spare.size() < 4) w.spare.push_back(std::move(w.frames[i]));
+    w.frames.erase(w.frames.begin() + static_cast<std::ptrdiff_t>(i));
+    return;
+  }
+}
+
+bool grow_local(Warp& w, u32 bytes, bool checked) {
+  if (bytes <= w.local_stride) return true;
+  if (bytes > kMaxLocal) return false;
+  const u32 stride = std::min<u32>(kMaxLocal, static_cast<u32>(align_up(std::max(bytes, 2 * w.local_stride), 64)));
+  std::vector<u8> memory(std::size_t{stride} * kLanes), init(checked ? memory.size() : 0);
+  for (std::size_t i = 0; i + 4 <= memory.size(); i += 4) std::memcpy(&memory[i], &kPoison, 4);
+  for (u32 lane = 0; lane < kLanes && w.local_stride; ++lane) {
+    std::memcpy(&memory[std::size_t{lane} * stride], &w.local[std::size_t{lane} * w.local_stride], w.local_stride);
+    if (checked) std::memcpy(&init[std::size_t{lane} * stride], &w.local_init[std::size_t{lane} * w.local_stride], w.local_stride);
+  }
+  w.local.swap(memory);
+  w.local_init.swap(init);
+  w.local_stride = stride;
+  return true;
+}
+
+// ---- what handlers call ------------------------------------------------------------------------------------------------
+
+void Exec::split(u32 mask, u32 at) {
+  Group g;
+  g.frame = frame;
+  g.pc = at;
+  g.mask = mask;
+  warp->groups.push_back(g);
+  active &= ~mask;
+  event |= regroup;
+}
+
+void Exec::split_waiting(u32 mask, u32 at, const Wait& what) {
+  split(mask, at);
+  warp->groups.back().wait = what;
+}
+
+void Exec::split_into(u32 mask, Frame* callee) {
+  split(mask, 0);
+  warp->groups.back().frame = callee;
+}
+
+void Exec::yield_point() {
+  if (cluster->random(2)) event |= preempt;
+}
+
+bool Exec::wants(Check check) const {
+  // Memory errors are never silent: the access does not happen.
+  return check_is_fatal(check) || check == Check::out_of_bounds || check == Check::misaligned ||
+         (launch->config->checks >> static_cast<u32>(check) & 1);
+}
+
+static Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane) {
+  Site s;
+  const FunctionAst& f = launch.linked->module->ast->functions[key.function];
+  s.function = f.name;
+  s.cta = cta, s.warp = warp, s.lane = lane;
+  if (f.code.empty()) return s;
+  const Ast& ast = *launch.linked->module->ast;
+  const Instr& in = f.code[launch.linked->functions[key.function].ops[key.op].instr];
+  s.ptx_line = in.line;
+  for (char c : in.text.substr(0, 400)) {
+    const bool blank = c == '\n' || c == '\t' || c == ' ' || c == '\r';
+    if (!blank) s.text += c;
+    else if (!s.text.empty() && s.text.back() != ' ') s.text += ' ';
+  }
+  const Loc& loc = ast.locs[in.loc];
+  s.source_line = loc.line;
+  const auto file = ast.files.find(loc.file);
+  if (loc.line && file != ast.files.end()) s.file = file->second;
+  return s;
+}
+
+SiteKey Exec::site(const Op& op) const {
+  if (late_site) return *late_site;
+  return {frame->fn->function->index, static_cast<u32>(&op - frame->fn->ops.data())};
+}
+
+void Exec::report(Check check, const Op& op, u32 lane, std::string message) {
+  report(check, op, lane, std::move(message), SiteKey{kNone, 0}, 0, 0, 0);
+}
+
+void Exec::report(Check check, const Op& op, u32 lane, std::string message, const SiteKey& other, u32 other_warp,
+                  u32 other_lane, u32 other_cta) {
+  if (check_is_fatal(check)) {
+    cluster->stopped = true;
+    event |= stop;
+  }
+  if (!wants(check)) return;
+  const SiteKey here = site(op);
+  std::string key = std::to_string(static_cast<u32>(check)) + "/" + std::to_string(here.function) + "/" + std::to_string(here.op) +
+                    "/" + std::to_string(other.function) + "/" + std::to_string(other.op);
+  Finding f;
+  f.check = check;
+  f.message = std::move(message);
+  f.site = make_site(*launch, here, cta->linear, warp->index, lane);
+  if (other.function != kNone) {
+    f.has_other = true;
+    f.other = make_site(*launch, other, other_cta, other_warp, other_lane);
+  }
+  cluster->add_finding(std::move(f), key);
+}
+
+void Cluster::report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message) {
+  if (check_is_fatal(check)) stopped = true;
+  const bool always = check_is_fatal(check) || check == Check::out_of_bounds || check == Check::misaligned;
+  if (!always && !(launch->config->checks >> static_cast<u32>(check) & 1)) return;
+  Finding f;
+  f.check = check;
+  f.message = std::move(message);
+  f.site = make_site(*launch, key, warp.cta->linear, warp.index, lane);
+  add_finding(std::move(f), std::to_string(static_cast<u32>(check)) + "/" + std::to_string(key.function) + "/" + std::to_string(key.op));
+}
+
+// ---- agents ------------------------------------------------------------------------------------------------------------
+
+u64 Cluster::add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work) {
+  agents.push_back({next_agent, x.site(op), x.warp, lane, false, std::move(work)});
+  ++progress;
+  return next_agent++;
+}
+
+bool Cluster::agents_done(const std::vector<u64>& ids, bool read_only) const {
+  for (u64 id : ids)
+    for (const Agent& a : agents)
+      if (a.id == id && !(read_only && a.has_read)) return false;
+  return true;
+}
+
+void Cluster::check_agents_of(const Cta& cta) {
+  for (const Agent& a : agents) {
+    if (a.warp->cta != &cta || a.has_read) continue;
+    report_at(Check::async_in_flight, a.site, *a.warp, a.lane, "still under way when the CTA ended: nothing waited for it");
+  }
+}
+
+bool Cluster::run_agent() {
+  const u32 copies = static_cast<u32>(agents.size());
+  const u32 first = random(copies + 1);
+  if (first == copies && run_wgmma(*this)) return true;
+  for (u32 i = 0; i < copies; ++i) {
+    const std::size_t at = (first + i) % copies;
+    const bool had_read = agents[at].has_read;
+    Agent agent = std::move(agents[at]);  // the step may add agents
+    agents[at].step = nullptr;
+    const bool done = agent.step(agent);
+    if (done) {
+      agents.erase(agents.begin() + static_cast<std::ptrdiff_t>(at));
+      ++progress;
+      return true;
+    }
+    const bool moved = agent.has_read != had_read;
+    agents[at] = std::move(agent);
+    if (moved) {
+      ++progress;
+      return true;
+    }
+  }
+  return run_wgmma(*this);
+}
+
+void Cluster::add_finding(Finding finding, const std::string& key) {
+  constexpr std::size_t kMostFindings = 200;
+  const auto [entry, fresh] = finding_index.try_emplace(key, static_cast<u32>(findings.size()));
+  if (!fresh) {
+    ++findings[entry->second].times;
+  } else if (findings.size() < kMostFindings || check_is_fatal(finding.check)) {
+    findings.push_back(std::move(finding));
+  } else {
+    finding_index.erase(key);
+  }
+}
+
+u32 Cluster::site(const Exec& x, const Op& op) {
+  const SiteKey here = x.site(op);
+  const auto [entry, fresh] = site_index.try_emplace(u64{here.function} << 32 | here.op, static_cast<u32>(sites.size()));
+  if (fresh) sites.push_back(here);
+  return entry->second;
+}
+
+u32 Cluster::random(u32 below) {  // splitmix64
+  rng += 0x9e3779b97f4a7c15ull;
+  u64 z = rng;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+  z ^= z >> 31;
+  return static_cast<u32>((z >> 32) * below >> 32);
+}
+
+// ---- groups ------------------------------------------------------------------------------------------------------------
+
+bool Cluster::ready(Warp& w, Group& g) {
+  switch (g.wait.kind) {
+    case Wait::none: return true;
+    case Wait::warp_sync: return (g.wait.id & w.alive & ~g.mask) == 0;
+    case Wait::warp_barrier: {
+      u32 here = 0;
+      for (const Group& o : w.groups)
+        if (o.wait.kind == Wait::warp_barrier && o.wait.id == g.wait.id) here |= o.mask;
+      return (g.wait.id & w.alive & ~here) == 0;
+    }
+    case Wait::barrier: return w.cta->barriers[g.wait.id].generation != g.wait.phase;
+    case Wait::cluster_barrier: return cluster_phase >= g.wait.phase;
+    case Wait::mbarrier: return g.timed_out || mbarrier_ready(*this, g.wait);
+    case Wait::cp_async:
+    case Wait::bulk: return async_ready(*this, w, g.wait, g.mask);
+    case Wait::wgmma: return w.cta->warpgroups[w.index / 4].done >= g.wait.phase;
+  }
+  return true;
+}
+
+void Cluster::resume(Warp& w, Group& g) {
+  if (g.wait.kind == Wait::warp_barrier) {
+    const u32 id = g.wait.id;
+    if (g.frame && launch->config->checks) sync_lanes(w, id & w.alive);
+    for (Group& o : w.groups) {
+      if (o.wait.kind != Wait::warp_barrier || o.wait.id != id) continue;
+      o.wait = Wait{};
+      o.resumed = true;
+    }
+    return;
+  }
+  g.resumed = g.wait.kind == Wait::barrier || g.wait.kind == Wait::mbarrier;
+  g.wait = Wait{};
+}
+
+// Groups that have met go on as one.
+void Cluster::merge(Warp& w) {
+  auto& groups = w.groups;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    for (std::size_t j = groups.size() - 1; j > i; --j) {
+      Group& a = groups[i];
+      Group& b = groups[j];
+      const bool mergeable = a.wait.kind == Wait::none || a.wait.kind == Wait::warp_sync;
+      if (a.frame != b.frame || a.pc != b.pc || !mergeable || !(a.wait == b.wait) || a.resumed != b.resumed) continue;
+      a.mask |= b.mask;
+      a.yielded = a.yielded && b.yielded;
+      groups.erase(groups.begin() + static_cast<std::ptrdiff_t>(j));
+    }
+  }
+}
+
+// Deepest call first, then smallest pc: both make diverged lanes meet again. A group that has spun comes after the others.
+u32 Cluster::choose_group(Warp& w) {
+  merge(w);
+  u32 best = kNone;
+  bool any_yielded = false;
+  for (u32 pass = 0; pass < 2 && best == kNone; ++pass) {
+    for (u32 i = 0; i < w.groups.size(); ++i) {
+      Group& g = w.groups[i];
+      if (!ready(w, g)) continue;
+      if (g.yielded && pass == 0) {
+        any_yielded = true;
+        continue;
+      }
+      if (best == kNone) {
+        best = i;
+        continue;
+      }
+      const Group& b = w.groups[best];
+      if (g.frame->depth != b.frame->depth ? g.frame->depth > b.frame->depth : g.pc < b.pc) best = i;
+    }
+    if (pass == 0 && best == kNone && !any_yielded) return kNone;
+    if (pass == 0 && best == kNone)
+      for (Group& g : w.groups) g.yielded = false;
+  }
+  return best;
+}
+
+template <bool counting>
+static u64 execute(Exec& x, u64 quantum, InstrCount* counts) {
+  const Op* code = x.frame->fn->ops.data();
+  u64 left = quantum;
+  while (left) {
+    --left;
+    const Op& op = code[x.pc++];
+    const u32 mask = x.active & (x.preds[op.guard >> 1] ^ (0u - (op.guard & 1)));
+    if constexpr (counting) {
+      x.count = &counts[op.instr];
+      if (mask && !op.helper && !x.resumed) {
+        const u32 lanes = static_cast<u32>(std::popcount(mask));
+        x.count->issues += 1;
+        x.count->lanes += lanes;
+        x.count->flops += u64{op.flops} * lanes;
+      }
+    }
+    if (mask) op.fn(x, op, mask);
+    x.resumed = false;
+    if (x.event || x.pc >= x.stop_pc) break;
+  }
+  return quantum - left;
+}
+
+u64 Cluster::run_group(Exec& x, u64 quantum) {
+  if (!x.counting) return execute<false>(x, quantum, nullptr);
+  return execute<true>(x, quantum, (*counts).data() + x.frame->fn->first_counter);
+}
+
+void Cluster::run_warp(Warp& w) {
+  Exec x;
+  x.warp = &w;
+  x.cta = w.cta;
+  x.cluster = this;
+  x.launch = launch;
+  x.checked = launch->config->checks != 0;
+  x.counting = launch->config->counters;
+  i64 turn = 64 + random(1024);
+  while (turn > 0 && w.alive && !stopped) {
+    const u32 index = choose_group(w);
+    if (index == kNone) return;
+    Group& chosen = w.groups[index];
+    if (chosen.wait.kind != Wait::none) resume(w, chosen);
+    Group g = chosen;
+    chosen.resumed = chosen.timed_out = false;
+    x.frame = g.frame;
+    x.rows[0] = g.frame->rows;
+    x.rows[1] = g.frame->fn->constants;
+    x.preds = g.frame->preds.data();
+    x.pc = g.pc;
+    x.active = g.mask;
+    x.resumed = g.resumed;
+    x.timed_out = g.timed_out;
+    x.event = 0;
+    x.stop_pc = kNone;
+    for (const Group& o : w.groups)
+      if (&o != &chosen && o.frame == g.frame && o.pc > g.pc) x.stop_pc = std::min(x.stop_pc, o.pc);
+    const bool alone = w.groups.size() == 1;
+    const u64 quantum = alone ? static_cast<u64>(turn) : std::min<u64>(static_cast<u64>(turn), 256);
+    const u64 ran = run_group(x, quantum);
+    executed += ran;
+    w.executed += ran;
+    turn -= static_cast<i64>(ran);
+    Group& back = w.groups[index];
+    back.frame = x.frame;
+    back.pc = x.pc;
+    back.mask = x.active;
+    back.wait = Wait{};
+    if (!alone && (ran == quantum || (x.event & Exec::spin))) back.yielded = true;
+    if (!x.active) w.groups.erase(w.groups.begin() + index);
+    if (executed > launch->budget) {
+      const Op& op = x.frame && w.alive ? x.frame->fn->ops[std::min<std::size_t>(x.pc, x.frame->fn->ops.size() - 1)] : launch->linked->functions[launch->linked->kernel].ops[0];
+      if (w.alive) x.report(Check::budget, op, 0, "more than " + std::to_string(launch->budget) + " warp instructions in one CTA or cluster: an endless loop?");
+      stopped = true;
+    }
+    if (x.event & (Exec::preempt | Exec::stop)) return;
+  }
+}
+
+// ---- warps -------------------------------------------------------------------------------------------------------------
+
+void Cluster::start() {
+  const LaunchConfig& c = *launch->config;
+  const LinkedFunction& kernel = launch->linked->functions[launch->linked->kernel];
+  const u64 threads = c.block.count();
+  const u32 warps_per_cta = static_cast<u32>((threads + kLanes - 1) / kLanes);
+  const bool checked = c.checks != 0;
+  for (Cta& cta : ctas) {
+    cta.cluster = this;
+    const u32 bytes = launch->linked->dynamic_base + c.dynamic_shared - kSharedBase;
+    cta.shared.data.resize(align_up(bytes, 16));
+    for (std::size_t i = 0; i + 4 <= cta.shared.data.size(); i += 4) std::memcpy(&cta.shared.data[i], &kPoison, 4);
+    cta.shared.data.resize(bytes);
+    if (checked) {
+      cta.shared.init.resize(bytes);
+      cta.shared.cells.resize(bytes / 4 + 1);
+    }
+    cta.warps = std::vector<Warp>(warps_per_cta);
+    for (u32 i = 0; i < warps_per_cta; ++i) {
+      Warp& w = cta.warps[i];
+      w.cta = &cta;
+      w.index = i;
+      w.id = static_cast<u32>(warps.size());
+      const u64 rest = threads - u64{i} * kLanes;
+      w.alive = rest >= kLanes ? kFullMask : (1u << rest) - 1;
+      grow_local(w, kernel.function->frame_bytes, checked);
+      Group g;
+      g.frame = push_frame(w, &kernel, w.alive, nullptr, 0);
+      g.mask = w.alive;
+      w.groups.push_back(g);
+      warps.push_back(&w);
+    }
+  }
+  for (Warp* w : warps) {
+    w->clock.assign(warps.size(), 0);
+    w->clock[w->id] = 1;
+  }
+  policy_ = random(4);
+  favourite_ = random(static_cast<u32>(warps.size()));
+}
+
+bool Cluster::runnable(Warp& w) {
+  if (!w.alive) return false;
+  for (Group& g : w.groups)
+    if (ready(w, g)) return true;
+  return false;
+}
+
+Warp* Cluster::pick() {
+  const u32 n = static_cast<u32>(warps.size());
+  Warp& favourite = *warps[favourite_];
+  if (policy_ == 3 && runnable(favourite)) return &favourite;
+  const u32 first = random(n);
+  for (u32 i = 0; i < n; ++i) {
+    Warp& w = *warps[(first + i) % n];
+    if (policy_ == 2 && &w == &favourite) continue;  // starved
+    if (runnable(w)) return &w;
+  }
+  return policy_ == 2 && runnable(favourite) ? &favourite : nullptr;
+}
+
+bool Cluster::step() {
+  if (stopped) return false;
+  // Asynchronous work lands early, late or in between, as the seed's policy has it.
+  const bool eager = (policy_ & 1) != 0;
+  if (random(eager ? 2 : 12) == 0) run_agent();
+  if (Warp* w = pick()) {
+    // A rushed warp that spins must not keep the others out for ever.
+    if (policy_ == 3 && random(16) == 0) favourite_ = random(static_cast<u32>(warps.size()));
+    run_warp(*w);
+    return !stopped;
+  }
+  if (run_agent()) return !stopped;
+  if (stopped || std::none_of(warps.begin(), warps.end(), [](const Warp* w) { return w->alive != 0; })) return false;
+  if (wake_timeouts()) return true;
+  report_deadlock();
+  return false;
+}
+
+// Nothing can run. A try_wait may time out and let its thread look at something else; if that has happened several times
+// over without any progress, nothing ever will.
+bool Cluster::wake_timeouts() {
+  if (progress != stalled_progress_) {
+    stalled_progress_ = progress;
+    timeouts_ = 0;
+  }
+  if (++timeouts_ > 8) return false;
+  bool any = false;
+  for (Warp* w : warps) {
+    for (Group& g : w->groups) {
+      if (g.wait.kind != Wait::mbarrier) continue;
+      g.timed_out = true;
+      any = true;
+    }
+  }
+  return any;
+}
+
+std::string Cluster::describe_wait(const Warp& w, const Group& g) const {
+  switch (g.wait.kind) {
+    case Wait::warp_sync:
+    case Wait::warp_barrier: {
+      char text[160];
+      std::snprintf(text, sizeof text, "a warp-level synchronisation of lanes 0x%08x; only 0x%08x are here, 0x%08x live",
+                    g.wait.id, g.mask, w.alive);
+      return text;
+    }
+    case Wait::barrier: {
+      const Barrier& b = w.cta->barriers[g.wait.id];
+      return "barrier " + std::to_string(g.wait.id) + ": " + std::to_string(b.arrived) + " warps have arrived" +
+             (b.expected ? " of " + std::to_string(b.expected / kLanes) : " of all that live");
+    }
+    case Wait::cluster_barrier: return "barrier.cluster: " + std::to_string(cluster_arrived) + " threads have arrived";
+    case Wait::mbarrier: {
+      const Cta& owner = ctas[static_cast<std::size_t>(g.wait.address >> 32)];
+      const u32 offset = static_cast<u32>(g.wait.address);
+      u64 object;
+      std::memcpy(&object, owner.shared.data.data() + (offset - kSharedBase), 8);
+      return "the mbarrier at shared address " + std::to_string(offset) + " of CTA rank " + std::to_string(owner.rank) + ": " +
+             tensor::mbarrier_describe(object) + (g.wait.id ? "; waiting for parity " + std::to_string(g.wait.phase) : "");
+    }
+    case Wait::cp_async: return "cp.async groups";
+    case Wait::bulk: return "bulk groups";
+    case Wait::wgmma: return "wgmma groups: not all four warps of the warpgroup have issued them";
+    default: return "nothing";
+  }
+}
+
+void Cluster::report_deadlock() {
+  std::string text = "no warp can run:";
+  Finding f;
+  f.check = Check::deadlock;
+  bool first = true, warp_level = false;
+  u32 shown = 0;
+  for (const Warp* w : warps) {
+    for (const Group& g : w->groups) {
+      const u32 op = std::min<u32>(g.pc, static_cast<u32>(g.frame->fn->ops.size() - 1));
+      const Site s = make_site(*launch, {g.frame->fn->function->index, op}, w->cta->linear, w->index,
+                               static_cast<u32>(std::countr_zero(g.mask)));
+      warp_level |= g.wait.kind == Wait::warp_sync || g.wait.kind == Wait::warp_barrier;
+      if (first) f.site = s;
+      first = false;
+      if (++shown > 64) continue;
+      text += "\n  CTA " + std::to_string(s.cta) + " warp " + std::to_string(s.warp) + " at PTX line " + std::to_string(s.ptx_line) +
+              (s.source_line ? " (" + s.file + ":" + std::to_string(s.source_line) + ")" : "") + " `" + s.text +
+              "` waits for " + describe_wait(*w, g);
+    }
+  }
+  if (shown > 64) text += "\n  and " + std::to_string(shown - 64) + " more";
+  f.message = text;
+  if (warp_level && (launch->config->checks >> static_cast<u32>(Check::barrier_divergence) & 1)) {
+    Finding d = f;
+    d.check = Check::barrier_divergence;
+    d.message = "lanes of one warp wait at different places for each other: a synchronising instruction was not reached by every "
+                "lane it names";
+    add_finding(std::move(d), "divergence");
+  }
+  add_finding(std::move(f), "deadlock");
+  stopped = true;
+}
+
+}  // namespace tkpy::emulator

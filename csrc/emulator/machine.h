@@ -1,0 +1,355 @@
+// The running machine: clusters of CTAs of warps of lane groups. One Cluster is one host task; nothing in it is shared
+// with other tasks except the caller's buffers, the module's variables and the (read-only) linked code.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+
+#include "findings.h"
+#include "program.h"
+
+namespace tkpy::emulator {
+
+struct Dim3 {
+  u32 x = 1, y = 1, z = 1;
+  u64 count() const { return u64{x} * y * z; }
+};
+
+// A range of host memory that the kernel may touch.
+struct Region {
+  u64 lo, hi;
+  bool writable;
+};
+
+struct InstrCount {
+  u64 issues = 0, lanes = 0;
+  u64 shared_requests = 0, shared_wavefronts = 0;
+  u64 global_requests = 0, global_sectors = 0;
+  u64 bytes = 0, flops = 0;
+  void add(const InstrCount& o);
+};
+
+// Code of one function with this kernel's shared addresses filled in.
+struct LinkedFunction {
+  const Function* function = nullptr;
+  std::vector<Op> ops;
+  std::vector<u32, std::allocator<u32>> constant_rows;  // raw; `constants` is its first aligned byte
+  u8* constants = nullptr;
+  u32 first_counter = 0;
+};
+
+struct Linked {
+  const Module* module = nullptr;
+  u32 kernel = 0;
+  std::vector<LinkedFunction> functions;  // parallel to Module::functions; unreachable ones are empty
+  std::vector<u64> shared_address;        // by symbol
+  u32 static_shared = 0;                  // bytes of static shared memory, from kSharedBase
+  u32 dynamic_base = 0;                   // 32-bit address of dynamic shared memory
+  u32 counters = 0;
+  bool talks_across_ctas = false;
+};
+
+struct LaunchConfig {
+  u32 kernel = 0;
+  Dim3 grid, block, cluster;
+  u32 dynamic_shared = 0;
+  std::vector<u8> params;
+  std::vector<Region> regions;
+  u64 seed = 0;
+  u32 checks = 0;       // bit per Check
+  bool counters = true;
+  u64 budget = 0;       // warp instructions per CTA; 0: the default
+  u32 threads = 1;      // host threads
+};
+
+struct LaunchResult {
+  std::vector<Finding> findings;
+  bool fatal = false;
+  std::string output;                 // printf
+  std::vector<std::vector<InstrCount>> counters;  // [function][instr]
+  u64 warp_instructions = 0, thread_instructions = 0;
+};
+
+struct SiteKey {
+  u32 function, op;
+};
+
+struct Frame {
+  const LinkedFunction* fn = nullptr;
+  Frame* parent = nullptr;
+  u32 return_pc = 0;        // op after the call, in the parent
+  const CallSite* site = nullptr;
+  u32 depth = 0;
+  u32 live = 0;             // lanes still inside
+  u32 extra_bytes = 0;      // alloca
+  u32 local_base = 0;       // offset of this call's slice in each lane's local memory
+  std::vector<u32> storage;
+  u8* rows = nullptr;
+  std::vector<u32> preds;
+};
+
+struct Wait {
+  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier, cp_async, bulk, wgmma } kind = none;
+  u32 id = 0;       // barrier id, member mask or group count
+  u64 phase = 0;    // generation waited for
+  u64 address = 0;
+  bool read_only = false;
+  bool operator==(const Wait&) const = default;
+};
+
+struct Group {
+  Frame* frame = nullptr;
+  u32 pc = 0;
+  u32 mask = 0;
+  Wait wait;
+  bool resumed = false;   // woken at `pc`, whose first half has been done
+  bool timed_out = false;
+  bool yielded = false;   // spinning: others first
+};
+
+using Clock = std::vector<u32>;  // one component per warp of the cluster
+void join(Clock& into, const Clock& from);
+
+struct Cta;
+struct Cluster;
+
+// Asynchronous operations issued by a warp's lanes: those not yet committed, and committed groups in order.
+struct AsyncGroups {
+  struct Entry {
+    u32 lanes;
+    std::vector<u64> agents;
+  };
+  std::vector<Entry> open, groups;
+};
+
+struct Warp {
+  Cta* cta = nullptr;
+  u32 index = 0;          // within the CTA
+  u32 id = 0;             // within the cluster: its component of the clocks
+  u32 alive = 0;
+  std::vector<Group> groups;
+  std::vector<std::unique_ptr<Frame>> frames;
+  std::vector<std::unique_ptr<Frame>> spare;
+  std::vector<u8> local, local_init;
+  u32 local_stride = 0;
+  Clock clock;                      // vector clock; clock[id] is this warp's own time
+  Clock fence_clock;                // clock at the last fence: what relaxed operations publish
+  Clock pending_acquire;            // what relaxed reads have seen: joined at the next fence
+  std::array<u32, kLanes> lane_sync{};  // own time at which each lane last synchronised with its warp
+  std::array<u64, kLanes> cluster_arrivals{};  // phase + 1 that each lane last arrived at
+  u64 executed = 0;
+  u32 region_hint = 0;
+  AsyncGroups async[2];             // of cp.async and of bulk copies
+  u64 wgmma_issued = 0;
+  std::vector<u64> wgmma_groups;    // for each committed group, how many had been issued
+};
+
+// Last accesses of one aligned 4-byte cell of shared memory.
+struct Access {
+  u32 time = 0;       // own time of the warp; 0: never
+  u32 site = 0;       // index into Cluster::sites
+  u16 warp = 0;
+  u8 lane = 0;        // 255: several lanes
+  u8 bytes = 0;       // which of the four bytes
+  bool atomic = false;
+};
+
+struct Cell {
+  Access write, read;
+  u32 readers = 0;    // index + 1 into SharedMemory::read_sets when several warps read concurrently
+};
+
+struct SharedMemory {
+  std::vector<u8> data;             // from kSharedBase
+  std::vector<u8> init;             // per byte
+  std::vector<Cell> cells;
+  std::vector<std::vector<Access>> read_sets;
+};
+
+struct Barrier {
+  u32 expected = 0;     // threads; 0: every warp of the CTA that has not exited
+  u32 arrived = 0;      // threads
+  u64 generation = 0;
+  Clock clock;          // join of the arrivals of this generation
+  Clock done_clock;     // join of the last finished generation
+  u32 popc = 0, all = 1, any = 0;
+  u32 done_popc = 0, done_all = 0, done_any = 0;
+  u32 waiting = 0;      // warps inside sync
+  u32 first_op = 0;
+};
+
+// What happens-before needs to know about an mbarrier; its state is its own 64 bits of shared memory.
+struct MbarrierClocks {
+  Clock arriving, done;
+};
+
+// One wgmma of a warpgroup: it runs when all four warps have issued it, at some time before the wait that covers it.
+struct PendingWgmma {
+  const tensor::WgmmaOp* op = nullptr;
+  SiteKey site{};
+  u32 arrived = 0;
+  u64 descriptor_a[4] = {}, descriptor_b[4] = {};
+  u32 accumulate = 0;              // bit per warp
+  Frame* frames[4] = {};
+  std::vector<u32*> a[4], d[4];    // rows of each warp
+};
+struct Warpgroup {
+  std::vector<PendingWgmma> queue; // in order of issue, from number `done` on
+  u64 done = 0;
+};
+
+struct Cta {
+  Cluster* cluster = nullptr;
+  u32 rank = 0;         // in the cluster
+  u32 linear = 0;       // in the grid
+  u32 x = 0, y = 0, z = 0;
+  u32 shared_bytes = 0;
+  SharedMemory shared;
+  std::array<Barrier, 16> barriers;
+  std::unordered_map<u32, MbarrierClocks> mbarriers;  // by offset
+  std::vector<Warpgroup> warpgroups;
+  std::vector<Warp> warps;
+};
+
+struct Launch;
+
+// The state of a group being run, and the services its handlers use.
+struct Exec {
+  u8* rows[2] = {nullptr, nullptr};
+  u32* preds = nullptr;
+  const SiteKey* late_site = nullptr;  // of an asynchronous operation that takes effect after its instruction
+  u32 pc = 0;
+  u32 active = 0;
+  u32 stop_pc = kNone;  // smallest pc of the other groups in this frame: stop there to merge
+  u32 event = 0;
+  bool resumed = false, timed_out = false;
+  bool checked = false, counting = false;
+
+  Frame* frame = nullptr;
+  Warp* warp = nullptr;
+  Cta* cta = nullptr;
+  Cluster* cluster = nullptr;
+  Launch* launch = nullptr;
+  InstrCount* count = nullptr;  // of the current instruction, when counting
+
+  enum Event : u32 { regroup = 1, preempt = 2, stop = 4, spin = 8 };
+
+  template <class T>
+  T* row(u32 number) const {
+    return reinterpret_cast<T*>(rows[number >> 31] + std::size_t{number & 0x7fffffffu} * kRowBytes);
+  }
+  u32 pred(u32 encoded) const { return preds[encoded >> 1] ^ (0u - (encoded & 1)); }
+
+  // Lanes `mask` go on at `at` as a group of their own.
+  void split(u32 mask, u32 at);
+  // Lanes `mask` leave to wait; they run the instruction at `at` (again) when the wait is over.
+  void split_waiting(u32 mask, u32 at, const Wait& what);
+  void split_into(u32 mask, Frame* callee);   // lanes go on at the start of a function just entered
+  void yield_point();                         // a place where another warp may be scheduled
+  void report(Check check, const Op& op, u32 lane, std::string message);
+  void report(Check check, const Op& op, u32 lane, std::string message, const SiteKey& other, u32 other_warp,
+              u32 other_lane, u32 other_cta);
+  bool wants(Check check) const;
+  SiteKey site(const Op& op) const;
+};
+
+struct Cluster {
+  Launch* launch = nullptr;
+  u32 linear = 0;
+  std::vector<Cta> ctas;
+  std::vector<Warp*> warps;   // of all CTAs
+  u64 rng = 0;
+  bool stopped = false;
+  u64 executed = 0;           // warp instructions
+  u64 clock_offset = 0;       // time slept
+  u64 progress = 0;           // bumped by everything another warp could wait for
+  std::vector<SiteKey> sites{SiteKey{0, 0}};
+  std::unordered_map<u64, u32> site_index;
+  std::vector<Finding> findings;
+  std::unordered_map<std::string, u32> finding_index;
+  std::string output;
+  std::vector<InstrCount>* counts = nullptr;
+  // barrier.cluster: arrivals per phase
+  std::unordered_map<u64, Clock> released;  // location -> what strong writes to it have published
+  u32 cluster_arrived = 0;
+  u64 cluster_phase = 0;
+  Clock cluster_clock, cluster_done_clock;
+
+  // Copies under way. step() does a piece of the work and returns true when all is done.
+  struct Agent {
+    u64 id;
+    SiteKey site;             // of the instruction that started it
+    Warp* warp;
+    u32 lane;
+    bool has_read = false;    // the source may be reused
+    std::function<bool(Agent&)> step;
+  };
+  std::vector<Agent> agents;
+  u64 next_agent = 1;
+
+  void start();
+  u64 add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work);
+  void check_agents_of(const Cta& cta);  // which has ended
+  bool agents_done(const std::vector<u64>& ids, bool read_only) const;
+  bool run_agent();           // one step of one of them, chosen by the seed; false when there is none
+  void report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message);
+  bool step();                // runs one warp for one turn; false when everything has ended or stopped
+  u32 random(u32 below);
+  void add_finding(Finding finding, const std::string& key);
+  u32 site(const Exec& x, const Op& op);
+ private:
+  bool runnable(Warp& w);
+  Warp* pick();
+  void run_warp(Warp& w);
+  u64 run_group(Exec& x, u64 quantum);
+  bool ready(Warp& w, Group& g);
+  void merge(Warp& w);
+  u32 choose_group(Warp& w);
+  void resume(Warp& w, Group& g);
+  bool wake_timeouts();
+  void report_deadlock();
+  std::string describe_wait(const Warp& w, const Group& g) const;
+  u32 timeouts_ = 0;
+  u64 stalled_progress_ = 0;
+  u32 policy_ = 0, favourite_ = 0;
+};
+
+struct Launch {
+  const Linked* linked = nullptr;
+  const LaunchConfig* config = nullptr;
+  std::vector<Region> regions;     // sorted, disjoint
+  std::vector<u64> param_block;    // aligned copy of the parameters
+  u64 param_address = 0, param_bytes = 0;
+  u64 budget = 0;
+  u32 cluster_ctas = 1;
+};
+
+// wgmma (exec_wgmma.cpp)
+bool run_wgmma(Cluster& cluster);
+void cancel_wgmma(Warp& w, const Frame* frame);
+// asynchronous copies (exec_async.cpp)
+bool async_ready(const Cluster& cluster, const Warp& w, const Wait& wait, u32 lanes);
+// mbarriers (exec_mbarrier.cpp)
+bool mbarrier_ready(const Cluster& cluster, const Wait& wait);
+void mbarrier_complete(Cluster& cluster, const SiteKey& site, const Warp& warp, Cta& cta, u32 offset, u32 bytes);
+// Frames
+Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u32 local_base);
+void release_lanes(Warp& w, Frame* frame, u32 lanes);
+bool grow_local(Warp& w, u32 bytes, bool checked);
+u64 special_value(const Exec& x, u32 special, u32 lane);
+void exit_lanes(Exec& x, u32 mask);
+void retry_barriers(Cta& cta);
+void retry_cluster_barrier(Cluster& cluster);
+// Lanes of `mask` must all be here before a .sync instruction runs; false: the group waits and will come back.
+bool converge(Exec& x, const Op& op, u32 mask, u32 members);
+void sync_lanes(Warp& w, u32 lanes);
+
+std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel);
+LaunchResult run_launch(const Linked& linked, const LaunchConfig& config);
+
+}  // namespace tkpy::emulator

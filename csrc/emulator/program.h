@@ -1,0 +1,134 @@
+// Decoded code: one Op per instruction, its handler chosen once; registers are rows of 32 lanes.
+//
+// A row is 128 bytes (32 x 32 bits); 64-bit registers take two. Bit 31 of a row number says "constant pool". 8- and
+// 16-bit registers live zero-extended in 32-bit rows. Predicates are 32-bit masks; slot 0 is always true, slot 1 is the
+// carry flag of add.cc and its kin (PTX ISA 9.7.2).
+#pragma once
+
+#include "ast.h"
+#include "tensor/mma.h"
+#include "tensor/tensor_map.h"
+#include "tensor/wgmma.h"
+
+namespace tkpy::emulator {
+
+struct Exec;
+struct Op;
+using ExecFn = void (*)(Exec&, const Op&, u32 mask);
+
+constexpr u32 kRowBytes = 128;
+constexpr u32 kConstRow = 0x80000000u;
+constexpr u32 kPredTrue = 0;
+constexpr u32 kPredCarry = 1;
+constexpr u32 kFirstPred = 2;
+
+struct Op {
+  ExecFn fn = nullptr;
+  u32 guard = 0;  // predicate slot << 1 | negated
+  u32 instr = 0;  // index into the function's code, for text, line and counters
+  u32 d[2] = {0, 0};
+  u32 s[5] = {0, 0, 0, 0, 0};
+  u32 list = 0;   // first entry of Function::lists, for vectors
+  u16 list_size = 0;
+  u8 a = 0, b = 0, c = 0, e = 0;  // meaning belongs to the handler
+  u32 f = 0;
+  i64 imm = 0;
+  u16 flops = 0;  // floating-point operations per active lane
+  bool in_place = false;  // lane arithmetic: a destination row may be a source row
+  bool helper = false;  // computes an operand of the next Op; not an instruction of its own
+};
+
+// How an address operand is formed; Op::e of memory operations.
+enum class Base : u8 {
+  row32,   // 32-bit register
+  row64,   // 64-bit register
+  fixed,   // imm alone
+  param,   // kernel parameter block + imm
+  frame,   // this call's slice of local memory + imm
+};
+
+// A place in an Op that holds a symbol's shared address, which depends on the kernel being launched.
+struct Relocation {
+  enum Kind : u8 { op_imm, constant } kind;
+  u32 index;   // op or constant-pool entry
+  u32 symbol;
+};
+
+struct Constant {
+  u64 bits;
+  bool wide;
+};
+
+// One argument or result of a call: either a register or a piece of the frame.
+struct CallSlot {
+  u32 reg_row = kNone;   // caller's row
+  bool wide = false;
+  u32 frame_offset = 0;
+  u32 bytes = 0;
+};
+
+struct CallSite {
+  u32 target = kNone;    // function; kNone: indirect through a register
+  u32 target_row = kNone;
+  std::vector<CallSlot> returns, params;
+};
+
+struct Slot {  // a formal parameter
+  u32 reg_row = kNone;
+  bool wide = false;
+  u32 frame_offset = 0;
+  u32 bytes = 0;
+};
+
+struct Unmodelled {
+  u32 line;
+  std::string text, reason;
+};
+
+struct Function {
+  const FunctionAst* ast = nullptr;
+  u32 index = 0;
+  std::vector<Op> ops;
+  std::vector<u32> lists;
+  std::vector<Constant> constants;
+  std::vector<Relocation> relocations;
+  std::vector<CallSite> calls;
+  std::vector<tensor::MmaOp> mma_ops;
+  std::vector<tensor::WgmmaOp> wgmma_ops;
+  std::vector<u32> callees;
+  bool has_indirect_call = false;
+  bool talks_across_ctas = false;  // global atomics, strong accesses: CTAs then run in one host thread
+  u32 rows32 = 0;    // 32-bit rows
+  u32 rows64 = 0;    // 64-bit registers, two rows each, after the 32-bit ones
+  u32 rows128 = 0;   // 128-bit registers, four rows each
+  u32 preds = kFirstPred;
+  u32 frame_bytes = 0;  // local variables and call parameters of one call
+  std::vector<Slot> params, returns;
+  std::vector<Unmodelled> unmodelled;
+  u32 rows() const { return rows32 + 2 * rows64 + 4 * rows128; }
+};
+
+struct GlobalSymbol {
+  u64 address = 0;  // global and const variables: host address
+};
+
+// A parsed and decoded module. Its global variables live here and keep their values from launch to launch.
+struct Module {
+  std::unique_ptr<Ast> ast;
+  std::vector<Function> functions;      // parallel to ast->functions
+  std::vector<u64> symbol_address;      // global and const: host address; others 0
+  std::vector<u64> symbol_frame;        // local and frame symbols: offset within their function's frame
+  std::vector<u64> param_offset;        // kernel parameter symbols: offset in the parameter block
+  std::vector<u64> storage;             // backing of global and const variables
+  struct Region {
+    u64 address, bytes;
+    bool writable;
+    std::string name;
+  };
+  std::vector<Region> regions;          // one per global or const variable
+  u32 param_bytes(u32 function) const;
+};
+
+std::unique_ptr<Module> load_module(std::string ptx);
+
+}  // namespace tkpy::emulator

@@ -1,0 +1,33 @@
+// mma.sync: D = A B + C of one warp, on registers (PTX ISA 9.7.14.5.14).
+//
+// f32 accumulators follow gemm.h; f16 ones are summed in f32 and rounded once, at the end. Integers are exact; the sum
+// wraps, or with .satfinite is clamped to s32 once. tf32 operands lose their low 13 bits.
+#pragma once
+
+#include "../common.h"
+
+namespace tkpy::emulator::tensor {
+
+struct MmaOp {
+  u32 m, n, k;
+  Type a, b, c, d;  // c and d alike
+  bool satfinite = false;
+  bool xor_popc = false;  // b1 only: .xor.popc; otherwise .and.popc
+};
+
+// Why sm_90a has no such instruction; empty when it has.
+std::string mma_reason(const MmaOp& op);
+
+struct MmaRegisters {
+  u32 a, b, c;
+};
+MmaRegisters mma_registers(const MmaOp& op);
+
+// a[reg], b[reg], c[reg], d[reg] each point at 32 lanes; d may be c. Type::none is no matrix: call mma_reason first.
+void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d);
+
+// f64, whose registers are 64 bits wide; fused multiply-adds, k ascending.
+void mma_f64(const MmaOp& op, const double* const* a, const double* const* b, const double* const* c,
+             double* const* d);
+
+}  // namespace tkpy::emulator::tensor

@@ -1,0 +1,156 @@
+#include "launch.h"
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+namespace tkpy::gemm {
+
+namespace {
+
+using runtime::DType;
+using runtime::View;
+
+// One operand: which of its dimensions is contiguous, and how many elements lie between neighbours in the other.
+struct Operand {
+  bool transposed = false;  // the first dimension is the contiguous one
+  std::int64_t pitch = 0;
+};
+
+bool contiguous(const View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1; }
+
+Operand operand(const View& v) {
+  const bool transposed = !contiguous(v, 1);
+  const int along = transposed ? 0 : 1, across = 1 - along;
+  // Where there is one row only, its pitch is never used: take one that suits TMA.
+  const std::int64_t pitch = v.shape[across] == 1 ? (v.shape[along] + 7) / 8 * 8 : v.stride[across];
+  return {transposed, pitch};
+}
+
+bool suits_tma(const View& v) {
+  const std::int64_t pitch = operand(v).pitch;
+  return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && pitch > 0 && pitch % 8 == 0 &&
+         pitch < (std::int64_t{1} << 39);
+}
+
+// An empty sum has no operands that a tensor map could describe.
+bool by_tma(const Arguments& x) { return x.a.shape[1] > 0 && suits_tma(x.a) && suits_tma(x.b); }
+
+std::string need(const char* what, const std::string& needed, const View& got) {
+  return std::string(what) + ": need " + needed + ", got " + got.describe();
+}
+
+std::string shape(std::int64_t rows, std::int64_t cols) {
+  std::string text = "[";
+  return text.append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append("]");
+}
+
+std::string refused_matrix(const char* what, const View& v, std::int64_t rows, std::int64_t cols, const View& like) {
+  if (v.rank != 2 || v.shape[0] != rows || v.shape[1] != cols) return need(what, std::string("shape ").append(shape(rows, cols)), v);
+  if (v.dtype != like.dtype) return need(what, std::string("dtype ") + runtime::dtype_name(like.dtype), v);
+  if (v.device != like.device) return std::string(what) + ": need the device of a";
+  return "";
+}
+
+std::string refused_rows(const char* what, const View& v) {
+  return contiguous(v, 1) ? "" : need(what, "contiguous rows", v);
+}
+
+runtime::TensorMapSpec map_of(const View& v, std::uint32_t rows, std::uint32_t cols) {
+  const Operand o = operand(v);
+  View stored = v;
+  if (o.transposed) std::swap(stored.shape[0], stored.shape[1]);
+  stored.stride[0] = o.pitch;
+  stored.stride[1] = 1;
+  const std::array<std::uint32_t, 2> box = {rows, cols};
+  return runtime::tensor_map_of(stored, box, 128);
+}
+
+}  // namespace
+
+std::string refusal(const Arguments& x) {
+  if (x.a.rank != 2) return need("a", "two dimensions", x.a);
+  if (x.b.rank != 2) return need("b", "two dimensions", x.b);
+  if (x.a.dtype != DType::bf16 && x.a.dtype != DType::f16) return need("a", "dtype bf16 or f16", x.a);
+  const std::int64_t m = x.a.shape[0], k = x.a.shape[1], n = x.b.shape[1];
+  if (std::max({m, n, k}) >= (std::int64_t{1} << 31) - 512) return "sizes must be below 2^31 - 512";
+  if (std::string why = refused_matrix("b", x.b, k, n, x.a); !why.empty()) return why;
+  if (std::string why = refused_matrix("out", x.out, m, n, x.a); !why.empty()) return why;
+  if (std::string why = refused_rows("out", x.out); !why.empty()) return why;
+  for (const auto& [what, v] : {std::pair{"a", &x.a}, {"b", &x.b}})
+    if (!contiguous(*v, 0) && !contiguous(*v, 1)) return need(what, "one contiguous dimension", *v);
+  if (x.bias.defined() && (x.bias.rank != 1 || x.bias.shape[0] != n || !contiguous(x.bias, 0) ||
+                           x.bias.dtype != x.a.dtype || x.bias.device != x.a.device))
+    return need("bias", "a contiguous vector of " + std::to_string(n) + " and the dtype of a", x.bias);
+  if (x.residual.defined()) {
+    if (std::string why = refused_matrix("residual", x.residual, m, n, x.a); !why.empty()) return why;
+    return refused_rows("residual", x.residual);
+  }
+  return "";
+}
+
+std::string kernel_name(const Arguments& x) {
+  return std::string("gemm_") + (x.a.dtype == DType::bf16 ? "bf16" : "fp16") +
+         (operand(x.a).transposed ? "_km" : "_mk") + (operand(x.b).transposed ? "_nk" : "_kn") +
+         (by_tma(x) ? "_tma" : "_generic");
+}
+
+void launch(runtime::Machine& machine, const Arguments& x) {
+  if (const std::string why = refusal(x); !why.empty()) throw std::invalid_argument("gemm: " + why);
+  if (x.out.elements() == 0) return;
+  Params params{};
+  params.m = static_cast<int>(x.a.shape[0]);
+  params.k = static_cast<int>(x.a.shape[1]);
+  params.n = static_cast<int>(x.b.shape[1]);
+  if (by_tma(x)) {
+    // A: each consumer's 64 rows, 64 deep. B: half of a cluster's columns; one box is 64 columns of a panel, or the
+    // rows of a half.
+    params.a = machine.encode(map_of(x.a, 64, 64));
+    params.b = machine.encode(operand(x.b).transposed ? map_of(x.b, kTileCols / kCluster, kTileDepth)
+                                                      : map_of(x.b, kTileDepth, 64));
+  }
+  params.a_data = x.a.data;
+  params.b_data = x.b.data;
+  params.a_pitch = operand(x.a).pitch;
+  params.b_pitch = operand(x.b).pitch;
+  params.bias = x.bias.data;
+  params.residual = x.residual.data;
+  params.residual_pitch = x.residual.defined() ? x.residual.stride[0] : 0;
+  params.out = x.out.data;
+  params.out_pitch = x.out.stride[0];
+  params.activation = x.activation;
+
+  const auto ceil_div = [](std::int64_t value, std::int64_t by) { return (value + by - 1) / by; };
+  const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, kTileCols);
+  const std::int64_t clusters =
+      std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.a.device) / kCluster));
+
+  std::vector<View> views = {x.a, x.b, x.out};
+  views[0].writable = views[1].writable = false;
+  for (const View* extra : {&x.bias, &x.residual}) {
+    if (!extra->defined()) continue;
+    views.push_back(*extra);
+    views.back().writable = false;
+  }
+  runtime::LaunchSpec spec;
+  spec.grid = {static_cast<std::uint32_t>(clusters * kCluster), 1, 1};
+  spec.block = {kThreads, 1, 1};
+  spec.cluster = {kCluster, 1, 1};
+  spec.shared = kSharedBytes;
+  spec.params = runtime::bytes_of(params);
+  spec.views = views;
+  spec.stream = x.stream;
+  spec.device = x.a.device;
+  machine.launch(machine.kernel("gemm", kernel_name(x)), spec);
+}
+
+Activation activation_from_name(std::string_view name) {
+  constexpr std::array<std::string_view, 6> names = {"none", "gelu", "gelu_tanh", "silu", "relu", "relu_squared"};
+  const auto* const found = std::find(names.begin(), names.end(), name);
+  if (found == names.end())
+    throw std::invalid_argument("gemm: activation must be none, gelu, gelu_tanh, silu, relu or relu_squared, got " +
+                                std::string(name));
+  return static_cast<Activation>(found - names.begin());
+}
+
+}  // namespace tkpy::gemm

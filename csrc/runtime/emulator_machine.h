@@ -1,0 +1,52 @@
+// The emulator as a Machine: runs <module>.ptx, the file that the cubin was assembled from, on host memory.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "emulator/machine.h"
+#include "machine.h"
+
+namespace tkpy::runtime {
+
+struct EmulatorOptions {
+  std::uint64_t seed = 0;
+  std::uint32_t checks = ~0u;  // bit per emulator::Check
+  std::uint32_t threads = 1;   // host threads
+  std::uint64_t budget = 0;    // warp instructions per CTA; 0: the emulator's own
+  int multiprocessors = 132;   // what persistent kernels size their grids by
+  bool counters = false;
+};
+
+class EmulatorMachine final : public Machine {
+ public:
+  explicit EmulatorMachine(std::string kernels, EmulatorOptions options = {});
+  ~EmulatorMachine() override;
+
+  const char* name() const override { return "emulator"; }
+  int multiprocessors(int) override { return options_.multiprocessors; }
+  const Kernel& kernel(std::string_view module, std::string_view entry) override;
+  void add_image(std::string_view module, std::string image) override;
+  tk::tensor_map encode(const TensorMapSpec& spec) override;
+
+  // Runs to the end. Throws MachineError when anything was found; last() has it all.
+  void launch(const Kernel& kernel, const LaunchSpec& spec) override;
+  const emulator::LaunchResult& last() const { return last_; }
+  EmulatorOptions& options() { return options_; }
+
+ private:
+  struct EmulatedKernel;
+  const emulator::Module& module(const std::string& name);
+
+  std::string kernels_;
+  EmulatorOptions options_;
+  std::mutex mutex_;  // guards the maps
+  std::map<std::string, std::string, std::less<>> images_;
+  std::map<std::string, std::unique_ptr<emulator::Module>, std::less<>> modules_;
+  std::map<std::string, std::unique_ptr<EmulatedKernel>, std::less<>> found_;
+  emulator::LaunchResult last_;
+};
+
+}  // namespace tkpy::runtime

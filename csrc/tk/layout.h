@@ -1,0 +1,102 @@
+// Where every element of a tile lives: register fragments, swizzled shared memory, matrix descriptors. Pure constexpr
+// arithmetic, the same on host and device; tests/kernels/test_layout.py runs all of it exhaustively on the host.
+#pragma once
+
+#if defined(__CUDACC__)
+#define TK_HD __host__ __device__
+#else
+#define TK_HD
+#endif
+
+namespace tk {
+
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+// ---- Register fragments: g = lane / 4, t = lane % 4 -------------------------------------------------------------
+// A 16-row block of `cols` columns gives each lane cols / 2 elements, in pairs of neighbouring columns:
+//   element 4j..4j+1 = (row g, columns 8j + 2t ..), element 4j+2..4j+3 = (row g + 8, the same columns).
+// It is at once the A operand of mma.m16n8k16, register A of wgmma.m64k16 for the warp's 16 rows
+// and its accumulator (PTX ISA, matrix fragments for mma.m16n8k16 and for wgmma).
+TK_HD constexpr int fragment_row(int lane, int element) { return lane / 4 + 8 * ((element / 2) % 2); }
+TK_HD constexpr int fragment_col(int lane, int element) { return 8 * (element / 4) + 2 * (lane % 4) + element % 2; }
+
+// ldmatrix / stmatrix .x4 on a 16 x 16 block of 16-bit elements (PTX ISA, ldmatrix): lane l gives the address of row
+// l % 16, 16-byte chunk l / 16, so that register r holds pair r of the fragment above.
+TK_HD constexpr int matrix_row(int lane) { return lane % 16; }
+TK_HD constexpr int matrix_chunk(int lane) { return lane / 16; }
+
+// ---- Shared tiles -----------------------------------------------------------------------------------------------
+// A tile is cut into panels of `swizzle` bytes of columns; a panel is rows x swizzle bytes, and inside it 16-byte
+// chunks are permuted with a period of 8 rows (PTX ISA, tensors: swizzling modes). swizzle 0: row-major.
+TK_HD constexpr u32 swizzle_period(int swizzle) { return 8u * static_cast<u32>(swizzle ? swizzle : 16); }
+
+TK_HD constexpr u32 swizzle_bytes(u32 offset, int swizzle) {
+  return swizzle ? offset ^ (((offset % swizzle_period(swizzle)) >> 7) << 4) : offset;
+}
+
+// The widest swizzle whose panels divide a row of `row_bytes`.
+TK_HD constexpr int widest_swizzle(int row_bytes) {
+  return row_bytes % 128 == 0 ? 128 : row_bytes % 64 == 0 ? 64 : row_bytes % 32 == 0 ? 32 : 0;
+}
+
+// Byte offset of element (row, col) of a rows x cols tile of `size`-byte elements.
+TK_HD constexpr u32 tile_offset(int rows, int cols, int size, int swizzle, int row, int col) {
+  const int width = swizzle ? swizzle : cols * size;
+  const int byte = col * size;
+  const u32 panel = static_cast<u32>(byte / width * rows * width);
+  return panel + swizzle_bytes(static_cast<u32>(row * width + byte % width), swizzle);
+}
+
+// ---- wgmma matrix descriptors (PTX ISA, matrix descriptor format) ------------------------------------------------
+// bits 0-13 address / 16, 16-29 leading offset / 16, 32-45 stride offset / 16, 49-51 base offset, 62-63 swizzle.
+// The base offset is 0: tiles are aligned to their swizzle period.
+TK_HD constexpr u64 descriptor_swizzle(int swizzle) {
+  return swizzle == 128 ? 1 : swizzle == 64 ? 2 : swizzle == 32 ? 3 : 0;
+}
+
+TK_HD constexpr u64 encode_offset(u32 bytes) { return (bytes & 0x3ffffu) >> 4; }
+
+TK_HD constexpr u64 matrix_descriptor(u32 address, u32 leading, u32 stride, int swizzle) {
+  return encode_offset(address) | encode_offset(leading) << 16 | encode_offset(stride) << 32 |
+         descriptor_swizzle(swizzle) << 62;
+}
+
+// One k-step of 16 (16-bit elements) of a tile, either stored with K along its rows' bytes (K-major: the tile is
+// MN x K) or with K down its rows (MN-major: the tile is K x MN).
+enum class Major { k, mn };
+
+// Bytes from the start of the tile to k-step `step`. K-major: 32 bytes further along, panel after panel. MN-major: 16
+// rows further down.
+TK_HD constexpr u32 step_offset(Major major, int rows, int swizzle, int step) {
+  if (major == Major::mn) return static_cast<u32>(step * 16 * swizzle);
+  return static_cast<u32>(step * 32 / swizzle * rows * swizzle + step * 32 % swizzle);
+}
+
+// K-major: the stride offset joins groups of 8 rows, the leading offset is not used. MN-major: the stride offset joins
+// groups of 8 k, the leading offset joins panels.
+TK_HD constexpr u64 tile_descriptor(u32 address, Major major, int rows, int swizzle, int step) {
+  const u32 leading = major == Major::mn ? static_cast<u32>(rows * swizzle) : 16u;
+  return matrix_descriptor(address + step_offset(major, rows, swizzle, step), leading, swizzle_period(swizzle),
+                           swizzle);
+}
+
+// Shared-memory patch of 64-column fp32 rows, written by fragments and read by rows, both without bank conflicts: the
+// column of element (row, col).
+TK_HD constexpr int patch_col(int row, int col) { return col ^ (8 * (row % 4)); }
+
+// ---- Order of output tiles --------------------------------------------------------------------------------------
+// Neighbouring CTAs should share operands in L2: tiles go down groups of `group` tile rows, column by column.
+struct Tile2 {
+  int row, col;
+};
+
+TK_HD constexpr Tile2 grouped_tile(int index, int tile_rows, int tile_cols, int group) {
+  const int per_group = group * tile_cols;
+  const int first = index / per_group * group;
+  const int height = tile_rows - first < group ? tile_rows - first : group;
+  const int within = index % per_group;
+  return {first + within % height, within / height};
+}
+
+}  // namespace tk

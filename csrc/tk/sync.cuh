@@ -1,0 +1,76 @@
+// Barriers and roles: what waits for what.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace tk {
+
+// An mbarrier in shared memory. A phase is over when its arrivals and its expected bytes have all come; then the next
+// begins. Waiting for the parity of a phase that is not over blocks; a fresh barrier passes parity 1.
+struct mbarrier {
+  u64 state;
+  TK_DEVICE u32 address() const { return ptx::shared_address(&state); }
+};
+
+// One thread initialises; publish_barriers() and a CTA (cluster) barrier come before any use.
+TK_DEVICE void init(mbarrier& bar, u32 arrivals) { ptx::mbarrier_init(bar.address(), arrivals); }
+TK_DEVICE void publish_barriers() {
+  ptx::fence_mbarrier_init();
+  ptx::fence_proxy_async();
+}
+TK_DEVICE void arrive(mbarrier& bar) { ptx::mbarrier_arrive(bar.address()); }
+TK_DEVICE void arrive_at(mbarrier& bar, u32 rank) { ptx::mbarrier_arrive_cluster(ptx::mapa(bar.address(), rank)); }
+// One arrival, and `bytes` that TMA loads will bring.
+TK_DEVICE void arrive_expect(mbarrier& bar, u32 bytes) { ptx::mbarrier_arrive_expect_tx(bar.address(), bytes); }
+TK_DEVICE void wait(mbarrier& bar, u32 parity) {
+  while (!ptx::mbarrier_try_wait(bar.address(), parity)) {
+  }
+}
+// For barriers at which threads of other CTAs arrive.
+TK_DEVICE void wait_cluster(mbarrier& bar, u32 parity) {
+  while (!ptx::mbarrier_try_wait_cluster(bar.address(), parity)) {
+  }
+}
+
+// Position in a ring of Stages slots: the slot, and the parity of the phase in which it is filled.
+template <int Stages>
+struct ring {
+  int slot = 0;
+  u32 parity = 0;
+  TK_DEVICE void next() {
+    if (++slot == Stages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Named barrier `id` (1..15) over `threads`; 0 is __syncthreads.
+TK_DEVICE void sync(int id, int threads) { ptx::bar_sync(id, threads); }
+
+TK_DEVICE void cluster_sync() {
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+}
+TK_DEVICE int cluster_rank() { return static_cast<int>(ptx::cluster_rank()); }
+
+// Indices that the compiler can see to be the same in all lanes of the warp.
+TK_DEVICE int warp_index() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
+TK_DEVICE int warpgroup_index() { return warp_index() / 4; }
+TK_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % 32; }
+
+// The register pool of the CTA: producers give, consumers take (all warps of a warpgroup together).
+template <int Registers>
+TK_DEVICE void give_registers() {
+  ptx::setmaxnreg_dec<Registers>();
+}
+template <int Registers>
+TK_DEVICE void take_registers() {
+  ptx::setmaxnreg_inc<Registers>();
+}
+
+// Programmatic dependent launch: before the first read of what the previous kernel wrote; after the last write.
+TK_DEVICE void wait_for_previous_grid() { ptx::griddepcontrol_wait(); }
+TK_DEVICE void launch_next_grid() { ptx::griddepcontrol_launch_dependents(); }
+
+}  // namespace tk

@@ -1,0 +1,240 @@
+"""Floating-point arithmetic: bit for bit against exact rational arithmetic; approximations within the ISA's bounds."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from emulator_harness import floats, lanewise, same_floats
+from exact_rounding import round_fraction
+
+DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
+BITS = {"f16": np.uint16, "bf16": np.uint16, "f32": np.uint32, "f64": np.uint64}
+
+
+def columns_of(t: str, count: int, random: int = 14) -> list[np.ndarray]:
+    if t == "bf16":  # edges and random bits of the upper half of f32
+        return [c.view(np.uint32).__rshift__(16).astype(np.uint16).view(ml_dtypes.bfloat16) for c in floats(np.float32, count, random)]
+    return floats(DTYPES[t], count, random)
+
+
+def exact(op: str, t: str, mode: str, *values: float) -> float:
+    """One operation with one rounding; specials and signs of zero by the host's f64, which has them right."""
+    with np.errstate(all="ignore"):
+        if op == "sub":
+            values, op = (values[0], -values[1]), "add"
+        a, b, *c = (np.float64(v) for v in values)
+        special = {"add": a + b, "mul": a * b, "div": a / b, "fma": a * b + c[0] if c else None}[op]
+    if not all(math.isfinite(v) for v in values) or (op == "div" and b == 0):
+        if op == "fma" and all(map(math.isfinite, (a, b))) and not math.isfinite(c[0]):
+            return float(c[0])  # a finite product, however large, added to an infinity
+        return float(special)
+    fa, fb = Fraction(float(a)), Fraction(float(b))
+    true = {"add": lambda: fa + fb, "mul": lambda: fa * fb, "div": lambda: fa / fb, "fma": lambda: fa * fb + Fraction(float(c[0]))}[op]()
+    if true == 0:
+        if op in ("mul", "div"):
+            return float(math.copysign(0.0, a) * math.copysign(1.0, b))
+        signs = (math.copysign(1, a), math.copysign(1, b)) if op == "add" else (math.copysign(1, a) * math.copysign(1, b), math.copysign(1, c[0]))
+        addends_zero = (fa == 0 and fb == 0) if op == "add" else (fa * fb == 0 and c[0] == 0)
+        if signs[0] == signs[1] and addends_zero:
+            return 0.0 * signs[0]
+        return -0.0 if mode == "rm" else 0.0
+    return round_fraction(true, t, mode)
+
+
+def check(instruction: str, op: str, t: str, mode: str, columns: list[np.ndarray]) -> None:
+    got = lanewise(instruction, [c.view(BITS[t]) for c in columns], BITS[t]).view(DTYPES[t])
+    want = np.array([exact(op, t, mode, *(float(v) for v in row)) for row in zip(*columns, strict=True)])
+    with np.errstate(all="ignore"):
+        same_floats(got, want.astype(DTYPES[t]))
+
+
+@pytest.mark.parametrize("t", DTYPES)
+@pytest.mark.parametrize("op", ["add", "sub", "mul"])
+def test_nearest(op: str, t: str) -> None:
+    check(f"{op}.{t} $d, $0, $1;", op, t, "rn", columns_of(t, 2))
+
+
+@pytest.mark.parametrize("t", DTYPES)
+def test_fma_nearest(t: str) -> None:
+    check(f"fma.rn.{t} $d, $0, $1, $2;", "fma", t, "rn", columns_of(t, 3))
+
+
+def test_fma_of_f16_rounds_once() -> None:
+    rng = np.random.default_rng(5)
+    a, b, c = (rng.integers(0, 2**16, 20000, dtype=np.uint16).view(np.float16) for _ in range(3))
+    keep = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
+    check("fma.rn.f16 $d, $0, $1, $2;", "fma", "f16", "rn", [a[keep], b[keep], c[keep]])
+
+
+@pytest.mark.parametrize("t", ["f32", "f64"])
+@pytest.mark.parametrize("mode", ["rz", "rm", "rp"])
+def test_directed(mode: str, t: str) -> None:
+    pairs = columns_of(t, 2)
+    for op in ("add", "sub", "mul", "div"):
+        check(f"{op}.{mode}.{t} $d, $0, $1;", op, t, mode, pairs)
+    check(f"fma.{mode}.{t} $d, $0, $1, $2;", "fma", t, mode, columns_of(t, 3))
+
+
+@pytest.mark.parametrize("t", ["f32", "f64"])
+def test_division_and_roots(t: str) -> None:
+    check(f"div.rn.{t} $d, $0, $1;", "div", t, "rn", columns_of(t, 2))
+    a = columns_of(t, 1, 200)[0]
+    with np.errstate(all="ignore"):
+        same_floats(lanewise(f"sqrt.rn.{t} $d, $0;", [a], DTYPES[t]), np.sqrt(a))
+        same_floats(lanewise(f"rcp.rn.{t} $d, $0;", [a], DTYPES[t]), (np.ones_like(a) / a).astype(DTYPES[t]))
+
+
+def flush(a: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(a) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), a), a).astype(np.float32)
+
+
+def test_flush_to_zero() -> None:
+    a, b, c = floats(np.float32, 3)
+    with np.errstate(all="ignore"):
+        same_floats(lanewise("add.ftz.f32 $d, $0, $1;", [a, b], np.float32), flush(flush(a) + flush(b)))
+        same_floats(lanewise("mul.ftz.f32 $d, $0, $1;", [a, b], np.float32), flush(flush(a) * flush(b)))
+        want = [exact("fma", "f32", "rn", *(float(v) for v in row)) for row in zip(flush(a), flush(b), flush(c), strict=True)]
+        same_floats(lanewise("fma.rn.ftz.f32 $d, $0, $1, $2;", [a, b, c], np.float32), flush(np.array(want).astype(np.float32)))
+        same_floats(lanewise("abs.ftz.f32 $d, $0;", [a], np.float32), flush(np.abs(a)))
+
+
+def test_saturate() -> None:
+    a, b = floats(np.float32)
+    with np.errstate(all="ignore"):
+        want = np.clip(np.nan_to_num(a + b, nan=0.0, posinf=1.0, neginf=0.0), 0, 1).astype(np.float32)
+    same_floats(lanewise("add.sat.f32 $d, $0, $1;", [a, b], np.float32), np.where(want == 0, np.float32(0), want))
+    same_floats(lanewise("cvt.sat.f32.f32 $d, $0;", [a], np.float32), np.clip(np.nan_to_num(a, nan=0.0, posinf=1.0, neginf=0.0), 0, 1) + np.float32(0))
+
+
+@pytest.mark.parametrize("t", DTYPES)
+def test_min_max(t: str) -> None:
+    a, b = columns_of(t, 2)
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    lower = np.where((x < y) | ((x == y) & np.signbit(x)), x, y)
+    higher = np.where((x > y) | ((x == y) & ~np.signbit(x)), x, y)
+    for name, both in (("min", lower), ("max", higher)):
+        want = np.where(np.isnan(x), y, np.where(np.isnan(y), x, both))
+        got = lanewise(f"{name}.{t} $d, $0, $1;", [a.view(BITS[t]), b.view(BITS[t])], BITS[t]).view(DTYPES[t])
+        same_floats(got, want.astype(DTYPES[t]))
+        if t != "f64":
+            want = np.where(np.isnan(x) | np.isnan(y), np.nan, both)
+            got = lanewise(f"{name}.NaN.{t} $d, $0, $1;", [a.view(BITS[t]), b.view(BITS[t])], BITS[t]).view(DTYPES[t])
+            same_floats(got, want.astype(DTYPES[t]))
+
+
+@pytest.mark.parametrize("t, half", [("f16x2", np.float16), ("bf16x2", ml_dtypes.bfloat16)])
+def test_packed(t: str, half: type) -> None:
+    name = t[:-2]
+    columns = columns_of(name, 3, 20)
+    columns = [c[: len(c) // 2 * 2] for c in columns]
+    packed = [np.ascontiguousarray(c).view(np.uint32) for c in columns]
+    for op, count in (("add", 2), ("sub", 2), ("mul", 2), ("fma.rn", 3)):
+        operands = ", ".join(f"${i}" for i in range(count))
+        got = lanewise(f"{op}.{t} $d, {operands};", packed[:count], np.uint32).view(half)
+        want = [exact(op.split(".")[0], name, "rn", *(float(v) for v in row)) for row in zip(*columns[:count], strict=True)]
+        with np.errstate(all="ignore"):
+            same_floats(got, np.array(want).astype(half))
+    got = lanewise(f"fma.rn.relu.{t} $d, $0, $1, $2;", packed, np.uint32).view(half).astype(np.float64)
+    assert not (got < 0).any()
+
+
+def test_signs() -> None:
+    a, b = floats(np.float32)
+    same_floats(lanewise("neg.f32 $d, $0;", [a], np.float32), -a)
+    same_floats(lanewise("abs.f32 $d, $0;", [a], np.float32), np.abs(a))
+    same_floats(lanewise("copysign.f32 $d, $0, $1;", [a, b], np.float32), np.copysign(b, a))
+
+
+def test_canonical_nan() -> None:
+    nan = np.array([0x7FC00001, 0xFFC12345, 0x7F800001], np.uint32)
+    assert (lanewise("add.f32 $d, $0, $0;", [nan], np.uint32) == 0x7FFFFFFF).all()
+    assert (lanewise("mul.f16 $d, $0, $0;", [np.array([0x7E01], np.uint16)], np.uint16) == 0x7FFF).all()
+
+
+def relative(got: np.ndarray, want: np.ndarray) -> float:
+    ok = np.isfinite(want) & (want != 0) & (np.abs(want) >= np.finfo(np.float32).tiny)
+    return float(np.max(np.abs(got[ok].astype(np.float64) - want[ok]) / np.abs(want[ok])))
+
+
+@pytest.mark.parametrize(
+    "instruction, function, low, high, bound",
+    [
+        ("ex2.approx.f32", np.exp2, -120, 120, 2**-22),
+        ("ex2.approx.ftz.f32", np.exp2, -120, 120, 2**-22),
+        ("lg2.approx.f32", np.log2, 2.1, 1e30, 2**-22),
+        ("rcp.approx.ftz.f32", lambda x: 1 / x, 1e-30, 1e30, 2**-23),
+        ("rsqrt.approx.f32", lambda x: 1 / np.sqrt(x), 1e-30, 1e30, 2**-22.9),
+        ("sqrt.approx.ftz.f32", np.sqrt, 1e-30, 1e30, 2**-23),
+        ("tanh.approx.f32", np.tanh, -5, 5, 2**-11),
+    ],
+)
+def test_approximations(instruction: str, function, low: float, high: float, bound: float) -> None:
+    rng = np.random.default_rng(3)
+    span = np.exp(rng.uniform(np.log(low), np.log(high), 4000)) if low > 0 else rng.uniform(low, high, 4000)
+    a = span.astype(np.float32)
+    assert relative(lanewise(f"{instruction} $d, $0;", [a], np.float32), function(a.astype(np.float64))) <= bound
+
+
+def test_approximation_specials() -> None:
+    a = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, -1.0], np.float32)
+    nan, inf = np.nan, np.inf
+    for name, want in {
+        "ex2.approx.f32": [1, 1, inf, 0, nan, 0.5],
+        "lg2.approx.f32": [-inf, -inf, inf, nan, nan, nan],
+        "rcp.approx.f32": [inf, -inf, 0, -0.0, nan, -1],
+        "rsqrt.approx.f32": [inf, -inf, 0, nan, nan, nan],
+        "sqrt.approx.f32": [0, -0.0, inf, nan, nan, nan],
+        "sin.approx.f32": [0, -0.0, nan, nan, nan, np.sin(-1.0)],
+    }.items():
+        got = lanewise(f"{name} $d, $0;", [a], np.float32)
+        np.testing.assert_allclose(got, np.array(want), rtol=1e-6, err_msg=name)
+        zero = np.array(want) == 0
+        assert np.array_equal(np.signbit(got[zero]), np.signbit(np.array(want, np.float64)[zero])), name
+
+
+def test_sin_cos_and_division() -> None:
+    a = np.linspace(-np.pi, np.pi, 3000).astype(np.float32)
+    for name, f in (("sin", np.sin), ("cos", np.cos)):
+        assert np.abs(lanewise(f"{name}.approx.f32 $d, $0;", [a], np.float32) - f(a.astype(np.float64))).max() <= 2**-20.5
+    x, y = np.float32(3), np.array([2**126, 1.5 * 2**126, 2.0**127, 3.4e38], np.float32)
+    got = lanewise("div.approx.f32 $d, $0, $1;", [np.full(4, x), y], np.float32)
+    assert got[0] != 0
+    assert (got[1:] == 0).all()
+
+
+def test_gross_reciprocals_of_f64() -> None:
+    a = np.array([3.0, -7.5, 1e300, 0.0, np.inf, 1e-310])
+    got = lanewise("rcp.approx.ftz.f64 $d, $0;", [a], np.float64)
+    np.testing.assert_allclose(got[:3], 1 / a[:3], rtol=2**-19)
+    assert (got.view(np.uint64) & 0xFFFFFFFF == 0).all()
+    assert got[3] == np.inf and got[4] == 0 and got[5] == np.inf
+
+
+@pytest.mark.parametrize("t", ["f32", "f64", "f16"])
+def test_comparisons_with_nan(t: str) -> None:
+    a, b = columns_of(t, 2, 6)
+    unordered = np.isnan(a) | np.isnan(b)
+    with np.errstate(all="ignore"):
+        ordered = {"eq": a == b, "ne": (a < b) | (a > b), "lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b}
+    for name, truth in ordered.items():
+        for suffix, want in (("", truth & ~unordered), ("u", truth | unordered)):
+            got = lanewise(f"setp.{name}{suffix}.{t} %p1, $0, $1; selp.u32 %r8, 1, 0, %p1; mov.b32 $d, %r8;", [a, b], np.uint32)
+            assert np.array_equal(got.astype(bool), want), name + suffix
+    got = lanewise(f"setp.num.{t} %p1, $0, $1; setp.nan.{t} %p2, $0, $1; selp.b32 %r7, 1, 0, %p1; selp.b32 $d, 2, %r7, %p2;", [a, b], np.uint32)
+    assert np.array_equal(got == 2, unordered)
+    assert np.array_equal(got == 1, ~unordered)
+
+
+def test_properties() -> None:
+    a = floats(np.float32, 1)[0]
+    tiny = np.finfo(np.float32).tiny
+    subnormal = (a != 0) & (np.abs(a) < tiny)
+    truths = {"finite": np.isfinite(a), "infinite": np.isinf(a), "number": ~np.isnan(a), "notanumber": np.isnan(a),
+              "normal": np.isfinite(a) & ~subnormal & (a != 0), "subnormal": subnormal}  # fmt: skip
+    for name, want in truths.items():
+        got = lanewise(f"testp.{name}.f32 %p1, $0; selp.b32 $d, 1, 0, %p1;", [a], np.uint32)
+        assert np.array_equal(got.astype(bool), want), name
