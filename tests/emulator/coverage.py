@@ -85,7 +85,15 @@ class Writer:
             return f"[{self.register()}, {self.coordinates(inner[1])}]" if inner else f"[{self.register()}]"
         if shape.startswith("{"):
             return self.vector(shape[1:-1])
-        fixed = {"i": self.values[0], "_": "_", "S": self.values[1], "L": "label", "sym": "smem", "F": "callee", "(n)": "(in)"}
+        fixed = {
+            "i": self.values[0],
+            "_": "_",
+            "S": self.values[1],
+            "L": "label",
+            "sym": "smem",
+            "F": "callee",
+            "(n)": "(in)",
+        }
         return fixed.get(shape, shape)
 
     def coordinates(self, body: str) -> str:
@@ -121,7 +129,7 @@ def spellings(form: str) -> Iterator[str]:
 
 
 def modelled(form: str) -> str:
-    """"" when the form decodes, else the reason that it does not."""
+    """ "" when the form decodes, else the reason that it does not."""
     statements = list(dict.fromkeys(spellings(form)))
     reason = "no spelling"
     for start in range(0, len(statements), 64):
