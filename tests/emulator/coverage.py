@@ -117,7 +117,7 @@ def spellings(form: str) -> Iterator[str]:
         return
     if opcode.startswith("brx"):
         operands = ["r", "table"]
-    choices = len(re.findall(r"(?<![a-z_.])r(?![a-z])", re.sub(r"\[a,\{.*?\}\]", "[a]", shape))) + shape.count("[a")
+    choices = len(re.findall(r"(?<![a-z.])r(?![a-z])", re.sub(r"\[a,\{.*?\}\]", "[a]", shape))) + shape.count("[a")
     kinds = "wd" if ".b128" not in opcode else "wdq"
     special = "%clock64" if "64" in opcode else "%tid.x"
     for sizes in itertools.product(kinds, repeat=min(choices, 7)):

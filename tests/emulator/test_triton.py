@@ -37,7 +37,9 @@ def matmul(c, a, b, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexp
     tl.store(c + i[:, None] * N + j[None, :], acc, mask=(i[:, None] < M) & (j[None, :] < N))
 
 
-def run(kernel: Any, signature: dict[str, str], constants: dict[str, int], arch: int, grid: Any, args: list[Any]) -> None:
+def run(
+    kernel: Any, signature: dict[str, str], constants: dict[str, int], arch: int, grid: Any, args: list[Any]
+) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
