@@ -1,5 +1,5 @@
-"""The parts of the build that pyproject.toml cannot say: models/ at the top level is imported as tkpy.models, and tkpy._C
-is built by CMake with the host's C++ compiler (no CUDA needed)."""
+"""The parts of the build that pyproject.toml cannot say: models/ at the top level is imported as tkpy.models, and
+tkpy._C is built by CMake with the host's C++ compiler (no CUDA needed)."""
 
 import shutil
 import subprocess
@@ -16,7 +16,9 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        subprocess.run(["cmake", *generator, "-S", source, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"], check=True)
+        subprocess.run(
+            ["cmake", *generator, "-S", source, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"], check=True
+        )
         subprocess.run(["cmake", "--build", build, "--target", "_C", "--parallel", "2"], check=True)
         built = next(build.glob("_C*"))
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

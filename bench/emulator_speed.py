@@ -38,8 +38,12 @@ ret; }}"""
 
 
 PROGRAMS = {
-    "integer": alu_loop("add.s32 %r1, %r1, %r2; xor.b32 %r2, %r1, %r3; mad.lo.s32 %r3, %r1, %r2, %r4; shl.b32 %r4, %r3, 1;\n"),
-    "fp32": alu_loop("fma.rn.f32 %f1, %f2, %f3, %f4; mul.f32 %f2, %f1, %f3; add.f32 %f3, %f2, %f4; fma.rn.f32 %f4, %f1, %f2, %f3;\n"),
+    "integer": alu_loop(
+        "add.s32 %r1, %r1, %r2; xor.b32 %r2, %r1, %r3; mad.lo.s32 %r3, %r1, %r2, %r4; shl.b32 %r4, %r3, 1;\n"
+    ),
+    "fp32": alu_loop(
+        "fma.rn.f32 %f1, %f2, %f3, %f4; mul.f32 %f2, %f1, %f3; add.f32 %f3, %f2, %f4; fma.rn.f32 %f4, %f1, %f2, %f3;\n"
+    ),
 }
 
 
@@ -56,7 +60,9 @@ def measure(ptx: str, *, checks: str, counters: bool, rounds: int = 2000) -> lis
 
 
 def main() -> None:
-    print(f"{platform.processor() or platform.machine()}, one core; million thread instructions per second, best of five")
+    print(
+        f"{platform.processor() or platform.machine()}, one core; million thread instructions per second, best of five"
+    )
     for name, ptx in PROGRAMS.items():
         for checks, counters, goal in (("none", False, 400), ("none", True, 400), ("all", True, 100)):
             rates = measure(ptx, checks=checks, counters=counters)

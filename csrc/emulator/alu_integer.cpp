@@ -347,7 +347,7 @@ u32 find_nth_set(u32 bits, u32 base, i32 offset) {
   base &= 31;
   if (offset == 0) return bits >> base & 1 ? base : kNone;
   const i32 step = offset > 0 ? 1 : -1;
-  i32 left = offset > 0 ? offset : -offset;
+  i64 left = offset > 0 ? offset : -i64{offset};
   for (i32 at = static_cast<i32>(base); at >= 0 && at < 32; at += step)
     if ((bits >> at & 1) && --left == 0) return static_cast<u32>(at);
   return kNone;

@@ -284,6 +284,7 @@ void Decoder::list_more(Op& op, const Operand& o, Type type, bool def) {
     ++op.list_size;
     if (item.kind == Operand::sink) {
       if (!def) throw NotModelled{"a sink as a source"};
+      ref(Ref::list, at, temp(wide ? 64 : 32), true);
     } else if (item.kind == Operand::reg) {
       if (vreg_bits(item.index) != (wide ? 64u : 32u)) throw NotModelled{"vector elements of another size"};
       ref(Ref::list, at, item.index, def);

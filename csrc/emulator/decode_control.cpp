@@ -144,6 +144,7 @@ bool Decoder::decode_warp() {
     op.a = 255;
     for (u8 i = 0; i < 4; ++i)
       if (has(kModes[i])) op.a = i;
+    if (op.a == 255) return false;
     need_type();
     op.fn = exec_shfl;
     arity(5, 5);
@@ -159,6 +160,7 @@ bool Decoder::decode_warp() {
     op.a = 255;
     for (u8 i = 0; i < 4; ++i)
       if (has(kModes[i])) op.a = i;
+    if (op.a == 255) return false;
     need_type();
     op.fn = exec_vote;
     arity(3, 3);

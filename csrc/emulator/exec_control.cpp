@@ -389,9 +389,10 @@ void exec_vprintf(Exec& x, const Op& op, u32 mask) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const std::string text = read_string(x, lane, frame_value(x, lane, list[0], 8));
     if (x.cluster->output.size() < (1u << 22)) x.cluster->output += format(x, lane, text, frame_value(x, lane, list[1], 8));
-    if (op.imm >= 0) {
+    const u64 at = u64{x.frame->local_base} + static_cast<u64>(op.imm);
+    if (op.imm >= 0 && at + 4 <= x.warp->local_stride) {
       const u32 count = static_cast<u32>(std::count(text.begin(), text.end(), '%'));
-      std::memcpy(x.warp->local.data() + u64{lane} * x.warp->local_stride + x.frame->local_base + op.imm, &count, 4);
+      std::memcpy(x.warp->local.data() + u64{lane} * x.warp->local_stride + at, &count, 4);
     }
   }
 }

@@ -46,11 +46,12 @@ void report_range(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acces
 const Region* find_region(Exec& x, u64 address, u64 bytes) {
   const auto& regions = x.launch->regions;
   u32& hint = x.warp->region_hint;
-  if (hint < regions.size() && address >= regions[hint].lo && address + bytes <= regions[hint].hi) return &regions[hint];
+  auto holds = [&](const Region& r) { return address >= r.lo && address <= r.hi && bytes <= r.hi - address; };
+  if (hint < regions.size() && holds(regions[hint])) return &regions[hint];
   auto it = std::upper_bound(regions.begin(), regions.end(), address, [](u64 a, const Region& r) { return a < r.lo; });
   if (it == regions.begin()) return nullptr;
   --it;
-  if (address + bytes > it->hi || address + bytes < address) return nullptr;
+  if (!holds(*it)) return nullptr;
   hint = static_cast<u32>(it - regions.begin());
   return &*it;
 }
@@ -190,7 +191,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
       case Space::global:
       case Space::constant: at = resolve_global(x, op, lane, address, bytes, kind); break;
       case Space::param:
-        if (static_cast<u64>(op.imm) + bytes <= x.launch->param_bytes) at = reinterpret_cast<u8*>(address);
+        if (static_cast<u64>(op.imm) <= x.launch->param_bytes && bytes <= x.launch->param_bytes - static_cast<u64>(op.imm)) at = reinterpret_cast<u8*>(address);
         else report_range(x, op, lane, address, bytes, kind, Space::param);
         break;
       case Space::shared:

@@ -160,7 +160,7 @@ Param Parser::param(FunctionAst& f, bool in_prototype) {
     }
   }
   if (explicit_align > 4096 || (explicit_align & (explicit_align - 1))) fail("an alignment must be a power of two");
-  if (type_bytes(p.type) == 0) fail("a parameter needs a type");
+  if (type_bytes(p.type) == 0 || p.type == Type::pred) fail("a parameter needs a type");
   p.align = std::max(explicit_align, p.type == Type::pred ? 1u : type_bytes(p.type));
   const Token name = lexer_.next();
   if (name.kind != Tok::identifier) throw PtxError(name.line, "expected a parameter name, got " + describe(name));
@@ -297,6 +297,7 @@ void Parser::variables(Space space, bool is_extern, u32 function) {
     else throw PtxError(token.line, "unexpected " + describe(token) + " in a variable declaration");
   }
   if (type_bytes(type) == 0 || type == Type::pred) fail("a variable needs a type");
+  if (function == kNone && (space == Space::frame || space == Space::local)) fail(".param and .local variables belong in functions");
   if (align > 4096 || (align & (align - 1))) fail("an alignment must be a power of two, at most 4096");
   do variable(space, is_extern, function, type, align, vector);
   while (accept(','));

@@ -85,7 +85,15 @@ class Writer:
             return f"[{self.register()}, {self.coordinates(inner[1])}]" if inner else f"[{self.register()}]"
         if shape.startswith("{"):
             return self.vector(shape[1:-1])
-        fixed = {"i": self.values[0], "_": "_", "S": self.values[1], "L": "label", "sym": "smem", "F": "callee", "(n)": "(in)"}
+        fixed = {
+            "i": self.values[0],
+            "_": "_",
+            "S": self.values[1],
+            "L": "label",
+            "sym": "smem",
+            "F": "callee",
+            "(n)": "(in)",
+        }
         return fixed.get(shape, shape)
 
     def coordinates(self, body: str) -> str:
@@ -109,7 +117,7 @@ def spellings(form: str) -> Iterator[str]:
         return
     if opcode.startswith("brx"):
         operands = ["r", "table"]
-    choices = len(re.findall(r"(?<![a-z_.])r(?![a-z])", re.sub(r"\[a,\{.*?\}\]", "[a]", shape))) + shape.count("[a")
+    choices = len(re.findall(r"(?<![a-z.])r(?![a-z])", re.sub(r"\[a,\{.*?\}\]", "[a]", shape))) + shape.count("[a")
     kinds = "wd" if ".b128" not in opcode else "wdq"
     special = "%clock64" if "64" in opcode else "%tid.x"
     for sizes in itertools.product(kinds, repeat=min(choices, 7)):
@@ -121,7 +129,7 @@ def spellings(form: str) -> Iterator[str]:
 
 
 def modelled(form: str) -> str:
-    """"" when the form decodes, else the reason that it does not."""
+    """ "" when the form decodes, else the reason that it does not."""
     statements = list(dict.fromkeys(spellings(form)))
     reason = "no spelling"
     for start in range(0, len(statements), 64):

@@ -6,7 +6,13 @@ import math
 from fractions import Fraction
 
 # precision, smallest normal exponent, largest exponent
-FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "tf32": (11, -126, 127), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
+FORMATS = {
+    "f16": (11, -14, 15),
+    "bf16": (8, -126, 127),
+    "tf32": (11, -126, 127),
+    "f32": (24, -126, 127),
+    "f64": (53, -1022, 1023),
+}
 
 
 def round_fraction(value: Fraction, fmt: str, mode: str = "rn") -> float:

@@ -88,7 +88,9 @@ FAULTS = {
 def launch(source: str, module: Module, seed: int) -> tuple[set[str], np.ndarray]:
     x, out = np.arange(512, dtype=np.float32), np.zeros(128, np.float32)
     try:
-        done = module.launch("k", block=64 if source is PIPELINE else 128, args=[out, x], seed=seed, max_instructions=100000)
+        done = module.launch(
+            "k", block=64 if source is PIPELINE else 128, args=[out, x], seed=seed, max_instructions=100000
+        )
     except KernelError as error:
         return {f.code for f in error.findings}, out
     return {f.code for f in done.findings}, out
@@ -155,7 +157,12 @@ def test_ldmatrix_and_mma(compile_cuda: Compile) -> None:
 def test_tensor_map_rules_are_the_drivers() -> None:
     x = np.zeros((64, 64), np.float16)
     assert len(TensorMap(x, (32, 64), swizzle=128).encoded) == 128
-    for box, swizzle, text in [((32, 128), 128, "box"), ((512, 8), 0, "box"), ((8, 3), 0, "16"), ((8, 8), 33, "swizzle")]:
+    for box, swizzle, text in [
+        ((32, 128), 128, "box"),
+        ((512, 8), 0, "box"),
+        ((8, 3), 0, "16"),
+        ((8, 8), 33, "swizzle"),
+    ]:
         with pytest.raises(ValueError, match=text):
             TensorMap(x, box, swizzle=swizzle)
     with pytest.raises(ValueError, match="contiguous"):

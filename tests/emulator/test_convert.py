@@ -65,22 +65,35 @@ def test_float_to_integer(source: str, mode: str) -> None:
     base = floats(np.float32 if source == "bf16" else FLOATS[source], 1, 60)[0]
     rng = np.random.default_rng(4)
     with np.errstate(all="ignore"):
-        a = np.concatenate([base, (rng.standard_normal(100) * 2.0 ** rng.integers(0, 70, 100)).astype(base.dtype)]).astype(FLOATS[source])
+        a = np.concatenate(
+            [base, (rng.standard_normal(100) * 2.0 ** rng.integers(0, 70, 100)).astype(base.dtype)]
+        ).astype(FLOATS[source])
     for target in ("s16", "u16", "s32", "u32", "s64", "u64"):
         want = np.array([to_integer(float(v), mode, target, source) for v in a], dtype=object)
         got = convert(f"{mode}.{target}.{source}", a, INTS[target])
-        bad = [(x, g, w) for x, g, w in zip(a, got, want, strict=True) if int(g) != w % (1 << np.iinfo(INTS[target]).bits) and int(g) != w]
+        bad = [
+            (x, g, w)
+            for x, g, w in zip(a, got, want, strict=True)
+            if int(g) != w % (1 << np.iinfo(INTS[target]).bits) and int(g) != w
+        ]
         assert not bad, (target, bad[:5])
 
 
 @pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
-@pytest.mark.parametrize("source, target", [("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f32", "f16"), ("f32", "bf16")])
+@pytest.mark.parametrize(
+    "source, target", [("f64", "f32"), ("f64", "f16"), ("f64", "bf16"), ("f32", "f16"), ("f32", "bf16")]
+)
 def test_narrowing(source: str, target: str, mode: str) -> None:
     a = floats(FLOATS[source], 1, 500)[0]
     rng = np.random.default_rng(5)
     with np.errstate(all="ignore"):
         a = np.concatenate([a, (rng.standard_normal(500) * 2.0 ** rng.integers(-30, 20, 500)).astype(a.dtype)])
-        want = np.array([float(v) if not math.isfinite(v) or v == 0 else round_fraction(Fraction(float(v)), target, mode) for v in a])
+        want = np.array(
+            [
+                float(v) if not math.isfinite(v) or v == 0 else round_fraction(Fraction(float(v)), target, mode)
+                for v in a
+            ]
+        )
         same_floats(convert(f"{mode}.{target}.{source}", a, FLOATS[target]), want.astype(FLOATS[target]))
 
 
@@ -128,6 +141,11 @@ def test_fp8(name: str, dtype: type) -> None:
 def test_tf32() -> None:
     a = floats(np.float32, 1, 400)[0]
     for mode in ("rn", "rna"):
-        want = np.array([float(v) if not math.isfinite(v) or v == 0 else round_fraction(Fraction(float(v)), "tf32", mode) for v in a])
+        want = np.array(
+            [
+                float(v) if not math.isfinite(v) or v == 0 else round_fraction(Fraction(float(v)), "tf32", mode)
+                for v in a
+            ]
+        )
         with np.errstate(all="ignore"):
             same_floats(convert(f"{mode}.tf32.f32", a, np.float32), want.astype(np.float32))

@@ -261,7 +261,9 @@ def test_narrow_values_in_wide_registers() -> None:
     got = lanewise("cvt.s32.s8 $d, $0;", [a], np.int32)
     assert np.array_equal(got, a.astype(np.int32))
     wide = integers(np.int64, 1)[0]
-    assert np.array_equal(lanewise("cvt.s16.s64 %h8, $0; cvt.s64.s16 $d, %h8;", [wide], np.int64), wide.astype(np.int16))
+    assert np.array_equal(
+        lanewise("cvt.s16.s64 %h8, $0; cvt.s64.s16 $d, %h8;", [wide], np.int64), wide.astype(np.int16)
+    )
     assert np.array_equal(lanewise("cvt.s64.s8 $d, $0;", [wide], np.int64), wide.astype(np.int8))
     assert np.array_equal(lanewise("cvt.sat.u8.s32 %h8, $0; cvt.u32.u8 $d, %h8;", [integers(np.int32, 1)[0]], np.uint32),
                           np.clip(integers(np.int32, 1)[0], 0, 255))  # fmt: skip
@@ -272,7 +274,11 @@ def test_moves_pack_and_unpack() -> None:
     text = "mov.b32 {%h1, %h2}, $0; mov.b32 $d, {%h2, %h1};"
     assert np.array_equal(lanewise(text, [a], np.uint32), (a >> 16) | (a << 16))
     b = integers(np.uint64, 1)[0]
-    assert np.array_equal(lanewise("mov.b64 {%r1, %r2}, $0; mov.b64 $d, {%r2, %r1};", [b], np.uint64), (b >> 32) | (b << 32))
-    assert np.array_equal(lanewise("mov.b64 {_, %r2}, $0; mov.b32 $d, %r2;", [b], np.uint32), (b >> 32).astype(np.uint32))
+    assert np.array_equal(
+        lanewise("mov.b64 {%r1, %r2}, $0; mov.b64 $d, {%r2, %r1};", [b], np.uint64), (b >> 32) | (b << 32)
+    )
+    assert np.array_equal(
+        lanewise("mov.b64 {_, %r2}, $0; mov.b32 $d, %r2;", [b], np.uint32), (b >> 32).astype(np.uint32)
+    )
     text = "{ .reg .b8 a, b, c, e; mov.b32 {a, b, c, e}, $0; mov.b32 $d, {e, c, b, a}; }"
     assert np.array_equal(lanewise(text, [a], np.uint32), a.byteswap())

@@ -98,7 +98,10 @@ ld.const.f32 f, [c+4]; cvt.rzi.u32.f32 a, f; mad.lo.u32 %out, a, 100, %out;"""
 
 def test_narrow_loads_extend_to_the_register() -> None:
     before = ".global .align 4 .b8 bytes[4] = {200, 1, 2, 3};"
-    assert value(".reg .b64 d; ld.global.s8 d, [bytes]; shr.u64 d, d, 32; cvt.u32.u64 %out, d;", before) == [0xFFFFFFFF] * 32
+    assert (
+        value(".reg .b64 d; ld.global.s8 d, [bytes]; shr.u64 d, d, 32; cvt.u32.u64 %out, d;", before)
+        == [0xFFFFFFFF] * 32
+    )
     assert value(".reg .b16 h; ld.global.s8 h, [bytes]; cvt.u32.u16 %out, h;", before) == [0xFFC8] * 32
 
 
@@ -176,7 +179,9 @@ def test_errors_name_their_line(text: str, message: str) -> None:
 
 
 def test_unmodelled_instructions_are_listed_and_stop() -> None:
-    module = kernel(".reg .b32 %r<4>; .reg .pred %p; setp.eq.u32 %p, 1, 2;\n@%p vadd4.u32.u32.u32 %r1, %r2, %r3, %r1;\nfrobnicate.b32 %r1, %r2;")
+    module = kernel(
+        ".reg .b32 %r<4>; .reg .pred %p; setp.eq.u32 %p, 1, 2;\n@%p vadd4.u32.u32.u32 %r1, %r2, %r3, %r1;\nfrobnicate.b32 %r1, %r2;"
+    )
     assert [u.text.split(".")[0] for u in module.unmodelled] == ["vadd4", "frobnicate"]
     with pytest.raises(tkpy.emulator.KernelError, match="frobnicate") as error:
         module.launch("k", args=[np.zeros(1)])
@@ -201,7 +206,12 @@ def test_arguments_are_checked() -> None:
     ]:
         with pytest.raises(kind, match=text):
             module.launch("k", args=args)
-    for options, text in [({"block": 2000}, "block.x"), ({"grid": 0}, "grid.x"), ({"shared": 10**6}, "shared memory"), ({"cluster": 3, "grid": 4}, "multiple")]:
+    for options, text in [
+        ({"block": 2000}, "block.x"),
+        ({"grid": 0}, "grid.x"),
+        ({"shared": 10**6}, "shared memory"),
+        ({"cluster": 3, "grid": 4}, "multiple"),
+    ]:
         with pytest.raises(ValueError, match=text):
             module.launch("k", args=good, **options)
     with pytest.raises(ValueError, match="has no kernel"):

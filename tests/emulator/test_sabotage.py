@@ -154,14 +154,22 @@ extern "C" __global__ void k(float* out, const float* x) {
     },
 )  # fmt: skip
 
-PROGRAMS = {"shared sum": SHARED_SUM, "double buffer": DOUBLE_BUFFER, "named barriers": NAMED, "warp": WARP, "loops": LOOPS}
+PROGRAMS = {
+    "shared sum": SHARED_SUM,
+    "double buffer": DOUBLE_BUFFER,
+    "named barriers": NAMED,
+    "warp": WARP,
+    "loops": LOOPS,
+}
 FAULTS = [(name, fault) for name, program in PROGRAMS.items() for fault in program.faults]
 
 
 def codes(module: Module, program: Program, seed: int) -> set[str]:
     out, x = np.zeros(128, np.float32), np.arange(128, dtype=np.float32)
     try:
-        run = module.launch("k", grid=program.grid, block=program.block, args=[out, x], seed=seed, max_instructions=program.budget)
+        run = module.launch(
+            "k", grid=program.grid, block=program.block, args=[out, x], seed=seed, max_instructions=program.budget
+        )
     except KernelError as error:
         return {f.code for f in error.findings}
     return {f.code for f in run.findings}

@@ -15,9 +15,6 @@ def module(compile_kernel, toolchain):
 
 
 def launch(module, name, args, threads, seed=0):
-    kernel = module.kernel(name)
-    if kernel.unmodelled:
-        pytest.skip(f"the emulator does not model {kernel.unmodelled[0].text}")
     module.launch(name, block=(threads, 1, 1), args=args, seed=seed).raise_on_findings()
 
 

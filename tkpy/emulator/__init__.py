@@ -6,7 +6,7 @@
     run.raise_on_findings()
     print(run.report())
 
-What is modelled, and how the emulator decides where the PTX ISA leaves room: docs/emulator.md. Findings: docs/findings.md.
+What is modelled, and what is done where the PTX ISA leaves room: docs/emulator.md; findings: docs/findings.md.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ class TensorMap:
         if len(box) != len(shape) or len(steps) != len(shape):
             raise ValueError(f"box and element_strides need {len(shape)} numbers, as many as the array has dimensions")
         if shape and strides[-1] != size and shape[-1] != 1:
-            raise ValueError(f"the innermost dimension must be contiguous: its stride is {strides[-1]} bytes, not {size}")
+            raise ValueError(
+                f"the innermost dimension must be contiguous: its stride is {strides[-1]} bytes, not {size}"
+            )
         name = str(tensor.dtype).removeprefix("torch.")
         if name not in _MAP_TYPES:
             raise TypeError(f"a tensor map has no elements of type {name}; it may have {sorted(_MAP_TYPES)}")
@@ -115,7 +117,8 @@ class TensorMap:
 
 
 _MAP_TYPES = {
-    "uint8": "u8", "int8": "u8", "bool": "u8", "float8_e4m3fn": "u8", "float8_e5m2": "u8", "uint16": "u16", "int16": "u16",
+    "uint8": "u8", "int8": "u8", "bool": "u8", "float8_e4m3fn": "u8", "float8_e5m2": "u8",
+    "uint16": "u16", "int16": "u16",
     "uint32": "u32", "int32": "s32", "uint64": "u64", "int64": "s64", "float16": "f16", "bfloat16": "bf16",
     "float32": "f32", "float64": "f64",
 }  # fmt: skip
@@ -143,9 +146,7 @@ def _one(kernel: str, param: Param, value: Any) -> tuple[bytes, Range | None]:
     return _scalar(kernel, param, value), None
 
 
-def pack(
-    kernel: str, params: Sequence[Param], args: Sequence[Any] | Mapping[str, Any]
-) -> tuple[bytes, list[Range]]:
+def pack(kernel: str, params: Sequence[Param], args: Sequence[Any] | Mapping[str, Any]) -> tuple[bytes, list[Range]]:
     """The parameter block and the ranges of every array among the arguments."""
     if isinstance(args, Mapping):
         names = {p.name for p in params}

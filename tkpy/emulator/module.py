@@ -15,7 +15,8 @@ from tkpy.emulator.run import KernelError, Run
 try:
     from tkpy import _C
 except ImportError as error:  # pragma: no cover - only in a checkout that was never built
-    raise ImportError("tkpy's compiled part is missing: build it with `pip install .` (needs a C++20 compiler)") from error
+    message = "tkpy's compiled part is missing: build it with `pip install .` (needs a C++20 compiler)"
+    raise ImportError(message) from error
 
 CHECKS: tuple[str, ...] = tuple(_C.CHECKS)
 MAX_SHARED = 232448  # bytes a block may have on sm_90
@@ -69,7 +70,7 @@ def _function(raw: Mapping[str, Any]) -> Function:
 
 
 def _dim3(name: str, value: int | Sequence[int], limits: tuple[int, int, int]) -> tuple[int, int, int]:
-    parts = (value,) if hasattr(value, "__index__") else tuple(value)  # type: ignore[arg-type]
+    parts = (value,) if hasattr(value, "__index__") else tuple(value)
     if not 1 <= len(parts) <= 3 or not all(hasattr(p, "__index__") for p in parts):
         raise TypeError(f"{name} must be one to three ints, got {value!r}")
     x, y, z = (*(int(p) for p in parts), 1, 1)[:3]
@@ -192,7 +193,7 @@ class Module:
         if any(n % m for n, m in zip(g, c, strict=True)):
             raise ValueError(f"grid {g} is not a multiple of cluster {c}")
         static = int(self._c.static_shared(f.index))
-        if not 0 <= shared or static + shared > MAX_SHARED:
+        if shared < 0 or static + shared > MAX_SHARED:
             raise ValueError(f"shared memory: {static} static + {shared} dynamic bytes, at most {MAX_SHARED}")
         return g, b, c
 

@@ -24,9 +24,7 @@ class Site:
     @classmethod
     def _from(cls, raw: Mapping[str, Any]) -> Site:
         source = (raw["file"], raw["source_line"]) if raw["source_line"] and raw["file"] else None
-        return cls(
-            raw["function"], raw["ptx_line"], raw["text"], source, raw["cta"], raw["warp"], raw["lane"]
-        )
+        return cls(raw["function"], raw["ptx_line"], raw["text"], source, raw["cta"], raw["warp"], raw["lane"])
 
     def __str__(self) -> str:
         where = f"{self.source[0]}:{self.source[1]}, " if self.source else ""
