@@ -150,6 +150,10 @@ class AttentionBlock(_Block):
 class HyenaBlock(HyenaMixer):
     """A Hyena layer and its MLP; the mixer's parts are the block's own, as in the original's names."""
 
+    pre_norm: RMSNorm
+    post_norm: RMSNorm
+    mlp: GatedMLP
+
     def __init__(self, config: StripedHyenaConfig, linear_cls: LinearClass = Linear):
         super().__init__(
             config.hidden_size,
