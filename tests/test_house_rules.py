@@ -26,6 +26,8 @@ ROOMS = (
     "errors",
     "arguments",
     "numerics",
+    "build_info",
+    "machine",
     "registry",
     "ops",
     "conformance",

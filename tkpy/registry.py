@@ -6,7 +6,7 @@ An op is a folder `tkpy/ops/<op>/`, found by its name; nothing else is edited to
     reference.py   forward(*args): the float64-clear oracle
     eager.py       forward(*args): vectorised PyTorch for any device; optionally backward(...)
     triton.py      forward(*args) and backward(...), optional
-    cuda.py        launches the compiled kernel (backends `cuda` and `emulator`), optional
+    cuda.py        launches the compiled kernel (backends `cuda` and `emulator`: tkpy/machine.py), optional
 
 A call runs in three steps. The public function checks and normalises its arguments and calls `OP(*args, backend=...)`;
 `Op.resolve` picks a backend from metadata alone; the torch op `torch.ops.tkpy.<op>` runs that backend. The torch op
@@ -38,6 +38,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from tkpy import build_info
 from tkpy.errors import InternalError, Refusal, Unsupported
 
 BACKENDS = ("cuda", "triton", "eager", "reference", "emulator")
@@ -150,7 +151,8 @@ class Op:
     `schema` is the torch schema without the backend: `"(Tensor x, float eps) -> (Tensor, Tensor)"`.
     `fake(*args)` returns the (contiguous) empty outputs. `supports(backend, call)` lists the op's own refusals.
     `values(*args)` raises ValueError for bad tensor contents; it runs inside the op, so it may read data.
-    `saves` are the indices of the outputs that the backward needs. `flops(call)`, `nbytes(call)`: the ideal cost.
+    `saves` are the indices of the outputs that the backward needs. `kernel` is the compiled module that cuda.py
+    launches (default: the op's name). `flops(call)`, `nbytes(call)`: the ideal cost.
     """
 
     def __init__(
@@ -166,9 +168,11 @@ class Op:
         supports: Callable[[str, Call], list[Refusal]] = lambda backend, call: [],
         values: Callable[..., None] | None = None,
         saves: tuple[int, ...] = (),
+        kernel: str | None = None,
     ):
         self.name, self.public, self.cases, self.flops, self.nbytes = name, public, tuple(cases), flops, nbytes
         self._supports, self._fake, self._values, self._saves = supports, fake, values, saves
+        self.kernel = kernel or name
         self.package = public.__module__.rpartition(".")[0]
         arguments, outputs = schema.split("->")
         arguments = arguments.strip()[1:-1]
@@ -339,11 +343,13 @@ class Op:
         reasons = []
         if backend == "triton":
             reasons += _triton_refusals(call)
+        if backend in ("cuda", "emulator"):
+            reasons += _kernel_refusals(self.kernel, backend, call)
         if backend in ("cuda", "triton") and any(t.dtype in (torch.float64, torch.complex128) for t in call.tensors):
             reasons.append(Refusal("dtype", "needs float32, float16 or bfloat16, got float64"))
         reasons += self._supports(backend, call)
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
-        if not reasons and needs_grad and not hasattr(self.module(backend), "backward"):
+        if not reasons and needs_grad and not _has_backward(f"{self.package}.{_MODULES[backend]}"):
             reasons.append(Refusal("no_backward", "needs inputs that do not require grad: there is no backward"))
         return reasons
 
@@ -356,6 +362,11 @@ class Op:
 
 # ------------------------------------------------------------------------------------------------- helpers of the op
 _module = functools.cache(importlib.import_module)
+
+
+@torch.compiler.assume_constant_result  # dynamo cannot trace an import
+def _has_backward(module: str) -> bool:
+    return hasattr(_module(module), "backward")
 
 
 def _first_tensor(args: Sequence[Any]) -> torch.Tensor:
@@ -417,6 +428,35 @@ def _autograd_recording() -> Iterator[None]:
 def triton_interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), which serves CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _read_build(kernel: str, folder: str) -> str | None:
+    if importlib.util.find_spec("tkpy._C") is None:
+        return "the compiled part tkpy._C is missing"
+    return build_info.missing_reason(kernel, Path(folder))
+
+
+@torch.compiler.assume_constant_result
+def _missing_kernel(kernel: str, folder: str) -> str | None:
+    """Why a compiled kernel cannot be loaded, in words; None when it can. Read once: builds do not change under us."""
+    return _read_build(kernel, folder)
+
+
+def _kernel_refusals(kernel: str, backend: str, call: Call) -> list[Refusal]:
+    reasons = []
+    if missing := _missing_kernel(kernel, str(build_info.KERNELS)):
+        reasons.append(Refusal("not_built", missing))
+    device = call.device
+    if backend == "emulator":
+        if device.type != "cpu":
+            reasons.append(Refusal("needs_cpu", f"needs CPU tensors, got {device.type} tensors"))
+    elif device.type != "cuda":
+        reasons.append(Refusal("needs_gpu", f"needs CUDA tensors, got {device.type} tensors"))
+    elif (capability := torch.cuda.get_device_capability(device)) != (9, 0):
+        found = ".".join(map(str, capability))
+        reasons.append(Refusal("compute_capability", f"needs compute capability 9.0, got {found}"))
+    return reasons
 
 
 def _triton_refusals(call: Call) -> list[Refusal]:

@@ -183,8 +183,11 @@ class PyModule {
 
 }  // namespace
 
+void bind_runtime(py::module_& m);  // runtime.cpp
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "tkpy's compiled part";
+  bind_runtime(m);
   py::register_exception<PtxError>(m, "PtxError", PyExc_ValueError);
   py::list names;
   for (u32 i = 0; i < static_cast<u32>(Check::count); ++i) names.append(check_name(static_cast<Check>(i)));

@@ -35,34 +35,42 @@ SLOPES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _pre_activation(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    z = F.linear(x, weight, bias)
-    if z.dtype == torch.float16:  # gelu and silu of a product that overflowed to -inf are 0, not NaN
-        z.clamp_min_(torch.finfo(z.dtype).min)
-    return z
+def _finite(z: torch.Tensor) -> torch.Tensor:
+    """gelu and silu of a product that overflowed to -inf are 0, not NaN."""
+    return z.clamp_min_(torch.finfo(z.dtype).min) if z.dtype == torch.float16 else z
 
 
 def forward(x, weight, bias, residual, activation):
     if activation is None:
         y = F.linear(x, weight, bias)
     else:
-        y = ACTIVATIONS[activation](_pre_activation(x, weight, bias))
+        y = ACTIVATIONS[activation](_finite(F.linear(x, weight, bias)))
     if residual is None:
         return y
     return y.add_(residual) if y.dtype == residual.dtype else y + residual
 
 
-def backward(grads, outputs, x, weight, bias, residual, activation, *, needs):
-    """dz = dy act'(z); dx = dz W, dW = dz^T x, db = the sum of dz over rows, dresidual = dy."""
+def gradients(product, grads, x, weight, bias, activation, needs):
+    """dz = dy act'(z); dx = dz W, dW = dz^T x, db = the sum of dz over rows, dresidual = dy. Transposes are strides.
+
+    `product(a, b, bias)` is a b + bias: a (M, K), b (K, N), bias (N,) or None. Every backend brings its own.
+    """
     (dy,) = grads
     if dy is None:
         return [None] * 4
-    dz = dy.to(x.dtype)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # (M, K)
+    dz = dy.to(x.dtype).reshape(rows.shape[0], weight.shape[0])  # (M, N)
     if activation is not None and any(needs[:3]):
-        dz = SLOPES[activation](dz, _pre_activation(x, weight, bias))
-    rows = math.prod(x.shape[:-1])
-    flat = dz.reshape(rows, weight.shape[0])
-    dx = torch.matmul(dz, weight) if needs[0] else None
-    dw = flat.t() @ x.reshape(rows, x.shape[-1]) if needs[1] else None
-    db = flat.sum(0) if needs[2] else None
+        dz = SLOPES[activation](dz, _finite(product(rows, weight.t(), bias)))
+    dx = product(dz, weight, None).view(x.shape) if needs[0] else None
+    dw = product(dz.t(), rows, None) if needs[1] else None
+    db = dz.sum(0) if needs[2] else None
     return [dx, dw, db, dy]
+
+
+def _product(a, b, bias):
+    return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def backward(grads, outputs, x, weight, bias, residual, activation, *, needs):
+    return gradients(_product, grads, x, weight, bias, activation, needs)

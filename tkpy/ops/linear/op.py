@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tkpy.arguments import Arguments, autocast, autocast_enabled
+from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Op
 
 ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
@@ -66,6 +67,19 @@ def fake(
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype if residual is None else residual.dtype)
 
 
+def supports(backend: str, call: Call) -> list[Refusal]:
+    x, weight = call["x"], call["weight"]
+    if backend == "triton":
+        return []
+    reasons = []
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(x.dtype).removeprefix('torch.')}"))
+    sizes = (x.shape[:-1].numel(), *weight.shape)  # M, N, K
+    if max(sizes) >= 2**31 - 512:
+        reasons.append(Refusal("size", f"needs M, N and K below 2^31 - 512, got {sizes}"))
+    return reasons
+
+
 def flops(call: Call) -> int:
     return 2 * call["x"].numel() * call["weight"].shape[0]
 
@@ -106,6 +120,32 @@ CASES = (
     *(_activated(a) for a in ACTIVATIONS),
     Case("one vector", lambda m: {"x": m.randn(16), "weight": m.randn(4, 16)}, "no leading dimension"),
     Case("one by one", lambda m: {"x": m.randn(1, 1), "weight": m.randn(1, 1)}, "smallest product"),
+    Case(
+        "one deep",
+        lambda m: {"x": m.randn(5, 1), "weight": m.randn(3, 1), "bias": m.randn(3)},
+        "K = 1: an outer product",
+    ),
+    Case(
+        "one column",
+        lambda m: {"x": m.randn(67, 37), "weight": m.randn(1, 37), "bias": m.randn(1), "activation": "silu"},
+        "N = 1, and primes",
+    ),
+    Case(
+        "tile + 1",
+        lambda m: {
+            "x": m.randn(129, 65),
+            "weight": m.randn(257, 65, scale=0.2),
+            "bias": m.randn(257),
+            "activation": "gelu",
+            "residual": m.randn(129, 257),
+        },
+        "one row, column and element more than the GEMM's tile of 128 x 256 x 64",
+    ),
+    Case(
+        "aligned tiles",
+        lambda m: {"x": m.randn(136, 128), "weight": m.randn(264, 128), "bias": m.randn(264), "activation": "relu"},
+        "pitches in multiples of 16 bytes, several tiles: the kernels that load by TMA",
+    ),
     Case(
         "no rows",
         lambda m: {"x": m.randn(2, 0, 8), "weight": m.randn(5, 8), "bias": m.randn(5), "activation": "silu"},
@@ -149,4 +189,6 @@ OP = Op(
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    supports=supports,
+    kernel="gemm",
 )
