@@ -151,7 +151,10 @@ void exec_async_wait(Exec& x, const Op& op, u32 mask) {
   wait.read_only = op.b;
   if (!async_ready(*x.cluster, *x.warp, wait, mask)) return x.split_waiting(mask, x.pc - 1, wait);
   auto& groups = x.warp->async[op.a].groups;
-  std::erase_if(groups, [&](const AsyncGroups::Entry& e) { return entry_done(*x.cluster, e, false); });
+  // Only from the oldest on: a wait counts the groups that were committed last, finished or not.
+  groups.erase(groups.begin(), std::find_if(groups.begin(), groups.end(), [&](const AsyncGroups::Entry& e) {
+                 return !entry_done(*x.cluster, e, false);
+               }));
 }
 
 void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
