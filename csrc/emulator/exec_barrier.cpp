@@ -123,7 +123,7 @@ void exec_cluster_arrive(Exec& x, const Op& op, u32 mask) {
   Warp& w = *x.warp;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
-    if (w.cluster_arrivals[lane] > c.cluster_phase)
+    if (w.cluster_arrivals[lane])
       x.report(Check::barrier_count, op, lane, "barrier.cluster.arrive twice without a wait between");
     w.cluster_arrivals[lane] = c.cluster_phase + 1;
   }
@@ -147,6 +147,7 @@ void exec_cluster_wait(Exec& x, const Op& op, u32 mask) {
   if (c.cluster_phase >= mine) {
     join(w.clock, c.cluster_done_clock);
     sync_lanes(w, mask);
+    for (u32 rest = mask; rest; rest &= rest - 1) w.cluster_arrivals[static_cast<u32>(std::countr_zero(rest))] = 0;
     return;
   }
   Wait wait;
