@@ -94,7 +94,28 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@click.group()
+class _Commands(click.Group):
+    """`emulate` lives beside the emulator and is imported when asked for: a checkout may have no compiled part."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "emulate"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "emulate":
+            return super().get_command(ctx, cmd_name)
+        try:
+            from tkpy.emulator.command import emulate
+        except ImportError as error:
+            reason = str(error)
+            return click.Command("emulate", callback=lambda: _refuse(reason), help=f"Not here: {reason}")
+        return emulate
+
+
+def _refuse(reason: str) -> None:
+    raise click.ClickException(reason)
+
+
+@click.group(cls=_Commands)
 @click.version_option(tkpy.__version__, prog_name="tkpy")
 def main() -> None:
     """Hopper tile kernels that anyone can test, torch ops on them, and long-sequence architectures."""
