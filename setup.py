@@ -1,5 +1,6 @@
-"""The parts of the build that pyproject.toml cannot say: models/ at the top level is imported as tkpy.models, and
-tkpy._C is built by CMake with the host's C++ compiler (no CUDA needed)."""
+"""The parts of the build that pyproject.toml cannot say: models/ at the top level is imported as tkpy.models;
+tkpy._C is built by CMake with the host's C++ compiler (no CUDA needed); where there is an nvcc, cmake/kernels.cmake
+compiles the kernels into tkpy/kernels, and where there is none, tkpy/kernels/toolchain.json says so."""
 
 import shutil
 import subprocess
@@ -9,21 +10,33 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
+ROOT = Path(__file__).parent.resolve()
+
+
+def run(*command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True)
+
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        source = Path(__file__).parent.resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        subprocess.run(
-            ["cmake", *generator, "-S", source, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"], check=True
-        )
-        subprocess.run(["cmake", "--build", build, "--target", "_C", "--parallel", "2"], check=True)
-        built = next(build.glob("_C*"))
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        run("cmake", *generator, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}")
+        run("cmake", "--build", build, "--target", "_C", "tkpy_kernels", "--parallel", "2")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()  # <site>/tkpy/_C...
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(built, target)
+        shutil.copy2(next(build.glob("_C*")), target)
+        shutil.rmtree(target.parent / "kernels", ignore_errors=True)  # of an earlier build, with another nvcc
+        run("cmake", "--install", build, "--prefix", target.parents[1], "--component", "kernels")
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installs: what was built goes beside the sources."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib).resolve() / "tkpy" / "kernels"
+        if built != ROOT / "tkpy" / "kernels":
+            shutil.rmtree(ROOT / "tkpy" / "kernels", ignore_errors=True)
+            shutil.copytree(built, ROOT / "tkpy" / "kernels")
 
 
 setup(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tkpy import build_info
-from tkpy.errors import InternalError
+from tkpy.errors import InternalError, Refusal
 
 View = tuple[int, str, tuple[int, ...], tuple[int, ...], int]
 
@@ -23,12 +26,45 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
 
 
 @functools.cache
-def _machine(kind: str, folder: str) -> Any:
-    from tkpy import _C
+def _read_build(kernel: str, folder: str) -> str | None:
+    if importlib.util.find_spec("tkpy._C") is None:
+        return "the compiled part tkpy._C is missing"
+    return build_info.missing_reason(kernel, Path(folder))
 
+
+@torch.compiler.assume_constant_result
+def _missing_kernel(kernel: str, folder: str) -> str | None:
+    """Why a compiled kernel cannot be loaded, in words; None when it can. Read once: builds do not change under us."""
+    return _read_build(kernel, folder)
+
+
+def refusals(kernel: str, backend: str, device: torch.device) -> list[Refusal]:
+    """Why the compiled module `kernel` cannot serve `backend` ("cuda" or "emulator") for tensors on `device`."""
+    reasons = []
+    if missing := _missing_kernel(kernel, str(build_info.KERNELS)):
+        reasons.append(Refusal("not_built", missing))
+    if backend == "emulator":
+        if device.type != "cpu":
+            reasons.append(Refusal("needs_cpu", f"needs CPU tensors, got {device.type} tensors"))
+    elif device.type != "cuda":
+        reasons.append(Refusal("needs_gpu", f"needs CUDA tensors, got {device.type} tensors"))
+    elif (capability := torch.cuda.get_device_capability(device)) != (9, 0):
+        found = ".".join(map(str, capability))
+        reasons.append(Refusal("compute_capability", f"needs compute capability 9.0, got {found}"))
+    return reasons
+
+
+@functools.cache
+def compiled() -> Any:
+    """tkpy._C; imported when a kernel is first launched, so that everything else works without it."""
+    return importlib.import_module("tkpy._C")
+
+
+@functools.cache
+def _machine(kind: str, folder: str) -> Any:
     if kind == "cuda":
-        return _C.Machine.driver(folder)
-    return _C.Machine.emulator(folder, threads=os.cpu_count() or 1)
+        return compiled().Machine.driver(folder)
+    return compiled().Machine.emulator(folder, threads=os.cpu_count() or 1)
 
 
 def machine_of(tensor: torch.Tensor) -> Any:
@@ -52,9 +88,7 @@ def stream_of(tensor: torch.Tensor) -> int:
 @contextlib.contextmanager
 def launching(op: str) -> Iterator[None]:
     """Whatever a launch raises is ours, not the caller's: `supports` and the op's own checks let the call through."""
-    from tkpy import _C
-
     try:
         yield
-    except (_C.MachineError, ValueError) as error:
+    except (compiled().MachineError, ValueError) as error:
         raise InternalError(f"tkpy.{op}: {error}") from error

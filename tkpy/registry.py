@@ -38,7 +38,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from tkpy import build_info
+from tkpy import machine
 from tkpy.errors import InternalError, Refusal, Unsupported
 
 BACKENDS = ("cuda", "triton", "eager", "reference", "emulator")
@@ -344,7 +344,7 @@ class Op:
         if backend == "triton":
             reasons += _triton_refusals(call)
         if backend in ("cuda", "emulator"):
-            reasons += _kernel_refusals(self.kernel, backend, call)
+            reasons += machine.refusals(self.kernel, backend, call.device)
         if backend in ("cuda", "triton") and any(t.dtype in (torch.float64, torch.complex128) for t in call.tensors):
             reasons.append(Refusal("dtype", "needs float32, float16 or bfloat16, got float64"))
         reasons += self._supports(backend, call)
@@ -428,35 +428,6 @@ def _autograd_recording() -> Iterator[None]:
 def triton_interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), which serves CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-@functools.cache
-def _read_build(kernel: str, folder: str) -> str | None:
-    if importlib.util.find_spec("tkpy._C") is None:
-        return "the compiled part tkpy._C is missing"
-    return build_info.missing_reason(kernel, Path(folder))
-
-
-@torch.compiler.assume_constant_result
-def _missing_kernel(kernel: str, folder: str) -> str | None:
-    """Why a compiled kernel cannot be loaded, in words; None when it can. Read once: builds do not change under us."""
-    return _read_build(kernel, folder)
-
-
-def _kernel_refusals(kernel: str, backend: str, call: Call) -> list[Refusal]:
-    reasons = []
-    if missing := _missing_kernel(kernel, str(build_info.KERNELS)):
-        reasons.append(Refusal("not_built", missing))
-    device = call.device
-    if backend == "emulator":
-        if device.type != "cpu":
-            reasons.append(Refusal("needs_cpu", f"needs CPU tensors, got {device.type} tensors"))
-    elif device.type != "cuda":
-        reasons.append(Refusal("needs_gpu", f"needs CUDA tensors, got {device.type} tensors"))
-    elif (capability := torch.cuda.get_device_capability(device)) != (9, 0):
-        found = ".".join(map(str, capability))
-        reasons.append(Refusal("compute_capability", f"needs compute capability 9.0, got {found}"))
-    return reasons
 
 
 def _triton_refusals(call: Call) -> list[Refusal]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from tkpy.machine import launching, machine_of, stream_of, view
+from tkpy.machine import compiled, launching, machine_of, stream_of, view
 from tkpy.ops.linear.eager import gradients
 
 #: Activations of the kernel's epilogue: our names -> its names.
@@ -39,14 +39,12 @@ def product(
     activation: str | None = None,
 ) -> torch.Tensor:
     """act(a b + bias) + residual; a (M, K), b (K, N), any strides; contiguous."""
-    from tkpy import _C
-
     a, b = _operand(a), _operand(b)
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else residual.contiguous()
     out = a.new_empty(a.shape[0], b.shape[1])
     with launching("linear"):
-        _C.gemm(
+        compiled().gemm(
             machine_of(a), view(a), view(b), view(out), view(bias), view(residual), EPILOGUE[activation], stream_of(a)
         )
     return out
