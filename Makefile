@@ -31,13 +31,15 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Made anew when the pinned versions or the build change.
-$(VENV)/ready: pyproject.toml setup.py constraints.txt
+# Made anew when the pinned versions, the build, or a source of the compiled part change.
+COMPILED := $(shell find csrc cmake -type f) CMakeLists.txt
+
+$(VENV)/ready: pyproject.toml setup.py constraints.txt $(COMPILED)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tkpy needs Python 3.11 or newer, got " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools cmake ninja pybind11
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output
+	rm -rf $(VENV) build dist tkpy/_C*.so tkpy/kernels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output

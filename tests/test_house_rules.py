@@ -26,6 +26,7 @@ ROOMS = (
     "errors",
     "arguments",
     "numerics",
+    "emulator",
     "build_info",
     "machine",
     "registry",
@@ -38,6 +39,10 @@ ROOMS = (
     "cli",
 )
 OP_FILES = {"__init__", "op", "reference", "eager", "triton", "cuda"}
+
+
+CPP = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
+KERNELS = sorted([*(ROOT / "csrc/kernels").glob("*/kernel.cu"), *(ROOT / "csrc/examples").glob("*.cu")])
 
 
 def relative(path: Path) -> str:
@@ -212,3 +217,30 @@ def test_text_files_name_no_registry_host_or_private_path():
         if path.is_file() and path.suffix in ("", ".py", ".md", ".toml", ".txt") and path != Path(__file__).resolve():
             found = private.findall(path.read_text())
             assert not found, f"{relative(path)} holds {found}"
+
+
+@pytest.mark.parametrize("path", CPP, ids=relative)
+def test_cpp_rooms(path):
+    """Python stays in csrc/bindings, torch outside; the emulator knows no kernel; inline PTX stands in csrc/tk alone."""
+    room = path.relative_to(ROOT / "csrc").parts[0]
+    text = path.read_text()
+    includes = re.findall(r'#\s*include\s*[<"]([^">]+)[">]', text)
+    for name in includes:
+        assert not name.startswith(("torch/", "ATen/", "c10/")), f"{relative(path)} includes {name}"
+        if room != "bindings":
+            assert not name.startswith("pybind11/") and name != "Python.h", f"{relative(path)} includes {name}"
+        if room == "emulator":
+            assert not re.search(r"runtime|kernels|tk/", name), f"{relative(path)} includes {name}"
+    if room != "emulator" and not (room == "tk" and path.name.startswith("ptx")):
+        assert not re.search(r"\basm\s*(volatile)?\s*\(", text), f"{relative(path)} holds inline assembly"
+    assert text.count("\n") <= 600, f"{relative(path)} has {text.count(chr(10))} lines (limit 600)"
+    assert not re.findall(r"\b(TODO|FIXME|XXX|HACK)\b", text)
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=relative)
+def test_kernels_have_a_header_and_no_test_hooks(path):
+    text = path.read_text()
+    header = "\n".join(line for line in text.split("#include")[0].splitlines() if line.startswith("//"))
+    for part in ("precision", "limits", "cost"):
+        assert part in header, f"{relative(path)}: the header block does not state '{part}'"
+    assert not re.search(r"#\s*if(n?def)?\b.*(TEST|EMULAT|DEBUG)", text), f"{relative(path)} has a test hook"

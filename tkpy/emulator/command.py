@@ -65,6 +65,7 @@ def buffer(text: str, seed: int) -> torch.Tensor:
 
 
 def read_array(text: str) -> torch.Tensor:
+    """The contents of a .npy file, copied."""
     import numpy as np
 
     try:
@@ -114,6 +115,7 @@ def argument(text: str, param: Param, seed: int) -> Any:
 
 
 def arguments_of(function: Function, texts: Collection[str], seed: int) -> list[Any]:
+    """The launch's arguments from their texts, by the kernel's own parameters."""
     if len(texts) != len(function.params):
         listed = ", ".join(str(p) for p in function.params) or "none"
         raise click.UsageError(f"{function.name} takes {len(function.params)} arguments ({listed}), got {len(texts)}")
@@ -130,6 +132,7 @@ def triple(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def check_set(context: click.Context, parameter: click.Parameter, value: str) -> str | list[str]:
+    """`--checks` as `Module.launch` takes it."""
     if value in ("all", "none"):
         return value
     codes = value.split(",")
@@ -140,6 +143,7 @@ def check_set(context: click.Context, parameter: click.Parameter, value: str) ->
 
 
 def choose(module: Module, name: str | None) -> Function:
+    """The kernel that `name` says, or the only one."""
     if name is None:
         if len(module.kernels) != 1:
             names = ", ".join(sorted(module.kernels)) or "none"
@@ -152,6 +156,7 @@ def choose(module: Module, name: str | None) -> Function:
 
 
 def as_dict(finding: Finding, seed: int) -> dict[str, Any]:
+    """A finding for the JSON file."""
     site = finding.site
     return {
         "code": finding.code, "message": finding.message, "times": finding.times, "ptx_line": site.ptx_line,

@@ -13,6 +13,7 @@
 // At the end the cluster meets: no CTA may leave while the other can write into it or arrive at its barriers.
 // Tails: what lies outside A and B reads as zero, what lies outside C is not written. No copies, no padding.
 // precision  products exact, sums fp32 in the order of wgmma, epilogue fp32, one rounding at the end
+// limits  sm_90a; M, N, K below 2^31 - 512; A, B, C, bias and residual of one type
 // cost  bytes 2 (MK + KN + MN), flops 2 M N K
 #include "epilogue.cuh"
 
