@@ -34,15 +34,20 @@ class Program:
     source: str  # one kernel, named `k`
     launch: Callable[..., tuple[dict[str, Any], np.ndarray, np.ndarray]]  # -> launch arguments, output, expected output
     faults: tuple[Fault, ...]
+    unseen: tuple[Fault, ...] = ()  # faults that the emulator does not show in any way yet
     is_ptx: bool = False
+
+    @property
+    def variants(self) -> tuple[Fault, ...]:
+        return self.faults + self.unseen
 
     def text(self) -> str:
         """Every variant, each in a namespace of its own."""
         parts = [HEADER if self.is_ptx else PRELUDE]
-        for i in range(len(self.faults) + 1):
+        for i in range(len(self.variants) + 1):
             body = self.source
-            if i and self.faults[i - 1].before:
-                fault = self.faults[i - 1]
+            if i and self.variants[i - 1].before:
+                fault = self.variants[i - 1]
                 assert body.count(fault.before) == 1, f"{fault.name}: must change exactly one place"
                 body = body.replace(fault.before, fault.after)
             assert body.count(" k(") == 1
@@ -301,6 +306,9 @@ extern "C" __global__ void k(float* out, const float* x) {
         Fault("target between 16 bytes", "misaligned", "bulk_store(out + 64 * r,", "bulk_store(out + 60 * r + 2,"),
         Fault("source reaches outside", "out-of-bounds", "bulk_store(out + 64 * r, smem(s)", "bulk_store(out, smem(s) + 16"),
     ),
+    unseen=(
+        Fault("no proxy fence before the store", "proxy-fence", "  fence_async();\n"),
+    ),
 )  # fmt: skip
 
 
@@ -360,6 +368,9 @@ extern "C" __global__ void k(const __grid_constant__ Map x, const __grid_constan
         Fault("lanes store before the others have doubled", "shared-race", "for (int i = 0; i < 8; ++i) s[i][threadIdx.x] *= 2;",
               "for (int i = 0; i < 8; ++i) s[i][31 - threadIdx.x] = s[i][threadIdx.x] * 2;"),
     ),
+    unseen=(
+        Fault("no proxy fence before the store", "proxy-fence", "  fence_async();\n"),
+    ),
 )  # fmt: skip
 
 
@@ -415,6 +426,11 @@ extern "C" __global__ void k(float* out, const float* x) {
         Fault("launched without its cluster", "out-of-bounds", options={"ctas": 1}),
         Fault("barriers used before the cluster met", "mbarrier-misuse", "  cluster_arrive();\n  cluster_wait();\n  float", "  __syncthreads();\n  float"),
         Fault("slot refilled before it is read", RESULT, "wait(empty, r % 2 ^ 1);"),
+    ),
+    unseen=(
+        Fault("a lane releases before the others have read", "shared-race", "    __syncwarp();  // the warp has read\n"),
+        Fault("a CTA leaves while its neighbour still arrives", "out-of-bounds", "  cluster_arrive();  // end\n  cluster_wait();  // end\n"),
+        Fault("no fence after init", "shared-race", '    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");\n'),
     ),
 )  # fmt: skip
 
@@ -475,6 +491,10 @@ extern "C" __global__ void k(float* out, const __grid_constant__ Map am, const _
         Fault("wrong stride in the descriptor", RESULT, "descriptor(smem(a[at]) + 32 * j)", "(descriptor(smem(a[at]) + 32 * j) - (32ull << 32))"),
         Fault("accumulates into what was there", RESULT, "r + j > 0);", "1);"),
         Fault("the two slots overlap", RESULT, "tile_load(smem(a[at]),", "tile_load(smem(a[0]) + 4096 * at,"),
+        Fault("slot released before the products are done", RESULT, "    wgmma_wait(d);\n    if (lane == 0) arrive(empty + 8 * at);",
+              "    if (lane == 0) arrive(empty + 8 * at);\n    wgmma_wait(d);"),
+        Fault("accumulator touched in flight", RESULT, "    wgmma_commit();", "    d[0] += 1.f;\n    wgmma_commit();"),
+        Fault("products in flight at exit", "wgmma-misuse", "    wgmma_wait(d);\n", "    if (r < 2) wgmma_wait(d);\n"),
         Fault("no wait for the tiles", "uninitialised-read", "wait(full + 8 * at, r / 2 % 2);"),
         Fault("waits for the wrong phase", "uninitialised-read", "wait(full + 8 * at, r / 2 % 2);", "wait(full + 8 * at, r / 2 % 2 ^ 1);"),
         Fault("B is never loaded", "uninitialised-read", "tile_load(smem(b[at]), &bm,", "tile_load(smem(a[at]), &bm,"),
@@ -488,6 +508,10 @@ extern "C" __global__ void k(float* out, const __grid_constant__ Map am, const _
         Fault("reserved bits set", "wgmma-misuse", "descriptor(smem(b[at]) + 32 * j)", "(descriptor(smem(b[at]) + 32 * j) | 1ull << 46)"),
         Fault("tile starts one row late", RESULT, "descriptor(smem(a[at]) + 32 * j)", "descriptor(smem(a[at]) + 128 + 32 * j)"),
         Fault("operand outside shared memory", "out-of-bounds", "descriptor(smem(b[at]) + 32 * j)", "descriptor(65536 + 32 * j)"),
+    ),
+    unseen=(
+        Fault("no wgmma.fence", "wgmma-misuse", "    wgmma_fence();\n"),
+        Fault("a pool of registers that is never full", "deadlock", "  float d[4];", '  asm volatile("setmaxnreg.inc.sync.aligned.u32 256;");\n  float d[4];'),
     ),
 )  # fmt: skip
 
