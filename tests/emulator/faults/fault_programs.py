@@ -424,7 +424,7 @@ extern "C" __global__ void k(float* out, const float* x) {
         Fault("multicast to rank 2", "out-of-bounds", "full, 3);", "full, 7);"),
         Fault("arrives at rank 2", "out-of-bounds", "threadIdx.x % 32 < 2) arrive", "threadIdx.x % 32 < 3) arrive"),
         Fault("launched without its cluster", "out-of-bounds", options={"ctas": 1}),
-        Fault("barriers used before the cluster met", "mbarrier-misuse", "  cluster_arrive();\n  cluster_wait();\n  float", "  __syncthreads();\n  float"),
+        Fault("arrives at the neighbour's tile", "mbarrier-misuse", "arrive_remote(empty,", "arrive_remote(smem(s),"),
         Fault("slot refilled before it is read", RESULT, "wait(empty, r % 2 ^ 1);"),
     ),
     unseen=(
