@@ -62,6 +62,7 @@ bool Decoder::decode_matrix() {
     return finish(op), true;
   }
   if (name == "wgmma") return decode_wgmma();
+  if (name == "wmma") return decode_wmma();
   if (name != "mma") return false;
   tensor::MmaOp m{};
   has("sync"), has("aligned");
