@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -62,6 +63,35 @@ def test_a_wheel_works_from_any_folder(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(8.0, rel=1e-5)
+
+
+def test_a_wheel_holds_its_kernels_or_the_reason(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    kernels = tmp_path / "tkpy" / "kernels"
+    made = {path.name for path in kernels.iterdir()}
+    if "reason" in json.loads((kernels / "toolchain.json").read_text()):
+        assert made == {"toolchain.json"}
+    else:
+        assert {f"gemm.{end}" for end in ("ptx", "cubin", "json")} <= made
+    use = """
+import torch, tkpy
+x = torch.eye(16, dtype=torch.float16)
+try:
+    assert torch.equal(tkpy.linear(x, x, backend="emulator"), x)
+except tkpy.Unsupported as refused:
+    assert [r.code for r in refused.refusals["emulator"]] == ["not_built"]
+    print("not_built")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", use],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("not_built" in done.stdout) == (made == {"toolchain.json"})
 
 
 def test_a_wheel_holds_the_licence_and_no_tests(wheel):

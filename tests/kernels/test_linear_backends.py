@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -120,6 +123,62 @@ def test_negative_control_a_wrong_product_fails(built, monkeypatch):
     ):
         monkeypatch.setattr(OP.module("cuda"), "product", wrong)
         assert not all(r.comparison for r in conformance.check_case(OP, CASES[0], backend="emulator", dtype=DTYPES[0]))
+
+
+ON_A_DRIVER = """
+import sys, timeit
+import torch
+from tkpy.machine import compiled, view
+machine = compiled().Machine.driver(sys.argv[1])
+a, b, out = torch.zeros(64, 32).half(), torch.zeros(32, 48).half(), torch.zeros(64, 48).half()
+
+def launch():
+    views = [(*view(t)[:4], 0) for t in (a, b, out)]
+    return compiled().gemm(machine, *views, None, None, "silu", 0x5000)
+
+print(machine.name, launch(), flush=True)
+if len(sys.argv) > 2:
+    print(min(timeit.repeat(launch, number=1000, repeat=5)) * 1e3)
+"""
+
+
+class TestTheDriver:
+    """Through Python to a libcuda that only writes down what it is asked."""
+
+    @pytest.fixture
+    def run(self, host_program, built, tmp_path):
+        fake = host_program("libfake_cuda.so", "tests/kernels/fake_cuda.cpp", flags=("-shared", "-fPIC"))
+        (tmp_path / "libcuda.so.1").symlink_to(fake)
+
+        def call(*arguments, **environment):
+            environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), **environment}
+            command = [sys.executable, "-c", ON_A_DRIVER, str(built), *arguments]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+        return call
+
+    def test_a_launch_goes_to_the_stream_and_the_kernel(self, run):
+        done = run()
+        assert done.returncode == 0, done.stderr
+        assert "cuda gemm_fp16_mk_kn_tma" in done.stdout
+        assert "cuLibraryGetKernel gemm_fp16_mk_kn_tma" in done.stdout
+        launches = [line for line in done.stdout.splitlines() if line.startswith("cuLaunchKernelEx")]
+        assert len(launches) == 1
+        assert "block 384 1 1" in launches[0]
+        assert "stream 5000 device 0" in launches[0]
+
+    def test_failures_name_the_call_and_the_kernel(self, run):
+        done = run(FAKE_FAIL="cuLaunchKernelEx=1")
+        assert done.returncode == 1
+        assert "MachineError: cuLaunchKernelEx failed" in done.stderr
+        assert "kernel gemm_fp16_mk_kn_tma" in done.stderr
+
+    def test_a_launch_from_python_costs_little_on_the_host(self, run):
+        done = run("time", FAKE_QUIET="1")
+        assert done.returncode == 0, done.stderr
+        microseconds = float(done.stdout.splitlines()[-1])
+        print(f"{microseconds:.2f} microseconds a launch")
+        assert microseconds < 50  # 10 on a machine with nothing else to do
 
 
 class TestRefusals:
