@@ -81,6 +81,7 @@ class Decoder {
   bool decode_bulk();
   bool decode_wgmma();
   bool decode_wmma();
+  bool decode_multimem();
   bool decode_tensormap();
   bool decode_store_async();
   void pin(std::size_t first_pending);

@@ -27,6 +27,7 @@ bool Decoder::decode_memory() {
   if (name == "st" && !(in_->modifiers.size() && in_->modifiers[0] == "async")) return load_store(false), true;
   if (name == "atom") return atomic(true), true;
   if (name == "red" && !(in_->modifiers.size() && in_->modifiers[0] == "async")) return atomic(false), true;
+  if (name == "multimem") return decode_multimem();
   Op op;
   if (name == "cvta") {
     op.a = has("to");
