@@ -295,7 +295,7 @@ def dataset(
 def token_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> float:
     """Share of the scored targets (..., not -100) at which logits (..., vocabulary) are largest; NaN is never right."""
     if logits.shape[:-1] != targets.shape:
-        need = f"targets' {tuple(targets.shape)} and the vocabulary"
+        need = f"({', '.join(map(str, targets.shape))}, vocabulary)"
         raise ValueError(f"token_accuracy: logits must have shape {need}, got {tuple(logits.shape)}")
     scored = targets != IGNORED
     if not scored.any():
