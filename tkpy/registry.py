@@ -570,10 +570,17 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 
 
 def support_matrix(device: str | torch.device | None = None) -> dict[str, Explanation]:
-    """Every op x backend on `device` (a GPU if there is one, else the CPU), for the first case of each op's table."""
+    """Every op x backend on `device` (a GPU if there is one, else the CPU), for the first case of each op's table.
+
+    A backend that does not serve float32 is asked for bfloat16.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     matrix = {}
     for name, op in sorted(ops().items()):
-        call = _capture(op, (), op.cases[0].make(Maker(torch.float32, device)))
-        matrix[name] = _explain_call(op, call)
+        wide, low = (
+            _explain_call(op, _capture(op, (), op.cases[0].make(Maker(dtype, device))))
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        refusals = {b: min(reasons, low.refusals[b], key=len) for b, reasons in wide.refusals.items()}
+        matrix[name] = Explanation(name, refusals, wide.chosen)
     return matrix
