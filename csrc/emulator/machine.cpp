@@ -249,7 +249,12 @@ u32 Cluster::random(u32 below) {  // splitmix64
 bool Cluster::ready(Warp& w, Group& g) {
   switch (g.wait.kind) {
     case Wait::none: return true;
-    case Wait::warp_sync: return (g.wait.id & w.alive & ~g.mask) == 0;
+    case Wait::warp_sync: {  // groups that have met count together: they merge only when the warp is next chosen
+      u32 here = 0;
+      for (const Group& o : w.groups)
+        if (o.frame == g.frame && o.pc == g.pc && o.wait == g.wait) here |= o.mask;
+      return (g.wait.id & w.alive & ~here) == 0;
+    }
     case Wait::warp_barrier: {
       u32 here = 0;
       for (const Group& o : w.groups)
