@@ -2,6 +2,7 @@
 tkpy._C is built by CMake with the host's C++ compiler (no CUDA needed); where there is an nvcc, cmake/kernels.cmake
 compiles the kernels into tkpy/kernels, and where there is none, tkpy/kernels/toolchain.json says so."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def run(*command: object) -> None:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        build = Path(self.build_temp).resolve()
+        # TKPY_BUILD_DIR keeps the objects (and libemulator.a) from one build to the next.
+        build = Path(os.environ.get("TKPY_BUILD_DIR") or self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         run("cmake", *generator, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}")
