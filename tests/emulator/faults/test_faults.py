@@ -6,15 +6,19 @@ the schedules (docs/emulator.md, Not yet). Those are counted apart.
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.fault_programs import PROGRAMS, RESULT, Fault, Program
+from faults.fault_table import RESULT, Fault, Program
 
 from tkpy.emulator import CHECKS, KernelError, Module, load
 
+MODULES = sorted(Path(__file__).parent.glob("twins_*.py"))
+PROGRAMS: tuple[Program, ...] = tuple(p for m in MODULES for p in importlib.import_module(f"faults.{m.stem}").PROGRAMS)
 Compile = Callable[..., Module]
 FAULT_SEEDS = 32
 CLEAN_SEEDS = 256
