@@ -58,20 +58,29 @@ bool finished(u64 object, u64 token, bool parity, bool* done, std::string* why) 
   return why->empty();
 }
 
+// A wait that nothing can end: the program would spin for ever.
+void give_up(Exec& x) {
+  x.cluster->stopped = true;
+  x.event |= Exec::stop;
+}
+void give_up(Exec& x, const Op& op, u32 lane, std::string why) {
+  give_up(x);
+  x.report(Check::mbarrier_misuse, op, lane, std::move(why));
+}
+
 void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
   const bool parity = op.b & 1;
   u32 result = 0, pass = mask;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const Place p = locate(x, op, lane, false);
-    if (!p.at) continue;
+    if (!p.at) return give_up(x);
+    if (!p.cta->mbarriers.contains(p.offset))
+      return give_up(x, op, lane, "waits on shared address " + std::to_string(p.offset) + ", which no mbarrier.init has made an mbarrier");
     const u64 token = parity ? x.row<u32>(op.s[1])[lane] : x.row<u64>(op.s[1])[lane];
     bool done = false;
     std::string why;
-    if (!finished(load(p.at), token, parity, &done, &why)) {
-      x.report(Check::mbarrier_misuse, op, lane, why);
-      done = true;
-    }
+    if (!finished(load(p.at), token, parity, &done, &why)) return give_up(x, op, lane, why);
     if (done) {
       result |= 1u << lane;
       if (!(op.b & 2)) join(x.warp->clock, p.cta->mbarriers[p.offset].done);
@@ -196,6 +205,7 @@ void exec_mbarrier(Exec& x, const Op& op, u32 mask) {
       p.cta->mbarriers[p.offset] = MbarrierClocks{};
     } else if (what == MbarrierOp::inval) {
       why = tensor::mbarrier_inval(object);
+      p.cta->mbarriers.erase(p.offset);
     } else if (what == MbarrierOp::expect_tx) {
       why = tensor::mbarrier_expect_tx(object, value);
     } else {

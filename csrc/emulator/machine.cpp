@@ -102,8 +102,8 @@ void Exec::yield_point() {
 }
 
 bool Exec::wants(Check check) const {
-  // Memory errors are never silent: the access does not happen.
-  return check_is_fatal(check) || check == Check::out_of_bounds || check == Check::misaligned ||
+  // Memory errors are never silent: the access does not happen. Nor is what ends the run.
+  return check_is_fatal(check) || cluster->stopped || check == Check::out_of_bounds || check == Check::misaligned ||
          (launch->config->checks >> static_cast<u32>(check) & 1);
 }
 
