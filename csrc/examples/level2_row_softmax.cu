@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(128)
   // The tail of a row reads as zero, which is not neutral for a softmax; -inf is.
   map_at(values, values, [cols](int, int c, float v) { return c < cols ? v * kLog2e : kMinusInfinity; });
 
-  row_vec<16> best, total;
+  rt_fl<16, 256>::per_row best, total;
   row_max(best, values);
   sub_rows(values, values, best);
   exp2(values, values);

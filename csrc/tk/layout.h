@@ -14,17 +14,49 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 
 // ---- Register fragments: g = lane / 4, t = lane % 4 -------------------------------------------------------------
-// A 16-row block of `cols` columns gives each lane cols / 2 elements, in pairs of neighbouring columns:
-//   element 4j..4j+1 = (row g, columns 8j + 2t ..), element 4j+2..4j+3 = (row g + 8, the same columns).
-// It is at once the A operand of mma.m16n8k16, register A of wgmma.m64k16 for the warp's 16 rows
-// and its accumulator (PTX ISA, matrix fragments for mma.m16n8k16 and for wgmma).
-TK_HD constexpr int fragment_row(int lane, int element) { return lane / 4 + 8 * ((element / 2) % 2); }
-TK_HD constexpr int fragment_col(int lane, int element) { return 8 * (element / 4) + 2 * (lane % 4) + element % 2; }
+// A block of 16 x n elements gives each lane n / 2 of them, in runs of `run` neighbours: run 2 for fp32, int32 and
+// 16-bit types, 4 for 8-bit types, 1 for tf32.
+//   elements 2 run j ..       = row g,     columns 4 run j + run t ..
+//   elements 2 run j + run .. = row g + 8, the same columns
+// It is at once the A operand of mma.sync, register A of wgmma for the warp's 16 rows, and (run 2) the accumulator of
+// both (PTX ISA: matrix fragments for mma.m16n8k8, k16, k32; register fragments for wgmma.mma_async.m64nNk16).
+TK_HD constexpr int fragment_row(int lane, int element, int run = 2) { return lane / 4 + 8 * (element / run % 2); }
+TK_HD constexpr int fragment_col(int lane, int element, int run = 2) {
+  return 4 * run * (element / (2 * run)) + run * (lane % 4) + element % run;
+}
 
-// ldmatrix / stmatrix .x4 on a 16 x 16 block of 16-bit elements (PTX ISA, ldmatrix): lane l gives the address of row
-// l % 16, 16-byte chunk l / 16, so that register r holds pair r of the fragment above.
+// A row tile holds such blocks of 16 rows. A column tile is the row tile of its transpose: blocks of 16 columns, with
+// the runs going down the rows; it is the B operand of mma.sync for B stored K x N.
+enum class Layout { row, col };
+
+// Register vectors, by what they go with in a tile:
+//   across  one value per row of a row tile, per column of a column tile: slot 2 b + h is index 16 b + 8 h + g
+//   along   one value per column of a row tile, per row of a column tile: slot run j + i is index 4 run j + run t + i
+//   lanes   nothing twice: slot j is index 32 j + lane
+enum class Spread { across, along, lanes };
+TK_HD constexpr int vector_slots(Spread spread, int length) {
+  return spread == Spread::across ? length / 8 : spread == Spread::along ? length / 4 : (length + 31) / 32;
+}
+TK_HD constexpr int vector_index(Spread spread, int lane, int slot, int run = 2) {
+  return spread == Spread::across  ? 8 * slot + lane / 4
+         : spread == Spread::along ? 4 * run * (slot / run) + run * (lane % 4) + slot % run
+                                   : 32 * slot + lane;
+}
+// The slots that element `element` of block `block` of a tile meets.
+TK_HD constexpr int across_slot(int block, int element, int run = 2) { return 2 * block + element / run % 2; }
+TK_HD constexpr int along_slot(int element, int run = 2) { return element / (2 * run) * run + element % run; }
+
+// ldmatrix / stmatrix .x4 on 16 rows x 32 bytes (PTX ISA, ldmatrix): lane l gives the address of row matrix_row(l),
+// 16-byte chunk matrix_chunk(l), so that register r holds run r of the fragment above. With .trans, on 16 x 16 elements
+// of 16 bits, the same register r is run r of the column tile's fragment.
 TK_HD constexpr int matrix_row(int lane) { return lane % 16; }
 TK_HD constexpr int matrix_chunk(int lane) { return lane / 16; }
+TK_HD constexpr int matrix_trans_row(int lane) { return lane % 8 + lane / 16 * 8; }
+TK_HD constexpr int matrix_trans_chunk(int lane) { return lane / 8 % 2; }
+
+// Which 16-row slab of a group's tile is slab `slab` of warp `warp` of `warps`: slabs go round the warps, as the 64-row
+// blocks of wgmma do.
+TK_HD constexpr int group_slab(int warps, int warp, int slab) { return warps * slab + warp; }
 
 // ---- Shared tiles -----------------------------------------------------------------------------------------------
 // A tile is cut into panels of `swizzle` bytes of columns; a panel is rows x swizzle bytes, and inside it 16-byte

@@ -6,6 +6,7 @@
 // mma_wait<n>() until at most n groups are in flight. Until then D, and A in registers, must not be touched.
 #pragma once
 
+#include "ptx.cuh"
 #include "ptx_wgmma.cuh"
 #include "tiles.cuh"
 

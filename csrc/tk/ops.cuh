@@ -61,24 +61,24 @@ TK_DEVICE void exp2(rt_fl<Rows, Cols>& dst, const rt_fl<Rows, Cols>& a) {
 
 // dst = f(src, vec[row])
 template <int Rows, int Cols, class F>
-TK_DEVICE void map_rows(rt_fl<Rows, Cols>& dst, const rt_fl<Rows, Cols>& src, const row_vec<Rows>& vec, F f) {
+TK_DEVICE void map_rows(rt_fl<Rows, Cols>& dst, const rt_fl<Rows, Cols>& src, const rv<float, Rows, Spread::across>& vec, F f) {
 #pragma unroll
   for (int b = 0; b < Rows / 16; ++b)
 #pragma unroll
-    for (int e = 0; e < Cols / 2; ++e) dst.x[b][e] = f(src.x[b][e], vec.x[b][e / 2 % 2]);
+    for (int e = 0; e < Cols / 2; ++e) dst.x[b][e] = f(src.x[b][e], vec.x[across_slot(b, e)]);
 }
 template <int Rows, int Cols>
-TK_DEVICE void sub_rows(rt_fl<Rows, Cols>& dst, const rt_fl<Rows, Cols>& src, const row_vec<Rows>& vec) {
+TK_DEVICE void sub_rows(rt_fl<Rows, Cols>& dst, const rt_fl<Rows, Cols>& src, const rv<float, Rows, Spread::across>& vec) {
   map_rows(dst, src, vec, [](float x, float v) { return x - v; });
 }
 template <int Rows, int Cols>
-TK_DEVICE void mul_rows(rt_fl<Rows, Cols>& dst, const rt_fl<Rows, Cols>& src, const row_vec<Rows>& vec) {
+TK_DEVICE void mul_rows(rt_fl<Rows, Cols>& dst, const rt_fl<Rows, Cols>& src, const rv<float, Rows, Spread::across>& vec) {
   map_rows(dst, src, vec, [](float x, float v) { return x * v; });
 }
 
 // dst[row] = src[row][0] f src[row][1] f ..: within the lane first, then over the four lanes of the row.
 template <int Rows, int Cols, class F>
-TK_DEVICE void reduce_rows(row_vec<Rows>& dst, const rt_fl<Rows, Cols>& src, F f) {
+TK_DEVICE void reduce_rows(rv<float, Rows, Spread::across>& dst, const rt_fl<Rows, Cols>& src, F f) {
 #pragma unroll
   for (int b = 0; b < Rows / 16; ++b)
 #pragma unroll
@@ -87,23 +87,23 @@ TK_DEVICE void reduce_rows(row_vec<Rows>& dst, const rt_fl<Rows, Cols>& src, F f
 #pragma unroll
       for (int e = 4 + 2 * half; e < Cols / 2; e += 4) value = f(value, f(src.x[b][e], src.x[b][e + 1]));
       value = f(value, __shfl_xor_sync(0xffffffffu, value, 1));
-      dst.x[b][half] = f(value, __shfl_xor_sync(0xffffffffu, value, 2));
+      dst.x[2 * b + half] = f(value, __shfl_xor_sync(0xffffffffu, value, 2));
     }
 }
 template <int Rows, int Cols>
-TK_DEVICE void row_max(row_vec<Rows>& dst, const rt_fl<Rows, Cols>& src) {
+TK_DEVICE void row_max(rv<float, Rows, Spread::across>& dst, const rt_fl<Rows, Cols>& src) {
   reduce_rows(dst, src, [](float x, float y) { return fmaxf(x, y); });
 }
 template <int Rows, int Cols>
-TK_DEVICE void row_sum(row_vec<Rows>& dst, const rt_fl<Rows, Cols>& src) {
+TK_DEVICE void row_sum(rv<float, Rows, Spread::across>& dst, const rt_fl<Rows, Cols>& src) {
   reduce_rows(dst, src, [](float x, float y) { return x + y; });
 }
 template <int Rows, class F>
-TK_DEVICE void map(row_vec<Rows>& dst, const row_vec<Rows>& src, F f) {
+TK_DEVICE void map(rv<float, Rows, Spread::across>& dst, const rv<float, Rows, Spread::across>& src, F f) {
 #pragma unroll
   for (int b = 0; b < Rows / 16; ++b)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) dst.x[b][half] = f(src.x[b][half]);
+    for (int half = 0; half < 2; ++half) dst.x[2 * b + half] = f(src.x[2 * b + half]);
 }
 
 // Conversions.

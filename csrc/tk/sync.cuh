@@ -1,6 +1,7 @@
 // Barriers and roles: what waits for what.
 #pragma once
 
+#include "group.cuh"
 #include "ptx.cuh"
 
 namespace tk {
@@ -53,11 +54,6 @@ TK_DEVICE void cluster_sync() {
   ptx::cluster_wait();
 }
 TK_DEVICE int cluster_rank() { return static_cast<int>(ptx::cluster_rank()); }
-
-// Indices that the compiler can see to be the same in all lanes of the warp.
-TK_DEVICE int warp_index() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
-TK_DEVICE int warpgroup_index() { return warp_index() / 4; }
-TK_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % 32; }
 
 // The register pool of the CTA: producers give, consumers take (all warps of a warpgroup together).
 template <int Registers>

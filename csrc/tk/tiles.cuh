@@ -1,47 +1,80 @@
-// The three nouns: rt (a warp's register tile), st (a shared tile), gl (a global layout behind a tensor map); and
-// view, plain global memory with bounds, for the shapes TMA cannot take.
+// The nouns: rt (a warp's register tile), rv (a register vector), st (a shared tile), view (global memory with strides
+// and bounds). gl, global memory behind a tensor map, is in tma.cuh.
 #pragma once
 
-#include "ptx.cuh"
+#include "group.cuh"
 
 namespace tk {
 
-// ---- Register tiles ---------------------------------------------------------------------------------------------
-// Rows x Cols held by one warp; each lane has Rows * Cols / 32 elements, placed by layout.h. Of a warpgroup's
-// 64-row tile, warp w holds rows 16 w .. 16 w + 15 as an rt<T, 16, Cols>.
-// fp32: element e of row block b is x[b][e]. bf16, fp16: pair p (elements 2p, 2p + 1) of row block b is x[b][p].
-template <class T>
-struct register_of {
-  using type = u32;
-};
-template <>
-struct register_of<float> {
-  using type = float;
-};
-
-template <class T, int Rows, int Cols>
-struct rt {
-  static_assert(is_same<T, float> || is_16bit<T>, "register tiles hold float, bf16 or fp16");
-  static_assert(Rows % 16 == 0 && Rows > 0, "a register tile has a multiple of 16 rows");
-  static_assert(is_16bit<T> ? Cols % 16 == 0 : Cols % 8 == 0,
-                "a register tile has a multiple of 8 columns (float) or of 16 (bf16, fp16)");
-  static constexpr int rows = Rows, cols = Cols;
+// ---- Register tiles and vectors ---------------------------------------------------------------------------------
+// A vector of Length values held by one warp, placed by vector_index: slot k of a lane is x[k].
+template <class T, int Length, Spread S, int Run = 2>
+struct rv {
+  static_assert(is_same<T, float> || is_same<T, int>, "register vectors hold float or int");
+  static_assert(S != Spread::across || Length % 16 == 0, "a vector across a tile covers a multiple of 16 rows or columns");
+  static_assert(S != Spread::along || Length % (4 * Run) == 0, "a vector along a tile covers whole runs of its elements");
+  static constexpr int length = Length, slots = vector_slots(S, Length), run = Run;
+  static constexpr Spread spread = S;
   using type = T;
-  typename register_of<T>::type x[Rows / 16][is_16bit<T> ? Cols / 4 : Cols / 2];
-};
-template <int Rows, int Cols>
-using rt_fl = rt<float, Rows, Cols>;
-template <int Rows, int Cols>
-using rt_bf = rt<bf16, Rows, Cols>;
-template <int Rows, int Cols>
-using rt_hf = rt<fp16, Rows, Cols>;
+  T x[slots];
 
-// One fp32 value per row; each lane holds those of its rows g and g + 8, the same in the four lanes of a row.
-template <int Rows>
-struct row_vec {
-  static_assert(Rows % 16 == 0, "a row vector covers a multiple of 16 rows");
-  float x[Rows / 16][2];
+  TK_DEVICE static int index(int slot) { return vector_index(S, lane_index(), slot, Run); }
 };
+
+// Rows x Cols held by one warp; each lane has Rows * Cols / 32 elements, placed by layout.h: blocks of 16 rows (a row
+// tile) or of 16 columns (a column tile). Register w of block b is x[b][w]; it holds elements per_word * w .. of the
+// block's fragment: one for fp32 and int32, two for bf16 and fp16, four for fp8.
+// Of a warpgroup's 64-row tile, warp w holds rows 16 w .. 16 w + 15 as an rt<T, 16, Cols>.
+template <class T, int Rows, int Cols, Layout L = Layout::row>
+struct rt {
+  static_assert(is_element<T>, "register tiles hold float, bf16 or fp16, e4m3 or e5m2, tf32 or int");
+  static constexpr Layout layout = L;
+  static constexpr int rows = Rows, cols = Cols, run = element<T>::run, per_word = element<T>::per_word;
+  static constexpr int across = L == Layout::row ? Rows : Cols, along = L == Layout::row ? Cols : Rows;
+  static_assert(L != Layout::row || (Rows % 16 == 0 && Rows > 0), "a register tile has a multiple of 16 rows");
+  static_assert(L != Layout::col || (Cols % 16 == 0 && Cols > 0), "a column tile has a multiple of 16 columns");
+  static_assert(along % (is_32bit<T> ? 8 : 8 * per_word) == 0 && along > 0,
+                "a register tile has a multiple of 8 columns (float, int, tf32), of 16 (bf16, fp16) or of 32 (fp8), "
+                "a column tile of as many rows");
+  using type = T;
+  using word = typename element<T>::word;
+  using compute = typename element<T>::compute;
+  static constexpr int blocks = across / 16, elements = along / 2, words = elements / per_word;
+  // One value per row, one value per column.
+  using per_row = rv<compute, Rows, L == Layout::row ? Spread::across : Spread::along, run>;
+  using per_col = rv<compute, Cols, L == Layout::row ? Spread::along : Spread::across, run>;
+
+  word x[blocks][words];
+
+  // The place of element e of block b of this lane.
+  TK_DEVICE static int row(int b, int e) {
+    return L == Layout::row ? 16 * b + fragment_row(lane_index(), e, run) : fragment_col(lane_index(), e, run);
+  }
+  TK_DEVICE static int col(int b, int e) {
+    return L == Layout::row ? fragment_col(lane_index(), e, run) : 16 * b + fragment_row(lane_index(), e, run);
+  }
+};
+template <int Rows, int Cols, Layout L = Layout::row>
+using rt_fl = rt<float, Rows, Cols, L>;
+template <int Rows, int Cols, Layout L = Layout::row>
+using rt_bf = rt<bf16, Rows, Cols, L>;
+template <int Rows, int Cols, Layout L = Layout::row>
+using rt_hf = rt<fp16, Rows, Cols, L>;
+template <int Rows, int Cols, Layout L = Layout::row>
+using rt_e4m3 = rt<e4m3, Rows, Cols, L>;
+template <int Rows, int Cols, Layout L = Layout::row>
+using rt_e5m2 = rt<e5m2, Rows, Cols, L>;
+template <int Rows, int Cols, Layout L = Layout::row>
+using rt_int = rt<int, Rows, Cols, L>;
+
+template <class A>
+constexpr bool is_rt = false;
+template <class T, int R, int C, Layout L>
+constexpr bool is_rt<rt<T, R, C, L>> = true;
+template <class A>
+constexpr bool is_rv = false;
+template <class T, int N, Spread S, int Run>
+constexpr bool is_rv<rv<T, N, S, Run>> = true;
 
 // ---- Shared tiles -----------------------------------------------------------------------------------------------
 template <class T, int Rows, int Cols, int Swizzle = widest_swizzle(Cols * static_cast<int>(sizeof(T)))>
@@ -83,17 +116,6 @@ TK_DEVICE part_t<Parts, Tile>& part(Tile& tile, int index) {
 }
 
 // ---- Global memory ----------------------------------------------------------------------------------------------
-// A tensor map whose box is one panel of Tile: {1, .., Tile::rows, Tile::panel_cols}, swizzle Tile::swizzle.
-template <class Tile, int Rank = 2>
-struct gl {
-  static_assert(Tile::rows <= 256, "a TMA box has at most 256 rows");
-  static_assert(Tile::panel_cols <= 256, "a TMA box has at most 256 columns: give the tile a swizzle");
-  using tile = Tile;
-  static constexpr int rank = Rank;
-  const tensor_map* map;
-  TK_DEVICE explicit gl(const tensor_map& m) : map(&m) {}
-};
-
 // A matrix in plain memory; verbs mask everything outside rows x cols.
 template <class T>
 struct view {

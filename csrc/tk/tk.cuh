@@ -1,5 +1,5 @@
 // Tile primitives for sm_90a. A kernel includes this and nothing else.
-//   nouns  rt_fl rt_bf rt_hf (registers of a warp)   st (shared)   gl (global, by TMA)   view (global, masked)
+//   nouns  rt (registers of a warp)   rv (register vector)   st (shared)   gl (global, by TMA)   view (global, masked)
 //   verbs  load store | mma_AB mma_ABt mma_AtB mma_AtBt | zero fill map add mul exp2 copy | row_max row_sum ..
 //   order  mbarrier: init arrive arrive_expect wait | mma_fence mma_commit mma_wait | publish_tile commit_stores ..
 #pragma once
@@ -7,3 +7,4 @@
 #include "mma.cuh"
 #include "memory.cuh"
 #include "ops.cuh"
+#include "tma.cuh"

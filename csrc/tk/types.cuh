@@ -1,5 +1,5 @@
-// 16-bit floats and their packed pairs. They are storage only: arithmetic is fp32. No CUDA header is needed for them,
-// which keeps kernels compiling with the smallest set of toolkit packages.
+// Element types. 8- and 16-bit floats are storage only: arithmetic is fp32. No CUDA header is needed for them, which
+// keeps kernels compiling with the smallest set of toolkit packages.
 #pragma once
 
 #include "layout.h"
@@ -14,21 +14,66 @@ struct bf16 {
 struct fp16 {
   unsigned short bits;
 };
-
-template <class T>
-constexpr bool is_16bit = false;
-template <>
-constexpr bool is_16bit<bf16> = true;
-template <>
-constexpr bool is_16bit<fp16> = true;
-template <>
-constexpr bool is_16bit<const bf16> = true;
-template <>
-constexpr bool is_16bit<const fp16> = true;
+struct e4m3 {  // finite: 448 is the largest, there is no infinity
+  unsigned char bits;
+};
+struct e5m2 {
+  unsigned char bits;
+};
+struct tf32 {  // a float of which the matrix unit reads 19 bits
+  float value;
+};
 
 template <class A, class B>
 constexpr bool is_same = false;
 template <class A>
 constexpr bool is_same<A, A> = true;
+
+template <class T>
+struct without_const {
+  using type = T;
+};
+template <class T>
+struct without_const<const T> {
+  using type = T;
+};
+template <class T>
+using plain = typename without_const<T>::type;
+
+template <class T>
+constexpr bool is_16bit = is_same<plain<T>, bf16> || is_same<plain<T>, fp16>;
+template <class T>
+constexpr bool is_fp8 = is_same<plain<T>, e4m3> || is_same<plain<T>, e5m2>;
+template <class T>
+constexpr bool is_32bit = is_same<plain<T>, float> || is_same<plain<T>, int> || is_same<plain<T>, tf32>;
+template <class T>
+constexpr bool is_element = is_32bit<T> || is_16bit<T> || is_fp8<T>;
+
+// How a lane holds elements of type T: `per_word` of them in one 32-bit register (word), in runs of `run` neighbours.
+// compute: the type in which they are reckoned with.
+template <class T>
+struct element {
+  using word = u32;
+  using compute = float;
+  static constexpr int per_word = 4 / static_cast<int>(sizeof(T)), run = per_word;
+};
+template <>
+struct element<float> {
+  using word = float;
+  using compute = float;
+  static constexpr int per_word = 1, run = 2;
+};
+template <>
+struct element<int> {
+  using word = int;
+  using compute = int;
+  static constexpr int per_word = 1, run = 2;
+};
+template <>
+struct element<tf32> {
+  using word = float;
+  using compute = float;
+  static constexpr int per_word = 1, run = 1;
+};
 
 }  // namespace tk

@@ -81,7 +81,7 @@ extern "C" __global__ void roundtrip_0_32(const bf16* x, bf16* y) { roundtrip<0,
 // Row maxima, row sums, and x scaled by its row's sum; rows, cols mask both loads and stores.
 extern "C" __global__ void reductions(const float* x, float* best, float* total, float* scaled, int rows, int cols) {
   rt_fl<32, 72> values;
-  row_vec<32> m, s;
+  rt_fl<32, 72>::per_row m, s;
   load(values, view<const float>{x, rows, cols, cols}, 0, 0);
   row_max(m, values);
   row_sum(s, values);
@@ -90,8 +90,8 @@ extern "C" __global__ void reductions(const float* x, float* best, float* total,
     for (int half = 0; half < 2; ++half) {
       const int row = 16 * b + 8 * half + lane_index() / 4;
       if (lane_index() % 4 != 0 || row >= rows) continue;
-      best[row] = m.x[b][half];
-      total[row] = s.x[b][half];
+      best[row] = m.x[2 * b + half];
+      total[row] = s.x[2 * b + half];
     }
   store(view<float>{scaled, rows, cols, cols}, values, 0, 0);
 }
