@@ -73,6 +73,11 @@ CASES = (
         "variance 0: y is the bias, and dx and dweight are 0 up to rounding (so not compared)",
         grad=False,
     ),
+    Case(
+        "width 20001",
+        lambda m: {"x": m.randn(2, 20001) + 3.0, "weight": m.randn(20001), "bias": m.randn(20001)},
+        "wider than what a kernel holds in registers",
+    ),
     Case("no bias", lambda m: {"x": m.randn(7, 33), "weight": m.randn(33), "bias": None}, "one parameter absent"),
     Case("no weight", lambda m: {"x": m.randn(7, 33), "weight": None, "bias": m.randn(33)}, "the other one absent"),
     Case("bare", lambda m: {"x": m.randn(7, 33), "weight": None, "bias": None}, "both absent"),

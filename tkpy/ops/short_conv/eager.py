@@ -36,19 +36,33 @@ def _convolve(x: Tensor, taps: list[Tensor], bias: Tensor | None, state: Tensor 
 
 
 def forward(x, weight, bias, initial_state, activation, output_final_state):
-    length, carried = x.shape[-1], weight.shape[1] - 1
     state = None if initial_state is None else _wide(initial_state)
     y = _convolve(_wide(x), _taps(weight, x), bias, state)
     if activation == "silu":
         F.silu(y, inplace=True)
-    if not output_final_state:
-        return y.to(x.dtype), x.new_empty(0)
+    return y.to(x.dtype), final_state(x, weight, initial_state) if output_final_state else x.new_empty(0)
+
+
+def final_state(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> Tensor:
+    """The last K-1 inputs (B, C, K-1); where x is shorter, the end of the initial state, or zeros, comes first."""
+    length, carried = x.shape[-1], weight.shape[1] - 1
     final = x[..., max(0, length - carried) :]
     if length < carried:
         kept = carried - length
         before = x.new_zeros(*x.shape[:2], kept) if initial_state is None else initial_state[..., length:]
         final = torch.cat([before, final], dim=-1)
-    return y.to(x.dtype), final
+    return final
+
+
+def state_gradient(gz: Tensor, weight: Tensor) -> Tensor:
+    """The initial state's share of the outputs, turned back: (B, C, K-1), wide."""
+    last = weight.shape[1] - 1
+    head = _wide(gz[..., :last])
+    grad = head.new_zeros(*gz.shape[:2], last)
+    for j, tap in enumerate(_taps(weight, head)[:last]):
+        reach = min(last - j, gz.shape[-1])
+        grad[..., j : j + reach].addcmul_(head[..., :reach], tap)
+    return grad
 
 
 def _through_silu(gy: Tensor, z: Tensor) -> Tensor:
@@ -74,12 +88,11 @@ def backward(grads, outputs, x, weight, bias, initial_state, activation, output_
     if activation == "silu" and gy is not None:
         gz = _through_silu(gz, _convolve(wide, taps, bias, state))
     gx = gz * taps[last]
-    g_initial = wide.new_zeros(*x.shape[:2], last)
+    g_initial = state_gradient(gz, weight)
     for j in range(last):
-        lag, reach = last - j, min(last - j, length)
+        lag = last - j
         if lag < length:
             gx[..., : length - lag].addcmul_(gz[..., lag:], taps[j])
-        g_initial[..., j : j + reach].addcmul_(gz[..., :reach], taps[j])
     if output_final_state and g_final is not None:
         kept = min(last, length)
         gx[..., length - kept :] += g_final[..., last - kept :]
