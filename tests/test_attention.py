@@ -317,7 +317,7 @@ def test_opcheck_with_a_block_mask_and_sinks():
     mask = BlockMask.causal(70, block=64)
     q, k, v = (t.requires_grad_() for t in inputs(1, 70, 70, 2, 1, 8, torch.float32))
     sinks = randn(2, dtype=torch.float32).requires_grad_()
-    args = (q, k, v, sinks, None, None, mask.tensors, 64, 0.3, -1, -1, 0.0, -1, -1, "eager")
+    args = (q, k, v, sinks, None, None, None, None, None, mask.tensors, 64, 0.3, -1, -1, 0.0, -1, -1, "eager")
     torch.library.opcheck(torch.ops.tkpy.attention.default, args)
 
 
@@ -354,6 +354,20 @@ def plain_call(**changes):
         (plain_call(window=3), TypeError, "'window' must be a pair"),
         (plain_call(window=(1.5, 0)), TypeError, "'window' must be an integer"),
         (plain_call(sinks=randn(2)), ValueError, "'sinks' must be.*H = 4"),
+        (plain_call(out_scale=randn(4)), ValueError, "'out_scale' must be.*rank 2"),
+        (plain_call(out_bias=randn(4, 7)), ValueError, "'out_bias' must be.*Dv = 8"),
+        (plain_call(kv_head_map=torch.zeros(4)), TypeError, "'kv_head_map' must be.*int32"),
+        (plain_call(kv_head_map=torch.zeros(2).int()), ValueError, "'kv_head_map' must be.*H = 4"),
+        (
+            plain_call(kv_head_map=torch.tensor([0, 1, 2, 0]).int()),
+            ValueError,
+            r"'kv_head_map' must be in range \[0, 2\)",
+        ),
+        (
+            plain_call(kv_head_map=torch.tensor([0, 1, -1, 0]).int()),
+            ValueError,
+            r"'kv_head_map' must be in range \[0, 2\)",
+        ),
         (plain_call(return_lse=None), TypeError, "'return_lse'"),
         (plain_call(max_seqlen_q=9), ValueError, "'max_seqlen_q' must be None unless"),
         (plain_call(cu_seqlens_k=torch.tensor([0, 9])), ValueError, "'cu_seqlens_k' must be None unless"),

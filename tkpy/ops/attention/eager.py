@@ -36,9 +36,12 @@ class Rule(NamedTuple):
 
 
 def forward(
-    q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, blocks, block, scale, left, right, softcap, max_seqlen_q, max_seqlen_k
-):
+    q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, blocks, block,
+    scale, left, right, softcap, max_seqlen_q, max_seqlen_k,
+):  # fmt: skip
     rule = Rule(scale, left, right, softcap)
+    if kv_head_map is not None:
+        k, v = (t.index_select(-2, kv_head_map) for t in (k, v))
     if cu_seqlens_q is None:
         out, lse = _forward(q, k, v, rule, blocks, block)
     else:
@@ -47,21 +50,32 @@ def forward(
         for rows, columns in _sequences(cu_seqlens_q, cu_seqlens_k):
             found = _forward(q[None, rows], k[None, columns], v[None, columns], rule, blocks, block)
             out[rows], lse[:, rows] = found[0][0], found[1][0]
-    if sinks is None:
-        return out.to(q.dtype), lse
-    total = torch.logaddexp(lse, sinks.to(lse.dtype).unsqueeze(-1))
-    share = (lse - total).exp().masked_fill(total == -torch.inf, 0.0)
-    return (out * share.transpose(-1, -2).unsqueeze(-1)).to(q.dtype), total
+    if sinks is not None:
+        total = torch.logaddexp(lse, sinks.to(lse.dtype).unsqueeze(-1))
+        share = (lse - total).exp().masked_fill(total == -torch.inf, 0.0)
+        out, lse = out * share.transpose(-1, -2).unsqueeze(-1), total
+    if out_scale is None and out_bias is None:
+        return out.to(q.dtype), lse, q.new_empty(0)
+    moved = out.to(_accumulator(q))
+    if out_scale is not None:
+        moved = moved * (1 + out_scale.to(moved.dtype))
+    if out_bias is not None:
+        moved = moved + out_bias.to(moved.dtype)
+    return moved.to(q.dtype), lse, out.to(q.dtype)
 
 
 def backward(grads, outputs, *args, needs):
-    q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, blocks, block, *rest = args
+    q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, blocks, block, *rest = args
     rule = Rule(*rest[:4])
-    dout, dlse = grads
-    out, lse = outputs
+    dout, dlse, _ = grads
+    out, lse, unmoved = outputs
     wide = _accumulator(q)
     if dout is None:
         dout = torch.zeros_like(out)
+    dout, out, dscale, dbias = _through_scale(dout, out, unmoved, out_scale, out_bias)
+    shared = k
+    if kv_head_map is not None:
+        k, v = (t.index_select(-2, kv_head_map) for t in (k, v))
     delta = (dout.to(wide) * out.to(wide)).sum(-1).transpose(-1, -2)  # like lse
     if dlse is not None:
         delta = delta - dlse
@@ -74,12 +88,26 @@ def backward(grads, outputs, *args, needs):
             parts = _backward(*inputs, lse[None, :, rows], delta[None, :, rows], dlse is None, rule, blocks, block)
             for whole, part, where in zip(found, parts, (rows, columns, columns), strict=True):
                 whole[where] = part[0]
+    if kv_head_map is not None:
+        dq, *found = found
+        found = [dq, *(t.new_zeros(*shared.shape[:-1], t.shape[-1]).index_add_(-2, kv_head_map, t) for t in found)]
     dsinks = None
     if sinks is not None and needs[3]:
         weight = (sinks.to(wide).unsqueeze(-1) - lse).exp().masked_fill(lse == -torch.inf, 0.0)
         dsinks = -(weight * delta).sum(-1)
         dsinks = dsinks.sum(0) if dsinks.dim() == 2 else dsinks
-    return [*found, dsinks, None, None]
+    return [*found, dsinks, None, dscale, dbias, None, None]
+
+
+def _through_scale(dout, out, unmoved, out_scale, out_bias):
+    """From out = (1 + out_scale) z + out_bias: (dz, z, dscale, dbias)."""
+    if out_scale is None and out_bias is None:
+        return dout, out, None, None
+    wide = dout.to(_accumulator(dout))
+    rows = tuple(range(wide.dim() - 2))
+    if out_scale is not None:
+        dout = wide * (1 + out_scale.to(wide.dtype))
+    return dout, unmoved, (wide * unmoved).sum(rows), wide.sum(rows)
 
 
 def _accumulator(x: torch.Tensor) -> torch.dtype:

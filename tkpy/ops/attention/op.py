@@ -26,6 +26,9 @@ def attention(
     window: tuple[int | None, int | None] | None = None,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    kv_head_map: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+    out_bias: torch.Tensor | None = None,
     block_mask: BlockMask | None = None,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
@@ -48,10 +51,15 @@ def attention(
     Args:
         q: (B, Sq, H, D), or packed (total_q, H, D); float32, bfloat16 or float16.
         k, v: (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv), or packed; H is a multiple of Hkv, and query head h uses head
-            h // (H / Hkv).
+            h // (H / Hkv), unless there is a `kv_head_map`.
         scale: of the scores; 1 / sqrt(D) if None.
         softcap: if not 0, scores s become softcap * tanh(s / softcap), after scaling.
         sinks: (H,), one more score per head that joins the softmax's denominator and has no value.
+        kv_head_map: int32 (H,), the key-value head that each query head uses, for any H: a subset of heads, pruned
+            heads, groups of unequal size. In range [0, Hkv).
+        out_scale, out_bias: (H, Dv) each, any of these dtypes; the output z becomes (1 + out_scale) z + out_bias, in
+            float32 before its rounding (LoFiT, Yin et al. 2024, arXiv 2406.01563, section 3). A query that sees no key
+            gives out_bias.
         block_mask: a `BlockMask` for (Sq, Sk), whose batch and heads are 1 or B and H. Not together with cu_seqlens.
         cu_seqlens_q: int32 or int64 (N + 1,), offsets of N packed sequences: from 0, never decreasing, to total_q.
         cu_seqlens_k: the same for keys; `cu_seqlens_q` if None, which needs total_q = total_k.
@@ -75,10 +83,15 @@ def attention(
     check.tensor("k", k, "total_k Hkv D" if packed else "B Sk Hkv D")
     check.tensor("v", v, "total_k Hkv Dv" if packed else "B Sk Hkv Dv")
     check.tensor("sinks", sinks, "H", optional=True)
+    check.tensor("kv_head_map", kv_head_map, "H", dtypes=(torch.int32,), optional=True)
+    check.tensor("out_scale", out_scale, "H Dv", optional=True)
+    check.tensor("out_bias", out_bias, "H Dv", optional=True)
     check.same_dtype("q", "k", "v")
     heads, kv_heads, width = check.sizes["H"], check.sizes["Hkv"], check.sizes["D"]
     check.that(width >= 1, "q", "of at least one channel", q)
-    check.that(kv_heads >= 1 and heads % kv_heads == 0, "q", f"of a multiple of k's {kv_heads} heads", q)
+    check.that(kv_heads >= 1, "k", "of at least one head", k)
+    if kv_head_map is None:
+        check.that(heads % kv_heads == 0, "q", f"of a multiple of k's {kv_heads} heads", q)
     cu_seqlens_k = _check_packing(check, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     check.flag("causal", causal)
     check.flag("return_lse", return_lse)
@@ -91,8 +104,8 @@ def attention(
         right = 0  # the nearer of the two bounds: a window's right side is never negative
     blocks, block = _check_block_mask(check, block_mask, packed)
     check.same_device()
-    out, lse = OP(
-        *(q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, blocks, block),
+    out, lse, _ = OP(
+        *(q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, blocks, block),
         *(float(scale), left, right, float(softcap)),
         -1 if max_seqlen_q is None else max_seqlen_q,
         -1 if max_seqlen_k is None else max_seqlen_k,
@@ -164,11 +177,12 @@ def _check_block_mask(check: Arguments, mask: BlockMask | None, packed: bool) ->
 
 
 def fake(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: Any, cu_seqlens_q: Any, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Any, k: Any, v: Any, sinks: Any, kv_head_map: Any, out_scale: Any, out_bias: Any, cu_seqlens_q: Any, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = (q.shape[1], q.shape[0]) if cu_seqlens_q is not None else (q.shape[0], q.shape[2], q.shape[1])
-    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(lse, dtype=wide)
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    return out, q.new_empty(lse, dtype=wide), q.new_empty(0 if out_scale is None and out_bias is None else out.shape)
 
 
 def values(
@@ -176,10 +190,17 @@ def values(
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: Any,
+    kv_head_map: torch.Tensor | None,
+    out_scale: Any,
+    out_bias: Any,
     cu_seqlens_q: torch.Tensor | None,
     cu_seqlens_k: torch.Tensor | None,
     *rest: Any,
 ) -> None:
+    if kv_head_map is not None and kv_head_map.numel():
+        low, high = int(kv_head_map.min()), int(kv_head_map.max())
+        inside = low >= 0 and high < k.shape[-2]
+        Arguments("attention").that(inside, "kv_head_map", f"in range [0, {k.shape[-2]})", kv_head_map)
     if cu_seqlens_q is None or cu_seqlens_k is None:
         return
     *_, most_q, most_k = rest
@@ -267,6 +288,34 @@ CASES = (
         lambda m: _inputs(m, 2, 41, 29, 4, 2, 16, causal=True, sinks=m.randn(4, dtype=m.wide), return_lse=True),
         "sink in the denominator, also of rows without keys",
     ),
+    Case(
+        "head map",
+        lambda m: _inputs(m, 2, 33, 40, 5, 3, 16, causal=True, kv_head_map=m.ints(2, 0, 0, 2, 2).int()),
+        "groups of unequal size, in any order, a key-value head that nobody uses",
+    ),
+    Case(
+        "scale and bias",
+        lambda m: _inputs(
+            m,
+            2,
+            41,
+            29,
+            4,
+            2,
+            16,
+            causal=True,
+            return_lse=True,
+            sinks=m.randn(4),
+            out_scale=m.randn(4, 16, dtype=m.wide),
+            out_bias=m.randn(4, 16),
+        ),
+        "on the output of each head, also of rows without keys; 1 + scale near 0",
+    ),
+    Case(
+        "bias alone, packed, mapped",
+        lambda m: _packed(m, [5, 20], [9, 11], kv_head_map=m.ints(1, 0, 1, 1).int(), out_bias=m.randn(4, 16)),
+        "the options of the head together",
+    ),
     Case("large scores", lambda m: _inputs(m, 1, 65, 65, 2, 2, 64, causal=True, scale=4.0), "softmax of one entry"),
     Case("negative scale", lambda m: _inputs(m, 1, 9, 9, 2, 2, 8, scale=-1.0), "any finite scale"),
     Case(
@@ -330,13 +379,14 @@ CASES = (
 OP = Op(
     "attention",
     attention,
-    "(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor[] blocks, "
+    "(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? kv_head_map, Tensor? out_scale, Tensor? out_bias, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor[] blocks, "
     "SymInt block, float scale, SymInt left, SymInt right, float softcap, SymInt max_seqlen_q, SymInt max_seqlen_k)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
     fake=fake,
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
     values=values,
-    saves=(0, 1),
+    saves=(0, 1, 2),
 )

@@ -6,8 +6,9 @@ from tkpy.ops.attention.block_lists import block_count, dense_of_state, state_of
 
 
 def forward(
-    q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, blocks, block, scale, left, right, softcap, max_seqlen_q, max_seqlen_k
-):
+    q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, blocks, block,
+    scale, left, right, softcap, max_seqlen_q, max_seqlen_k,
+):  # fmt: skip
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
 
     def attend(q, k, v):  # (B, Sq, H, D), (B, Sk, H, D), (B, Sk, H, Dv)
@@ -38,12 +39,18 @@ def forward(
             seen = seen & dense_of_state(state, blocks[5], seq_q, seq_k, block)
         return seen
 
-    groups = q.shape[-2] // k.shape[-2]
-    q, k, v, dtype = q.double(), k.double(), v.double(), q.dtype
-    k, v = k.repeat_interleave(groups, -2), v.repeat_interleave(groups, -2)
+    def finished(out, lse):
+        if out_scale is None and out_bias is None:
+            return out.to(dtype), lse.to(wide), out.new_empty(0, dtype=dtype)
+        moved = out if out_scale is None else out * (1 + out_scale.double())
+        moved = moved if out_bias is None else moved + out_bias.double()
+        return moved.to(dtype), lse.to(wide), out.to(dtype)
+
+    heads = torch.arange(q.shape[-2], device=q.device) // max(1, q.shape[-2] // k.shape[-2])
+    heads = heads if kv_head_map is None else kv_head_map.long()
+    q, k, v, dtype = q.double(), k.double()[..., heads, :], v.double()[..., heads, :], q.dtype
     if cu_seqlens_q is None:
-        out, lse = attend(q, k, v)
-        return out.to(dtype), lse.to(wide)
+        return finished(*attend(q, k, v))
     outs, lses = [q.new_zeros(0, q.shape[1], v.shape[2])], [q.new_zeros(q.shape[1], 0)]
     bounds_q, bounds_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for n in range(len(bounds_q) - 1):
@@ -51,4 +58,4 @@ def forward(
         out, lse = attend(q[None, rows], k[None, columns], v[None, columns])
         outs.append(out[0])
         lses.append(lse[0])
-    return torch.cat(outs).to(dtype), torch.cat(lses, 1).to(wide)
+    return finished(torch.cat(outs), torch.cat(lses, 1))
