@@ -14,8 +14,22 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+# cmake and ninja as Python packages lie beside the interpreter, which need not be on PATH.
+TOOLS = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+
+
 def run(*command: object) -> None:
-    subprocess.run([str(part) for part in command], check=True)
+    program = shutil.which(str(command[0]), path=TOOLS)
+    if program is None:
+        raise SystemExit(f"tkpy is built by {command[0]}, which is not here: pip install {command[0]}")
+    subprocess.run([program, *map(str, command[1:])], check=True, env={**os.environ, "PATH": TOOLS})
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """A copy under another name, then a rename: a running Python keeps the library that it has mapped."""
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copy2(source, part)
+    os.replace(part, target)
 
 
 class CMakeBuild(build_ext):
@@ -23,22 +37,25 @@ class CMakeBuild(build_ext):
         # TKPY_BUILD_DIR keeps the objects (and libemulator.a) from one build to the next.
         build = Path(os.environ.get("TKPY_BUILD_DIR") or self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        generator = ["-G", "Ninja"] if shutil.which("ninja", path=TOOLS) else []
         run("cmake", *generator, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}")
-        run("cmake", "--build", build, "--target", "_C", "tkpy_kernels", "--parallel", "2")
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.cpu_count() or 1
+        run("cmake", "--build", build, "--target", "_C", "tkpy_kernels", "--parallel", jobs)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()  # <site>/tkpy/_C...
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(next(build.glob("_C*")), target)
+        replace_file(build / target.name, target)
         shutil.rmtree(target.parent / "kernels", ignore_errors=True)  # of an earlier build, with another nvcc
         run("cmake", "--install", build, "--prefix", target.parents[1], "--component", "kernels")
 
     def copy_extensions_to_source(self) -> None:
         """Editable installs: what was built goes beside the sources."""
-        super().copy_extensions_to_source()
-        built = Path(self.build_lib).resolve() / "tkpy" / "kernels"
-        if built != ROOT / "tkpy" / "kernels":
+        built = Path(self.build_lib).resolve() / "tkpy"
+        for library in built.glob("_C*"):
+            replace_file(library, ROOT / "tkpy" / library.name)
+        kernels = built / "kernels"
+        if kernels != ROOT / "tkpy" / "kernels":
             shutil.rmtree(ROOT / "tkpy" / "kernels", ignore_errors=True)
-            shutil.copytree(built, ROOT / "tkpy" / "kernels")
+            shutil.copytree(kernels, ROOT / "tkpy" / "kernels")
 
 
 setup(

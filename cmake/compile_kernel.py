@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -55,12 +56,24 @@ def _version(nvcc: Path) -> tuple[int, ...] | None:
 
 
 def _package_folders(name: str) -> list[Path]:
-    """Folders of an installed Python package, without importing it."""
+    """Folders of an installed Python package, without importing it. pip hides an environment's packages from a build in
+    isolation; where they lie is known all the same."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
-        return []
-    return [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+        spec = None
+    found = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    found += [Path(sysconfig.get_path(scheme)) / name for scheme in ("purelib", "platlib")]
+    return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
+
+
+# What nvcc needs of the Python packages, below nvidia/cu13.
+PACKAGE_PARTS = {
+    "bin/ptxas": "nvidia-cuda-nvcc",
+    "nvvm/bin/cicc": "nvidia-nvvm",
+    "include/crt/host_defines.h": "nvidia-cuda-crt",
+    "include/cuda_runtime.h": "nvidia-cuda-runtime",
+}
 
 
 def _nvcc_candidates() -> list[tuple[str, Path]]:
@@ -71,7 +84,21 @@ def _nvcc_candidates() -> list[tuple[str, Path]]:
         found.append(("PATH", Path(on_path)))
     for folder in _package_folders("nvidia"):
         found.append(("python packages", folder / "cu13" / "bin" / "nvcc"))
-    return found
+    return [(origin, nvcc) for origin, nvcc in found if nvcc.exists()]
+
+
+def _unfit(origin: str, nvcc: Path) -> str | None:
+    """Why this nvcc is not taken."""
+    if origin == "python packages":
+        for part, package in PACKAGE_PARTS.items():
+            if not (nvcc.parent.parent / part).exists():
+                return f"the Python package {package} is missing beside nvidia-cuda-nvcc"
+    version = _version(nvcc)
+    if version is None:
+        return f"{nvcc} does not run"
+    if version[:2] < OLDEST_NVCC:
+        return f"{nvcc} is {'.'.join(map(str, version))}, needs {'.'.join(map(str, OLDEST_NVCC))} or newer"
+    return None if _beside(nvcc, "ptxas") else f"no ptxas beside {nvcc}"
 
 
 def _beside(nvcc: Path, tool: str) -> str | None:
@@ -90,12 +117,33 @@ def find_cuobjdump(nvcc: Path | None = None) -> str | None:
 
 def find_toolchain() -> Toolchain | None:
     for origin, nvcc in _nvcc_candidates():
-        version = _version(nvcc)
-        ptxas = _beside(nvcc, "ptxas")
-        if version and version[:2] >= OLDEST_NVCC and ptxas:
-            text = ".".join(map(str, version))
-            return Toolchain(str(nvcc), ptxas, text, origin, find_cuobjdump(nvcc))
+        version, ptxas = _version(nvcc), _beside(nvcc, "ptxas")
+        if _unfit(origin, nvcc) is None and version and ptxas:
+            return Toolchain(str(nvcc), ptxas, ".".join(map(str, version)), origin, find_cuobjdump(nvcc))
     return None
+
+
+def why_not_found() -> str:
+    reasons = [reason for origin, nvcc in _nvcc_candidates() if (reason := _unfit(origin, nvcc))]
+    return f"{NOT_FOUND} ({'; '.join(reasons)})" if reasons else NOT_FOUND
+
+
+def module_name(source: Path) -> str:
+    """What the module made from `source` is called: csrc/kernels/gemm/kernel.cu is gemm, another file of that folder
+    gemm_<stem>, and any other file is called by its stem."""
+    if source.stem == "kernel":
+        return source.resolve().parent.name
+    in_kernels = source.resolve().parent.parent.name == "kernels"
+    return f"{source.resolve().parent.name}_{source.stem}" if in_kernels else source.stem
+
+
+def module_names(sources: Sequence[Path]) -> list[str]:
+    names = [module_name(source) for source in sources]
+    for name, count in Counter(names).items():
+        if count > 1:
+            twice = ", ".join(str(source) for source in sources if module_name(source) == name)
+            raise CompileError(f"two sources would make the module {name}: {twice}")
+    return names
 
 
 def _run(command: Sequence[str], what: str) -> str:
@@ -140,6 +188,30 @@ def count_sass(cuobjdump: str, cubin: Path) -> dict[str, dict[str, int]]:
     return {name: dict(sorted(count.items())) for name, count in counts.items()}
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_depfile(text: str, source: Path) -> dict[str, str]:
+    """The headers of this project that went into a kernel, and their hashes; those below its root by relative path."""
+    words = re.findall(r"(?:\\\s|\S)+", text.partition(":")[2].replace("\\\n", " "))
+    paths = {Path(re.sub(r"\\(.)", r"\1", word)).resolve() for word in words} - {source.resolve()}
+    mine = sorted(path for path in paths if path.is_relative_to(ROOT) or path.is_relative_to(source.resolve().parent))
+    return {str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path): _sha256(path) for path in mine}
+
+
+def is_current(folder: Path, name: str, source: Path, toolchain: Toolchain, flags: Sequence[str] = ()) -> bool:
+    """Whether `folder` holds module `name` as this compiler would make it of `source` and its headers as they are."""
+    files = [folder / f"{name}.{end}" for end in ("json", "ptx", "cubin")]
+    if not all(file.exists() for file in files):
+        return False
+    report = json.loads(files[0].read_text())
+    made_by = [report.get(key) for key in ("nvcc", "flags", "source_sha256")]
+    if made_by != [toolchain.version, [*NVCC_FLAGS, *flags, *PTXAS_FLAGS], _sha256(source)]:
+        return False
+    return all((ROOT / path).exists() and _sha256(ROOT / path) == was for path, was in report["headers"].items())
+
+
 def _publish(made: Path, target: Path) -> None:
     """A rename within one folder: a reader, or a second build, sees the old file or the new one, never half of one."""
     os.replace(made, target)
@@ -153,8 +225,7 @@ def compile_kernel(
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=out) as scratch:
         ptx, cubin, report_file, deps = (Path(scratch) / f"{name}.{end}" for end in ("ptx", "cubin", "json", "d"))
         command = [toolchain.nvcc, *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", *flags, str(source), "-o", str(ptx)]
-        if depfile:
-            command += ["-MD", "-MF", str(deps), "-MT", str(out / f"{name}.json")]
+        command += ["-MD", "-MF", str(deps), "-MT", str(out / f"{name}.json")]
         said = _run(command, f"{name}: nvcc failed")
         assembled = _run([toolchain.ptxas, *PTXAS_FLAGS, str(ptx), "-o", str(cubin)], f"{name}: ptxas failed")
         entries, warnings = parse_ptxas(assembled)
@@ -166,7 +237,10 @@ def compile_kernel(
             "arch": "sm_90a",
             "nvcc": toolchain.version,
             "nvcc_from": toolchain.origin,
-            "ptx_sha256": hashlib.sha256(ptx.read_bytes()).hexdigest(),
+            "flags": [*NVCC_FLAGS, *flags, *PTXAS_FLAGS],
+            "source_sha256": _sha256(source),
+            "headers": read_depfile(deps.read_text(), source),
+            "ptx_sha256": _sha256(ptx),
             "kernels": entries,
             "warnings": [line for line in said.splitlines() if "warning" in line] + warnings,
             "wgmma_serialized": any("wgmma" in line and "are serialized" in line for line in warnings),
@@ -179,20 +253,22 @@ def compile_kernel(
     return report
 
 
-def compile_cached(source: Path, name: str, cache: Path, toolchain: Toolchain, flags: Sequence[str] = ()) -> Path:
-    """For tests: the folder that holds the compiled `source`, keyed by everything that goes into it. Of processes that
-    ask at the same time, one compiles."""
-    key = hashlib.sha256(repr((toolchain.version, NVCC_FLAGS, PTXAS_FLAGS, tuple(flags))).encode())
-    headers = [*(ROOT / "csrc/tk").glob("*"), *source.parent.glob("*.h")]
-    for part in [Path(__file__), source, *sorted(headers)]:
-        key.update(part.read_bytes())
+def compile_cached(
+    source: Path, name: str, cache: Path, toolchain: Toolchain, flags: Sequence[str] = (), built: Path | None = None
+) -> Path:
+    """For tests: a folder that holds the compiled `source`: `built`, where the build has put it, if that is current,
+    else one below `cache`. Of processes that ask at the same time, one compiles."""
+    if built and is_current(built, name, source, toolchain, flags):
+        return built
+    key = hashlib.sha256(repr((toolchain.version, _sha256(Path(__file__)), tuple(flags))).encode())
+    key.update(source.read_bytes())
     out = cache / f"{name}-{key.hexdigest()[:16]}"
     import fcntl  # not on every system that builds
 
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (out / f"{name}.json").exists():
+        if not is_current(out, name, source, toolchain, flags):
             compile_kernel(source, name, out, toolchain, flags=flags)
     return out
 
@@ -200,25 +276,33 @@ def compile_cached(source: Path, name: str, cache: Path, toolchain: Toolchain, f
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, nargs="?")
-    parser.add_argument("--name", help="stem of the three files; default: the source's folder or stem")
+    parser.add_argument("--name", help="stem of the three files; default: as --names says")
     parser.add_argument("--out", type=Path, default=Path("build/kernels"))
     parser.add_argument("--depfile", type=Path, help="write the headers this kernel depends on, for ninja and make")
     parser.add_argument("--toolchain", action="store_true", help="print the toolchain and stop")
+    parser.add_argument("--names", type=Path, nargs="*", help="print what these sources' modules are called and stop")
     parser.add_argument("flags", nargs="*", help="after --: further nvcc flags")
     options = parser.parse_args(arguments)
+    if options.names is not None:
+        try:
+            print(";".join(module_names(options.names)))
+        except CompileError as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
     toolchain = find_toolchain()
     if options.toolchain:
-        print(json.dumps(asdict(toolchain) if toolchain else {"reason": NOT_FOUND}))
+        print(json.dumps(asdict(toolchain) if toolchain else {"reason": why_not_found()}))
         return 0 if toolchain else EXIT_NO_NVCC
     if toolchain is None:
-        print(f"{NOT_FOUND}: looked in CUDA_HOME, PATH and the Python packages (12.8 or newer)", file=sys.stderr)
+        print(f"{why_not_found()}: looked in CUDA_HOME, PATH and the Python packages (12.8 or newer)", file=sys.stderr)
         return EXIT_NO_NVCC
     if options.source is None:
         parser.error("a source is needed")
-    stem = options.source.parent.name if options.source.stem == "kernel" else options.source.stem
+    name = options.name or module_name(options.source)
     try:
         report = compile_kernel(
-            options.source, options.name or stem, options.out, toolchain, flags=options.flags, depfile=options.depfile
+            options.source, name, options.out, toolchain, flags=options.flags, depfile=options.depfile
         )
     except CompileError as error:
         print(error, file=sys.stderr)

@@ -1,5 +1,6 @@
-# Kernels: csrc/kernels/<op>/kernel.cu and csrc/examples/<stem>.cu become <name>.ptx, <name>.cubin and <name>.json in
-# TKPY_KERNEL_OUTPUT, installed to tkpy/kernels. One command a kernel: cmake/compile_kernel.py. Without nvcc the
+# Kernels: every csrc/kernels/<op>/*.cu and csrc/examples/*.cu becomes a module, <name>.ptx, <name>.cubin and <name>.json in
+# TKPY_KERNEL_OUTPUT, installed to tkpy/kernels. kernel.cu is called after its folder, <op>; another file there
+# <op>_<stem>; an example by its stem. One command a module, in parallel: cmake/compile_kernel.py. Without nvcc the
 # configuration succeeds, and toolchain.json says why there are no kernels.
 find_package(Python COMPONENTS Interpreter REQUIRED)
 
@@ -17,25 +18,22 @@ if(NOT tkpy_toolchain_status EQUAL 0)
   message(STATUS "tkpy kernels: not built: nvcc not found")
 else()
   message(STATUS "tkpy kernels: ${tkpy_toolchain}")
-  file(GLOB tkpy_kernel_sources CONFIGURE_DEPENDS "${TKPY_ROOT}/csrc/kernels/*/kernel.cu"
+  file(GLOB tkpy_kernel_sources CONFIGURE_DEPENDS "${TKPY_ROOT}/csrc/kernels/*/*.cu"
        "${TKPY_ROOT}/csrc/examples/*.cu")
   set(TKPY_KERNEL_SOURCES "" CACHE STRING "Kernels to build; empty: all of them")
   if(NOT TKPY_KERNEL_SOURCES)
     set(TKPY_KERNEL_SOURCES "${tkpy_kernel_sources}")
   endif()
-  foreach(source IN LISTS TKPY_KERNEL_SOURCES)
-    get_filename_component(name "${source}" NAME_WE)
-    if(name STREQUAL "kernel")
-      get_filename_component(name "${source}" DIRECTORY)
-      get_filename_component(name "${name}" NAME)
-    endif()
+  execute_process(COMMAND "${Python_EXECUTABLE}" "${TKPY_COMPILE_KERNEL}" --names ${TKPY_KERNEL_SOURCES}
+                  OUTPUT_VARIABLE names OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  foreach(source name IN ZIP_LISTS TKPY_KERNEL_SOURCES names)
     set(stem "${TKPY_KERNEL_OUTPUT}/${name}")
     set(depfile "${CMAKE_CURRENT_BINARY_DIR}/${name}.kernel.d")
     add_custom_command(
       OUTPUT "${stem}.json" "${stem}.ptx" "${stem}.cubin"
       COMMAND "${Python_EXECUTABLE}" "${TKPY_COMPILE_KERNEL}" "${source}" --name "${name}" --out "${TKPY_KERNEL_OUTPUT}"
               --depfile "${depfile}"
-      DEPENDS "${source}" "${TKPY_COMPILE_KERNEL}"
+      DEPENDS "${source}" "${TKPY_COMPILE_KERNEL}" "${TKPY_KERNEL_OUTPUT}/toolchain.json"
       DEPFILE "${depfile}"
       COMMENT "kernel ${name}"
       VERBATIM)

@@ -6,6 +6,7 @@ Reports are the JSON files that cmake/compile_kernel.py writes beside each kerne
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,23 @@ def missing_reason(module: str, folder: Path = KERNELS) -> str | None:
     return str(json.loads(toolchain.read_text()).get("reason", f"the build made no kernel called {module}"))
 
 
-def over_budget(report: Report, budget: Budget) -> list[str]:
-    """Every promise of `budget` that `report` breaks. A budget maps a pattern of kernel names to limits: registers,
-    shared and barriers at most so many; stack and spills none unless it says otherwise; required SASS instructions at
-    least so often, forbidden ones never; and not one warning, such as that wgmma was serialised."""
-    broken = [f"{report['name']}: {warning}" for warning in report["warnings"]]
-    for pattern in budget:
-        if not any(fnmatch(kernel, pattern) for kernel in report["kernels"]):
-            broken.append(f"{report['name']}: no kernel matches {pattern}")
-    for kernel, facts in report["kernels"].items():
-        limits = next((limit for pattern, limit in budget.items() if fnmatch(kernel, pattern)), None)
-        if limits is None:
-            broken.append(f"{kernel}: no budget")
-            continue
-        broken += [f"{kernel}: {line}" for line in _over_limits(facts, limits)]
+def over_budget(reports: Iterable[Report], budget: Budget) -> list[str]:
+    """Every promise of `budget` that the modules of `reports` break. A budget maps a pattern of kernel names to limits:
+    registers, shared and barriers at most so many; stack and spills none unless it says otherwise; required SASS
+    instructions at least so often, forbidden ones never; and not one warning, such as that wgmma was serialised. The
+    first pattern that a kernel matches is its own."""
+    reports = list(reports)
+    where = ", ".join(report["name"] for report in reports)
+    broken = [f"{report['name']}: {warning}" for report in reports for warning in report["warnings"]]
+    kernels = {name: facts for report in reports for name, facts in report["kernels"].items()}
+    own = {name: next((p for p in budget if fnmatch(name, p)), None) for name in kernels}
+    broken += [f"{where}: no kernel matches {pattern}" for pattern in budget if pattern not in own.values()]
+    for name, facts in kernels.items():
+        pattern = own[name]
+        if pattern is None:
+            broken.append(f"{name}: no budget")
+        else:
+            broken += [f"{name}: {line}" for line in _over_limits(facts, budget[pattern])]
     return broken
 
 

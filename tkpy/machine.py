@@ -1,17 +1,17 @@
 """How compiled kernels meet torch tensors: the machine that runs them, views of tensors, streams, errors.
 
+    launch("gemm", a, b, out, bias, None, "silu", op="linear")
+
 CUDA tensors go to the CUDA driver, on torch's current stream and without synchronising; CPU tensors go to the emulator,
 under all its checks. The tensors' device decides, so a launcher is written once for the backends `cuda` and `emulator`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ from tkpy.errors import InternalError, Refusal
 
 View = tuple[int, str, tuple[int, ...], tuple[int, ...], int]
 
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
+_NAMES = {
+    torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", torch.float64: "f64",
+    torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2", torch.bool: "u8", torch.uint8: "u8",
+    torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
 
 
 @functools.cache
@@ -67,28 +71,30 @@ def _machine(kind: str, folder: str) -> Any:
     return compiled().Machine.emulator(folder, threads=os.cpu_count() or 1)
 
 
-def machine_of(tensor: torch.Tensor) -> Any:
+def _machine_of(tensor: torch.Tensor) -> Any:
     """The machine that serves tensors where `tensor` is: made once for each folder of kernels."""
     return _machine(tensor.device.type, str(build_info.KERNELS))
 
 
-def view(tensor: torch.Tensor | None) -> View | None:
+def view(tensor: torch.Tensor) -> View:
     """What a launcher needs to know of a tensor."""
-    if tensor is None:
-        return None
     device = tensor.get_device()  # -1 on the CPU
     return tensor.data_ptr(), _NAMES[tensor.dtype], tuple(tensor.shape), tensor.stride(), device
 
 
-def stream_of(tensor: torch.Tensor) -> int:
+def _stream_of(tensor: torch.Tensor) -> int:
     """torch's current stream where `tensor` is, as an address; 0 on the CPU."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
-@contextlib.contextmanager
-def launching(op: str) -> Iterator[None]:
-    """Whatever a launch raises is ours, not the caller's: `supports` and the op's own checks let the call through."""
+def launch(launcher: str, *arguments: torch.Tensor | bool | int | float | str | None, op: str) -> str:
+    """Calls what `launch.cpp` registered as `launcher` (csrc/runtime/launcher.h) where the first tensor is; returns the
+    name of the kernel that ran. `op` is named in errors. Whatever a launch raises is ours, not the caller's: `supports`
+    and the op's own checks let the call through."""
+    first = next(argument for argument in arguments if isinstance(argument, torch.Tensor))
+    values = [view(argument) if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+    extension = compiled()
     try:
-        yield
-    except (compiled().MachineError, ValueError) as error:
+        return extension.launch(launcher, _machine_of(first), _stream_of(first), *values)
+    except (extension.MachineError, extension.MachineUnavailable, TypeError, ValueError) as error:
         raise InternalError(f"tkpy.{op}: {error}") from error

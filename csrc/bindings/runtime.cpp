@@ -1,15 +1,16 @@
-// The part of tkpy._C that launches compiled kernels: Machine (CUDA driver or emulator), and a function for each kernel.
-// Tensors arrive as tuples (address, dtype, shape, strides in elements, device ordinal or -1); torch is not known here.
+// The part of tkpy._C that launches compiled kernels: Machine (CUDA driver or emulator), and launch(), which calls any
+// launcher that a kernel registered. Tensors arrive as tuples (address, dtype, shape, strides in elements, device ordinal or
+// -1 for the CPU); torch is not known here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 #include <mutex>
-#include <optional>
+#include <vector>
 
-#include "kernels/gemm/launch.h"
 #include "runtime/driver_machine.h"
 #include "runtime/emulator_machine.h"
+#include "runtime/launcher.h"
 
 namespace py = pybind11;
 using namespace tkpy::runtime;
@@ -37,8 +38,11 @@ View view_of(const py::tuple& tensor) {
     if (v.shape[d] < 0 || v.stride[d] < 0) throw py::value_error("sizes and strides must not be negative");
   }
   v.device = tensor[4].cast<int>();
+  if (!v.data && v.elements() > 0) throw py::value_error("a tensor without storage: " + v.describe());
   return v;
 }
+
+std::string device_name(int device) { return device < 0 ? "the CPU" : "cuda:" + std::to_string(device); }
 
 // Launches on the driver are queued and return at once. The emulator runs to the end, one launch at a time, and lets
 // other Python threads go on.
@@ -60,12 +64,27 @@ class PyMachine {
 
   std::string name() const { return machine_->name(); }
 
+  // A kernel on the driver must not meet host memory, nor the emulator a GPU's: either would end the process.
+  void require_tensors_here(const std::string& name, const Launcher& launcher, std::span<const Value> values) const {
+    const View* first = nullptr;
+    for (std::size_t i = 0; i < values.size() && i < launcher.parameters().size(); ++i) {
+      const View* view = std::get_if<View>(&values[i]);
+      if (!view) continue;
+      const std::string where = name + ": " + launcher.parameters()[i].name + ": need a tensor on ";
+      const std::string got = ", got one on " + device_name(view->device);
+      if ((view->device < 0) != emulated_)
+        throw py::value_error(where + (emulated_ ? "the CPU for the emulator" : "a GPU for the CUDA driver") + got);
+      if (!first) first = view;
+      if (view->device != first->device) throw py::value_error(where + device_name(first->device) + " like the others" + got);
+    }
+  }
+
   template <class Launch>
-  void run(const Launch& launch) {
+  std::string run(const Launch& launch) {
     if (!emulated_) return launch(*machine_);
     const py::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
-    launch(*machine_);
+    return launch(*machine_);
   }
 
  private:
@@ -74,20 +93,49 @@ class PyMachine {
   std::mutex mutex_;  // an emulator keeps the result of its last launch
 };
 
-// out = act(a b + bias) + residual; returns the name of the kernel that ran.
-std::string gemm(PyMachine& machine, const py::tuple& a, const py::tuple& b, const py::tuple& out,
-                 const std::optional<py::tuple>& bias, const std::optional<py::tuple>& residual,
-                 const std::string& activation, std::uintptr_t stream) {
-  tkpy::gemm::Arguments x;
-  x.a = view_of(a);
-  x.b = view_of(b);
-  x.out = view_of(out);
-  if (bias) x.bias = view_of(*bias);
-  if (residual) x.residual = view_of(*residual);
-  x.activation = tkpy::gemm::activation_from_name(activation);
-  x.stream = reinterpret_cast<void*>(stream);
-  machine.run([&x](Machine& on) { tkpy::gemm::launch(on, x); });
-  return tkpy::gemm::kernel_name(x);
+// An argument of a launcher: a tensor arrives as its view. Text is borrowed from `argument`.
+Value value_of(py::handle argument) {
+  PyObject* const object = argument.ptr();
+  if (object == Py_None) return {};
+  if (PyBool_Check(object)) return object == Py_True;
+  if (PyTuple_Check(object)) return view_of(py::reinterpret_borrow<py::tuple>(argument));
+  if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
+  if (PyLong_Check(object)) {
+    int overflow = 0;
+    const long long number = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (overflow) throw py::value_error("an int argument must fit 64 bits, got " + py::str(argument).cast<std::string>());
+    return std::int64_t{number};
+  }
+  if (PyUnicode_Check(object)) {
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(object, &size);
+    if (!text) throw py::error_already_set();
+    return std::string_view(text, static_cast<std::size_t>(size));
+  }
+  throw py::type_error("an argument is a view, bool, int, float, str or None, got " +
+                       py::str(py::type::of(argument)).cast<std::string>());
+}
+
+// Calls a launcher by name (runtime/launcher.h); returns the name of the kernel that ran.
+std::string launch(const std::string& name, PyMachine& machine, std::uintptr_t stream, const py::args& arguments) {
+  const Launcher& launcher = Launcher::named(name);
+  std::vector<Value> values;
+  values.reserve(arguments.size());
+  for (const py::handle argument : arguments) values.push_back(value_of(argument));
+  machine.require_tensors_here(name, launcher, values);
+  return machine.run([&](Machine& on) { return launcher(on, reinterpret_cast<void*>(stream), values); });
+}
+
+// Launcher -> [(parameter, type in words), ..]
+py::dict launchers() {
+  py::dict all;
+  for (const auto& [name, launcher] : Launcher::registry()) {
+    py::list parameters;
+    for (const auto& parameter : launcher->parameters())
+      parameters.append(py::make_tuple(parameter.name, parameter.type));
+    all[py::str(name)] = parameters;
+  }
+  return all;
 }
 
 }  // namespace
@@ -100,6 +148,6 @@ void bind_runtime(py::module_& m) {
       .def_static("emulator", &PyMachine::emulator, py::arg("kernels"), py::arg("seed") = 0, py::arg("checks") = ~0u,
                   py::arg("threads") = 1, py::arg("multiprocessors") = 132)
       .def_property_readonly("name", &PyMachine::name);
-  m.def("gemm", &gemm, py::arg("machine"), py::arg("a"), py::arg("b"), py::arg("out"), py::arg("bias") = py::none(),
-        py::arg("residual") = py::none(), py::arg("activation") = "none", py::arg("stream") = 0);
+  m.def("launch", &launch);
+  m.def("launchers", &launchers);
 }

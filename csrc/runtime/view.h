@@ -43,6 +43,11 @@ struct View {
   bool writable = true;
 
   bool defined() const { return data != nullptr; }
+  View read_only() const {
+    View same = *this;
+    same.writable = false;
+    return same;
+  }
   std::int64_t elements() const;
   // Bytes from `data` to the end of the last element; strides must not be negative.
   std::int64_t extent() const;

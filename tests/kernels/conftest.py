@@ -15,6 +15,8 @@ from types import ModuleType
 import pytest
 from kernel_cases import CACHE, MACHINE, ROOT
 
+from tkpy import build_info
+
 
 def _script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("compile_kernel", ROOT / "cmake" / "compile_kernel.py")
@@ -45,8 +47,8 @@ def kernel_folder(compile_kernel, toolchain):
 
     def build(source: str) -> Path:
         path = ROOT / "csrc" / source
-        name = path.parent.name if path.stem == "kernel" else path.stem
-        return compile_kernel.compile_cached(path, name, CACHE, toolchain)
+        name = compile_kernel.module_name(path)
+        return compile_kernel.compile_cached(path, name, CACHE, toolchain, built=build_info.KERNELS)
 
     return build
 

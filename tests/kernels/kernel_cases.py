@@ -26,6 +26,7 @@ GEMMS = [
 MACHINE = (
     "tests/kernels/machine_main.cpp",
     "csrc/runtime/machine.cpp",
+    "csrc/runtime/launcher.cpp",
     "csrc/runtime/driver_machine.cpp",
     "csrc/runtime/emulator_machine.cpp",
     "csrc/kernels/gemm/launch.cpp",

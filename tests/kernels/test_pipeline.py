@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 from kernel_cases import CACHE, ROOT
 
+from tkpy import build_info
+
 SCRIPT = ROOT / "cmake" / "compile_kernel.py"
 LEVEL1 = ROOT / "csrc/examples/level1_copy_tile.cu"
 WITHOUT_NVCC = "/usr/bin:/bin"
+
+# cmake and ninja as Python packages lie beside the interpreter, which need not be on PATH.
+TOOLS = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
+CMAKE, NINJA = shutil.which("cmake", path=TOOLS), shutil.which("ninja", path=TOOLS)
 
 needs_bare_path = pytest.mark.skipif(
     shutil.which("nvcc", path=WITHOUT_NVCC) is not None, reason="nvcc lies in /usr/bin here: PATH cannot hide it"
@@ -121,6 +127,31 @@ def test_tests_compile_once(compile_kernel, toolchain, tmp_path):
     assert (first / "level1_copy_tile.json").stat().st_mtime_ns == stamp
 
 
+def test_names_of_modules(compile_kernel, tmp_path):
+    kernels = tmp_path / "kernels"
+    sources = [kernels / "gemm/kernel.cu", kernels / "gemm/small.cu", tmp_path / "examples/level1.cu"]
+    assert compile_kernel.module_names(sources) == ["gemm", "gemm_small", "level1"]
+    done = run_script("--names", *sources, kernels / "gemm_small/kernel.cu")
+    assert done.returncode == 1
+    assert "two sources would make the module gemm_small: " in done.stderr
+
+
+@pytest.mark.parametrize("change", ["source", "header", "flags", "file"])
+def test_what_the_build_made_serves_the_tests_while_it_is_current(compile_kernel, toolchain, tmp_path, change):
+    source, header, built = tmp_path / "tiny.cu", tmp_path / "tiny.h", tmp_path / "built"
+    header.write_text("constexpr int tiny_value = 1;")
+    source.write_text('#include "tiny.h"\n' + TINY.format(name="tiny"))
+    compile_kernel.compile_kernel(source, "tiny", built, toolchain)
+    arguments = (source, "tiny", tmp_path / "cache", toolchain)
+    assert compile_kernel.compile_cached(*arguments, built=built) == built
+    if change == "file":
+        (built / "tiny.cubin").unlink()
+    elif change != "flags":
+        path = source if change == "source" else header
+        path.write_text(path.read_text() + "\n")
+    assert not compile_kernel.is_current(built, "tiny", source, toolchain, ("-DX",) if change == "flags" else ())
+
+
 @needs_bare_path
 def test_without_nvcc_the_reason_is_told():
     done = run_script("--toolchain", PATH=WITHOUT_NVCC)
@@ -142,24 +173,26 @@ def test_an_old_nvcc_is_not_taken(tmp_path):
 
 PROJECT = f"""cmake_minimum_required(VERSION 3.20)
 project(pipeline NONE)
-set(TKPY_KERNEL_SOURCES "{LEVEL1}" CACHE STRING "")
 include("{ROOT}/cmake/kernels.cmake")
 """
+TINY = 'extern "C" __global__ void {name}(int* out) {{ out[threadIdx.x] = {name}_value; }}'
 
 
 def cmake(folder: Path, *arguments: str, **environment: str) -> str:
     clean = {key: value for key, value in os.environ.items() if key != "CUDA_HOME"}
-    command = ["cmake", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**clean, **environment})
+    environment = {**clean, "PATH": TOOLS, **environment}
+    done = subprocess.run([CMAKE, *arguments], cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("ninja")), reason="needs cmake and ninja")
+@pytest.mark.skipif(not (CMAKE and NINJA), reason="needs cmake and ninja")
 class TestBuild:
-    def configure(self, folder: Path, **environment: str) -> str:
+    def configure(self, folder: Path, *sources: Path, **environment: str) -> str:
         (folder / "CMakeLists.txt").write_text(PROJECT)
-        return cmake(folder, "-G", "Ninja", "-B", "b", f"-DPython_EXECUTABLE={sys.executable}", **environment)
+        chosen = ";".join(map(str, sources or [LEVEL1]))
+        defines = [f"-DPython_EXECUTABLE={sys.executable}", f"-DTKPY_KERNEL_SOURCES={chosen}"]
+        return cmake(folder, "-G", "Ninja", "-B", "b", *defines, **environment)
 
     def test_it_builds_installs_and_is_incremental(self, toolchain, tmp_path):
         self.configure(tmp_path)
@@ -171,12 +204,33 @@ class TestBuild:
         made = {path.name for path in (tmp_path / "i/tkpy/kernels").iterdir()}
         assert made == {"toolchain.json", *(f"level1_copy_tile.{end}" for end in ("ptx", "cubin", "json"))}
 
+    def test_a_folder_may_hold_several_modules(self, toolchain, tmp_path):
+        """kernel.cu has the folder's name, other files add theirs; a header concerns only who includes it."""
+        op = tmp_path / "kernels" / "scan"
+        op.mkdir(parents=True)
+        (op / "params.h").write_text("constexpr int scan_value = 3;")
+        (op / "kernel.cu").write_text('#include "params.h"\n' + TINY.format(name="scan"))
+        (op / "backward.cu").write_text("constexpr int back_value = 4;" + TINY.format(name="back"))
+        self.configure(tmp_path, op / "kernel.cu", op / "backward.cu")
+        said = cmake(tmp_path, "--build", "b")
+        assert "kernel scan\n" in said
+        assert "kernel scan_backward\n" in said
+        reports = build_info.reports(tmp_path / "b/tkpy/kernels")
+        assert {name: list(report["kernels"]) for name, report in reports.items()} == {
+            "scan": ["scan"],
+            "scan_backward": ["back"],
+        }
+        (op / "params.h").write_text("constexpr int scan_value = 5;")
+        said = cmake(tmp_path, "--build", "b")
+        assert "kernel scan\n" in said
+        assert "kernel scan_backward\n" not in said
+
     @needs_bare_path
     def test_without_nvcc_configuration_succeeds_and_records_why(self, tmp_path):
         tools = tmp_path / "tools"
         tools.mkdir()
-        for tool in ("cmake", "ninja"):
-            (tools / tool).symlink_to(shutil.which(tool) or "")
+        for tool in (CMAKE, NINJA):
+            (tools / Path(tool).name).symlink_to(tool)
         said = self.configure(tmp_path, PATH=f"{tools}:{WITHOUT_NVCC}")
         if "python packages" in said:
             pytest.skip("this environment has nvcc as Python packages")
@@ -185,6 +239,55 @@ class TestBuild:
         cmake(tmp_path, "--install", "b", "--prefix", "i", "--component", "kernels")
         assert [path.name for path in (tmp_path / "i/tkpy/kernels").iterdir()] == ["toolchain.json"]
         assert json.loads((tmp_path / "i/tkpy/kernels/toolchain.json").read_text()) == {"reason": "nvcc not found"}
+
+
+class TestPackages:
+    """nvcc as the Python packages lay it out, by scripts that only tell their version."""
+
+    PARTS = ("bin/nvcc", "bin/ptxas", "nvvm/bin/cicc", "include/cuda_runtime.h", "include/crt/host_defines.h")
+
+    def layout(self, site: Path, release: str = "13.0, V13.0.88") -> Path:
+        for part in self.PARTS:
+            path = site / "nvidia/cu13" / part
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}'\n")
+            path.chmod(0o755)
+        return site
+
+    def find(self, site: Path) -> dict:
+        return json.loads(run_script("--toolchain", PATH=WITHOUT_NVCC, PYTHONPATH=str(site)).stdout)
+
+    @needs_bare_path
+    def test_they_are_found(self, tmp_path):
+        found = self.find(self.layout(tmp_path))
+        assert found["origin"] == "python packages"
+        assert found["version"] == "13.0.88"
+        assert found["nvcc"] == str(tmp_path / "nvidia/cu13/bin/nvcc")
+        assert found["ptxas"] == str(tmp_path / "nvidia/cu13/bin/ptxas")
+
+    @needs_bare_path
+    @pytest.mark.parametrize("part, package", [
+        ("bin/ptxas", "nvidia-cuda-nvcc"), ("nvvm/bin/cicc", "nvidia-nvvm"),
+        ("include/cuda_runtime.h", "nvidia-cuda-runtime"), ("include/crt/host_defines.h", "nvidia-cuda-crt"),
+    ])  # fmt: skip
+    def test_an_incomplete_set_is_not_taken_and_says_what_lacks(self, tmp_path, part, package):
+        (self.layout(tmp_path) / "nvidia/cu13" / part).unlink()
+        found = self.find(tmp_path)
+        if "origin" in found:
+            assert not found["nvcc"].startswith(str(tmp_path))
+        else:
+            assert found == {
+                "reason": f"nvcc not found (the Python package {package} is missing beside nvidia-cuda-nvcc)"
+            }
+
+    def test_a_build_in_isolation_looks_into_the_environment_too(self, compile_kernel, monkeypatch, tmp_path):
+        """pip hides the environment's packages from a build in isolation, but not where they lie."""
+        site = self.layout(tmp_path / "site")
+        monkeypatch.setattr(compile_kernel.sysconfig, "get_path", lambda name: str(site))
+        monkeypatch.setattr(compile_kernel.sys, "path", [])
+        monkeypatch.setenv("PATH", WITHOUT_NVCC)
+        monkeypatch.delenv("CUDA_HOME", raising=False)
+        assert site / "nvidia" in compile_kernel._package_folders("nvidia")
 
 
 PACKAGES = (

@@ -4,6 +4,8 @@
 #include <array>
 #include <vector>
 
+#include "runtime/launcher.h"
+
 namespace tkpy::gemm {
 
 namespace {
@@ -125,13 +127,9 @@ void launch(runtime::Machine& machine, const Arguments& x) {
   const std::int64_t clusters =
       std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.a.device) / kCluster));
 
-  std::vector<View> views = {x.a, x.b, x.out};
-  views[0].writable = views[1].writable = false;
-  for (const View* extra : {&x.bias, &x.residual}) {
-    if (!extra->defined()) continue;
-    views.push_back(*extra);
-    views.back().writable = false;
-  }
+  std::vector<View> views = {x.a.read_only(), x.b.read_only(), x.out};
+  for (const View* extra : {&x.bias, &x.residual})
+    if (extra->defined()) views.push_back(extra->read_only());
   runtime::LaunchSpec spec;
   spec.grid = {static_cast<std::uint32_t>(clusters * kCluster), 1, 1};
   spec.block = {kThreads, 1, 1};
@@ -152,5 +150,25 @@ Activation activation_from_name(std::string_view name) {
                                 std::string(name));
   return static_cast<Activation>(found - names.begin());
 }
+
+namespace {
+
+std::string from_python(runtime::Machine& machine, void* stream, const View& a, const View& b, const View& out,
+                        const std::optional<View>& bias, const std::optional<View>& residual,
+                        std::string_view activation) {
+  const Arguments x = {.a = a,
+                       .b = b,
+                       .out = out,
+                       .bias = bias.value_or(View{}),
+                       .residual = residual.value_or(View{}),
+                       .activation = activation_from_name(activation),
+                       .stream = stream};
+  launch(machine, x);
+  return kernel_name(x);
+}
+
+const runtime::Launcher registered("gemm", from_python, {"a", "b", "out", "bias", "residual", "activation"});
+
+}  // namespace
 
 }  // namespace tkpy::gemm

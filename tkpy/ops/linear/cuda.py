@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from tkpy.machine import compiled, launching, machine_of, stream_of, view
+from tkpy.machine import launch
 from tkpy.ops.linear.eager import gradients
 
 #: Activations of the kernel's epilogue: our names -> its names.
@@ -43,10 +43,7 @@ def product(
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else residual.contiguous()
     out = a.new_empty(a.shape[0], b.shape[1])
-    with launching("linear"):
-        compiled().gemm(
-            machine_of(a), view(a), view(b), view(out), view(bias), view(residual), EPILOGUE[activation], stream_of(a)
-        )
+    launch("gemm", a, b, out, bias, residual, EPILOGUE[activation], op="linear")
     return out
 
 
