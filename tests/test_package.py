@@ -43,7 +43,8 @@ def wheel(tmp_path_factory):
         folder,
         source,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    fresh = {key: value for key, value in os.environ.items() if key != "TKPY_BUILD_DIR"}  # it belongs to ROOT
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=fresh)
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("tkpy-*.whl")
     return built
