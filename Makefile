@@ -1,7 +1,7 @@
 # make demo    set up .venv, build, run the main job
 # make test    the same set-up, then the whole test suite
 # make check   format, lint, types, house rules and the fastest tests
-# make bench   time the ops on this machine
+# make bench   time the ops against their peers, on a machine with a GPU
 # make clean   remove what the above made
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ check: $(VENV)/ready
 	$(PYTEST) -m fast
 
 bench: $(VENV)/ready
-	$(BIN)/python -m bench.ops
+	$(BIN)/tkpy bench ops
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .
@@ -42,4 +42,4 @@ $(VENV)/ready: pyproject.toml setup.py constraints.txt $(COMPILED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist tkpy/_C*.so tkpy/kernels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output
+	rm -rf $(VENV) build dist tkpy/_C*.so tkpy/kernels *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output bench_output

@@ -61,7 +61,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=[*find_packages(include=["tkpy", "tkpy.*"]), "tkpy.models"],
     package_dir={"tkpy": "tkpy", "tkpy.models": "models"},
-    package_data={"tkpy": ["data/*", "py.typed"]},
+    package_data={"tkpy": ["data/*", "bench/published/*.json", "py.typed"]},
     ext_modules=[Extension("tkpy._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

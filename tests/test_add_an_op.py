@@ -33,4 +33,4 @@ def test_the_page_works_as_written(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("agrees") == 3 * 2 * 4  # cases x dtypes x (output and three gradients)
     assert "eager      chosen" in done.stdout
-    assert "'op': 'scaled_add'" in done.stdout
+    assert "scaled_add/small/bfloat16 torch eager" in done.stdout

@@ -26,6 +26,7 @@ ROOMS = (
     "errors",
     "arguments",
     "numerics",
+    "published",
     "emulator",
     "build_info",
     "machine",
@@ -35,6 +36,7 @@ ROOMS = (
     "checkpoint",
     "nn",
     "models",
+    "bench",
     "demo",
     "cli",
 )

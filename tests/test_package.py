@@ -22,6 +22,9 @@ assert str(folder) == {folder!r}, folder
 assert pathlib.Path(tkpy.models.__file__).resolve().parent == folder / "tkpy" / "models"
 assert len(genome()) == 48502
 assert len(tkpy.registry.ops()) == {ops}
+from tkpy import published
+from tkpy.bench.spec import discover
+assert published.figures() and list(discover())
 print(tkpy.rms_norm(torch.ones(2, 4), torch.ones(4)).sum().item())
 """
 

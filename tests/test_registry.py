@@ -10,6 +10,8 @@ import torch
 
 import tkpy
 from tkpy import conformance, registry
+from tkpy.bench import facts, runner
+from tkpy.bench.op_rows import from_cases
 from tkpy.cli import check_rows, doctor_text
 from tkpy.registry import Maker
 
@@ -196,11 +198,11 @@ def test_a_folder_is_an_op(tmp_path):
         assert "toy_scale" in doctor_text()
         torch.library.opcheck(op.torch_op, (torch.randn(3, requires_grad=True), 2.0, "eager"))
 
-        from bench.ops import measure
-
-        (row,) = measure("toy_scale", backend="eager", seconds=0.01, cases=["small"])
-        assert row["ms"] > 0
-        assert row["bytes"] == 2 * 15 * 4
+        env, _ = facts.environment("cpu")
+        (row,) = runner.run(from_cases(op, ["small"]), env, seconds=0.01)
+        assert (row["status"], row["ours"]) == ("ok", False)
+        assert row["value"] > 0
+        assert row["bytes"] == 2 * 15 * 2
     finally:
         tkpy.ops.__path__.remove(str(tmp_path))
         registry._ops.pop("toy_scale", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import sys
 import textwrap
@@ -106,21 +107,22 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class _Commands(click.Group):
-    """`emulate` lives beside the emulator and is imported when asked for: a checkout may have no compiled part."""
+#: Commands that live beside what they run, imported when asked for: a checkout may have no compiled part.
+ELSEWHERE = {"bench": "tkpy.bench.command", "emulate": "tkpy.emulator.command"}
 
+
+class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "emulate"])
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "emulate":
+        if cmd_name not in ELSEWHERE:
             return super().get_command(ctx, cmd_name)
         try:
-            from tkpy.emulator.command import emulate
+            return getattr(importlib.import_module(ELSEWHERE[cmd_name]), cmd_name)
         except ImportError as error:
             reason = str(error)
-            return click.Command("emulate", callback=lambda: _refuse(reason), help=f"Not here: {reason}")
-        return emulate
+            return click.Command(cmd_name, callback=lambda: _refuse(reason), help=f"Not here: {reason}")
 
 
 def _refuse(reason: str) -> None:

@@ -45,11 +45,11 @@ class Comparison:
         return f"{verdict}: relative error {self.relative:.2e}, worst entry {self.peak:.2e}, tol {self.tolerance:.1e}"
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def _wide(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     x = x.detach()
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
-    return x.to(device="cpu", dtype=torch.float64)
+    return x.to(device=device, dtype=torch.float64)
 
 
 def compare(actual: torch.Tensor, expected: torch.Tensor, tol: float) -> Comparison:
@@ -60,7 +60,10 @@ def compare(actual: torch.Tensor, expected: torch.Tensor, tol: float) -> Compari
 
     if actual.shape != expected.shape:
         return fail(f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}")
-    a, b = _wide(actual), _wide(expected)
+    # On the device where both are, if it knows float64: results of benchmarks have hundreds of millions of entries.
+    there = actual.device == expected.device and actual.device.type == "cuda"
+    device = actual.device if there else torch.device("cpu")
+    a, b = _wide(actual, device), _wide(expected, device)
     if bool(torch.isnan(b).any()):
         return fail("the reference itself holds NaN")
     if bool(torch.isnan(a).any()):

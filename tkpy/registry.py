@@ -561,6 +561,11 @@ def _capture(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     raise InternalError(f"the public function of '{op.name}' returned without calling OP")
 
 
+def capture(op: Op, kwargs: dict[str, Any]) -> Call:
+    """The call that `op`'s public function would make of these arguments; nothing is computed."""
+    return _capture(op, (), kwargs)
+
+
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Print, and return, every backend with its reasons for this call of `op` (a name or the function itself)."""
     known = get(op)

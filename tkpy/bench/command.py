@@ -1,0 +1,218 @@
+"""`tkpy bench`: micro, ops, models, compare, show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from tkpy import registry
+from tkpy.bench import facts, report, rows, runner
+from tkpy.bench.op_rows import DTYPES, by_op, from_cases
+from tkpy.bench.spec import Benchmark, discover, select
+
+NO_GPU = (
+    "no CUDA device here: no kernel of tkpy can be timed. `--counters` counts what the kernels do, in the emulator; "
+    "`--cpu` times the peers on this processor, in rows that say so"
+)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _options(*options: Decorator) -> Decorator:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+RUN_OPTIONS = _options(
+    click.option("--only", multiple=True, metavar="TEXT", help="Only rows whose name contains this (may be repeated)."),
+    click.option("--list", "listed", is_flag=True, help="List the rows, run nothing."),
+    click.option("--seconds", default=1.0, type=click.FloatRange(min=0), show_default=True, help="Timed per row."),
+    click.option("--no-peers", is_flag=True, help="Only our own kernels."),
+    click.option("--cpu", is_flag=True, help="Time the peers on this processor, in rows marked as CPU rows."),
+    click.option(
+        "--out",
+        default=None,
+        metavar="FILE",
+        help="JSON lines are appended here; - for standard output. [default: bench_output/<suite>.jsonl]",
+    ),
+    click.option(
+        "--plots",
+        default=None,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Write a roofline and a bar chart, as PNG and SVG, to this folder.",
+    ),
+)
+
+
+@click.group()
+def bench() -> None:
+    """Time kernels against their peers and the machine's roofs; JSON lines and tables."""
+
+
+def _chosen(suite: str, only: tuple[str, ...], found: Iterable[Benchmark] | None = None) -> list[Benchmark]:
+    benchmarks = [b for b in (discover() if found is None else found) if b.suite == suite]
+    try:
+        return select(benchmarks, only)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _device(cpu: bool) -> str:
+    if torch.cuda.is_available():
+        return "cpu" if cpu else "cuda"
+    if not cpu:
+        raise click.ClickException(NO_GPU)
+    return "cpu"
+
+
+def _echo(text: str, *, to_stdout: bool) -> None:
+    click.echo(text, err=not to_stdout)
+
+
+def _kept(found: Iterator[rows.Row], out: str, talk: bool) -> list[rows.Row]:
+    """Writes rows as they come, with a line for people; an interruption keeps those that are there."""
+    kept: list[rows.Row] = []
+    with rows.Sink(out) as sink:
+        try:
+            for row in found:
+                sink.write(row)
+                kept.append(row)
+                if talk:
+                    click.echo(report.line(row), err=True)
+        except KeyboardInterrupt:
+            click.echo(f"interrupted: {len(kept)} rows are kept in {out}", err=True)
+            sys.exit(130)
+    return kept
+
+
+def _run(suite: str, benchmarks: list[Benchmark], *, listed: bool, seconds: float, no_peers: bool, cpu: bool,
+         out: str | None, plots: Path | None, against: str | None = None) -> None:  # fmt: skip
+    """What `micro`, `ops` and `models` have in common."""
+    if listed:
+        click.echo(report.listing(benchmarks))
+        return
+    if not benchmarks:
+        raise click.ClickException(f"there are no {suite} benchmarks in this build")
+    env, roofs = facts.environment(_device(cpu))
+    out = out or f"bench_output/{suite}.jsonl"
+    kept = _kept(runner.run(benchmarks, env, seconds=seconds, peers=not no_peers, roofs=roofs), out, out != "-")
+    _finish(kept, out, plots, against)
+
+
+def _finish(kept: list[rows.Row], out: str, plots: Path | None, against: str | None) -> None:
+    to_stdout = out != "-"
+    _echo("\n" + report.machine_line(kept), to_stdout=to_stdout)
+    _echo(report.table_of(kept), to_stdout=to_stdout)
+    if against is not None:
+        _echo("\n" + report.against_published(kept), to_stdout=to_stdout)
+    if to_stdout:
+        click.echo(f"\n{len(kept)} rows in {out}")
+    if plots is not None:
+        _plot(kept, plots, to_stdout=to_stdout)
+    wrong = [row for row in kept if row["status"] in ("wrong", "failed")]
+    if wrong:
+        raise click.ClickException(f"{len(wrong)} of {len(kept)} rows have no number: the gate or the call failed")
+    if not rows.good(kept):
+        raise click.ClickException("no row has a number: every candidate refused; the reasons stand in the table")
+
+
+def _plot(kept: list[rows.Row], folder: Path, *, to_stdout: bool) -> None:
+    try:
+        from tkpy.bench import plots as drawing
+    except ImportError as error:
+        raise click.ClickException(f"--plots needs matplotlib: {error}") from error
+    for path in drawing.draw(kept, folder):
+        _echo(str(path), to_stdout=to_stdout)
+
+
+@bench.command()
+@click.option("--op", "ops", multiple=True, help="Only this op (may be repeated).")
+@click.option(
+    "--shape", "shapes", multiple=True, help="Other sizes for the one --op, such as 4096x4096x512 or m=8,n=8,k=8."
+)
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="Only this dtype (may be repeated)."
+)
+@click.option("--counters", is_flag=True, help="Run our kernels in the emulator and count; no time, no GPU.")
+@RUN_OPTIONS
+def ops(ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[str, ...], counters: bool, only: tuple[str, ...],
+        **options: Any) -> None:  # fmt: skip
+    """Time the ops' kernels against their peers."""
+    unknown = sorted(set(ops) - set(registry.ops()))
+    if unknown:
+        raise click.UsageError(f"no op {', '.join(unknown)}; the ops are {', '.join(registry.ops())}")
+    try:
+        chosen = _op_benchmarks(ops, shapes, dtypes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _run("ops", _chosen("ops", only, chosen), **options)
+
+
+def _op_benchmarks(ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[str, ...]) -> list[Benchmark]:
+    specs = by_op()
+    if shapes:
+        if len(ops) != 1:
+            raise ValueError("--shape needs exactly one --op")
+        if ops[0] not in specs:
+            raise ValueError(f"{ops[0]} takes no --shape; those that do are {', '.join(specs)}")
+        spec = specs[ops[0]]
+        return [spec.row(spec.parse(shape), dtype) for shape in shapes for dtype in dtypes or spec.dtypes]
+    found = [b for b in discover() if b.suite == "ops"]
+    covered = {b.group for b in found}
+    for name, op in registry.ops().items():
+        if name not in covered:
+            for dtype in dtypes or ("bfloat16",):
+                found += from_cases(op, dtype=DTYPES[dtype])
+    return [b for b in found if (not ops or b.group in ops) and (not dtypes or b.dtype in dtypes)]
+
+
+@bench.command()
+@click.option("--against", type=click.Choice(["published"]), default=None,
+              help="Print published figures beside ours, scaled for SM count and clock.")  # fmt: skip
+@RUN_OPTIONS
+def micro(against: str | None, only: tuple[str, ...], **options: Any) -> None:
+    """Time the microbenchmarks: one question about the machine each."""
+    _run("micro", _chosen("micro", only), against=against, **options)
+
+
+@bench.command()
+@RUN_OPTIONS
+def models(only: tuple[str, ...], **options: Any) -> None:
+    """Time whole models against the same models in PyTorch's own kernels."""
+    _run("models", _chosen("models", only), **options)
+
+
+def _read(path: Path) -> list[rows.Row]:
+    try:
+        return rows.read(path)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@bench.command()
+@click.argument("before", type=_FILE)
+@click.argument("after", type=_FILE)
+def compare(before: Path, after: Path) -> None:
+    """What changed from one file of rows to another; a difference counts if it exceeds the spread of both."""
+    click.echo(report.comparison(_read(before), _read(after)))
+
+
+@bench.command()
+@click.argument("file", type=_FILE)
+@click.option("--against", type=click.Choice(["published"]), default=None, help="Published figures beside ours.")
+@click.option("--plots", default=None, type=click.Path(file_okay=False, path_type=Path), help="Write plots here.")
+def show(file: Path, against: str | None, plots: Path | None) -> None:
+    """The table (and plots) of a file of rows."""
+    _finish(_read(file), str(file), plots, against)

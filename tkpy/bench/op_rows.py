@@ -1,0 +1,213 @@
+"""Benchmarks of ops: one row for each size, from a spec file of `specs`, or from the op's own table of cases.
+
+An op without a spec file is timed on its cases marked `bench`, in bfloat16. A spec file names what its rows vary:
+
+    LINEAR = OpRows(
+        op="linear", sizes=("m", "n", "k"),
+        make=lambda maker, m, n, k: {"x": maker.randn(m, k), "weight": maker.randn(n, k, scale=k**-0.5)},
+        rows=tuple({"m": n, "n": n, "k": n} for n in (1024, 4096)),
+        peers=(Peer("cuBLAS", ...),),
+    )
+    BENCHMARKS = LINEAR.benchmarks()
+
+and then `tkpy bench ops --op linear --shape 2048x4096x512` (or m=2048,n=4096,k=512) makes a row of any other size.
+
+Ours are the backends `cuda` and `triton`; `reference` and `eager` are never timed as ours. The eager form is a peer,
+under the name "torch eager": it is PyTorch's own kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tkpy import registry
+from tkpy.bench.spec import Benchmark, Environment, Peer, Subject, spec_files
+from tkpy.conformance import widen
+from tkpy.errors import InternalError
+from tkpy.numerics import TOLERANCE, Comparison, compare
+from tkpy.registry import Maker, Op
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+NORMAL = "standard normal, rounded to the dtype"
+
+Kwargs = dict[str, Any]
+Sizes = Mapping[str, int]
+
+
+class DeviceMaker(Maker):
+    """A `Maker` that draws on the device: other numbers than the tests', but large tensors in no time."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0):
+        super().__init__(dtype, device, seed)
+        if device.type == "cuda":
+            self.generator = torch.Generator(device).manual_seed(seed)
+
+    def _made(self, value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+        return value.to(dtype or self.dtype)
+
+    def randn(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._made(torch.randn(*shape, generator=self.generator, device=self.device).mul_(scale), dtype)
+
+    def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        drawn = torch.rand(*shape, generator=self.generator, device=self.device)
+        return self._made(drawn.mul_(high - low).add_(low), dtype)
+
+    def randint(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=self.generator, device=self.device)
+
+
+def eager(op: Op) -> Peer:
+    """The op's eager form: PyTorch's kernels, put together."""
+    return Peer("torch eager", lambda kwargs: lambda: op.public(**kwargs, backend="eager"))
+
+
+def ours(op: Op, kwargs: Kwargs, env: Environment) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Our calls by backend, and why the other backends of ours cannot serve this call."""
+    call = registry.capture(op, kwargs)
+    calls: dict[str, Callable[[], Any]] = {}
+    refused: dict[str, str] = {}
+    for backend in env.ours:
+        reasons = op.refusals(backend, call)
+        if reasons:
+            refused[backend] = "; ".join(map(str, reasons))
+        else:
+            calls[backend] = functools.partial(op.public, **kwargs, backend=backend)
+    return calls, refused
+
+
+def _gate(op: Op, kwargs: Kwargs, tolerance: float) -> Callable[[Any], Comparison]:
+    """Judges what a call returned by the float64 reference on the same inputs, which is computed once."""
+    expected: list[torch.Tensor] = []
+
+    def gate(output: Any) -> Comparison:
+        if not expected:
+            expected.extend(outputs_of(op.public(**widen(kwargs), backend="reference")))
+        found = outputs_of(output)
+        if len(found) < len(expected):  # a peer may not return a state or a log-sum-exp: what it returns is judged
+            raise InternalError(f"{op.name}: {len(found)} outputs, the reference has {len(expected)}")
+        compared = [compare(a, b, tolerance) for a, b in zip(found, expected, strict=True)]
+        return max(compared, key=lambda c: (not c.ok, c.relative))
+
+    return gate
+
+
+def outputs_of(result: Any) -> list[torch.Tensor]:
+    """The tensors that an op returned, those that are None left out."""
+    flat = result if isinstance(result, tuple) else (result,)
+    return [t for t in flat if t is not None]
+
+
+def prepare(
+    op: Op, make: Callable[[Maker], Kwargs], dtype: torch.dtype, tol: float
+) -> Callable[[Environment], Subject]:
+    """Inputs on the environment's device, our backends there, the reference as the gate, the op's own ideal cost."""
+
+    def ready(env: Environment) -> Subject:
+        kwargs = make(DeviceMaker(dtype, env.device))
+        calls, refused = ours(op, kwargs, env)
+        call = registry.capture(op, kwargs)
+        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol)
+        return Subject(kwargs, calls, gate, refused=refused, flops=op.flops(call), nbytes=op.nbytes(call))
+
+    return ready
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def from_cases(op: Op, names: Sequence[str] | None = None, dtype: torch.dtype = torch.bfloat16) -> list[Benchmark]:
+    """Rows of the op's cases marked `bench`, or of those named."""
+    wanted = [c for c in op.cases if (c.bench if names is None else c.name in names)]
+    return [
+        Benchmark(
+            name=f"{op.name}/{case.name}/{_named(dtype)}",
+            suite="ops",
+            what=case.why,
+            shapes={"case": case.name},
+            inputs=f"the case's own, drawn anew: mostly {NORMAL}",
+            prepare=prepare(op, case.make, dtype, case.tol),
+            dtype=_named(dtype),
+            peers=(eager(op),),
+            rank=200,
+        )
+        for case in wanted
+    ]
+
+
+@dataclass(frozen=True)
+class OpRows:
+    """Rows of one op by sizes. `make(maker, **sizes)` gives the public function's keyword arguments.
+
+    `peers` are timed beside ours, and the op's eager form after them unless `eager` is False; `rank` and `published`
+    are functions of a row's sizes; `defaults` are sizes that may be left out of --shape.
+    """
+
+    op: str
+    sizes: tuple[str, ...]
+    make: Callable[..., Kwargs]
+    rows: tuple[Sizes, ...]
+    dtypes: tuple[str, ...] = ("bfloat16", "float16")
+    peers: tuple[Peer, ...] = ()
+    unit: str = "ms"
+    inputs: str = NORMAL
+    what: str = ""
+    eager: bool = True
+    tol: float = 1.0
+    rank: Callable[[Sizes], int] = lambda sizes: 100
+    published: Callable[[Sizes, str], tuple[str, ...]] = lambda sizes, dtype: ()
+    defaults: Sizes = field(default_factory=dict)
+
+    def row(self, sizes: Sizes, dtype: str) -> Benchmark:
+        """The benchmark of one size."""
+        full = {**self.defaults, **sizes}
+        op = registry.get(self.op)
+        label = "x".join(str(full[name]) for name in self.sizes)
+        return Benchmark(
+            name=f"{self.op}/{label}/{dtype}",
+            suite="ops",
+            what=self.what,
+            shapes=full,
+            inputs=self.inputs,
+            prepare=prepare(op, lambda maker: self.make(maker, **full), DTYPES[dtype], self.tol),
+            unit=self.unit,
+            dtype=dtype,
+            peers=(*self.peers, *([eager(op)] if self.eager else [])),
+            published=self.published(full, dtype),
+            rank=self.rank(full),
+        )
+
+    def benchmarks(self) -> list[Benchmark]:
+        """All rows in all dtypes."""
+        return [self.row(sizes, dtype) for sizes, dtype in itertools.product(self.rows, self.dtypes)]
+
+    def parse(self, text: str) -> dict[str, int]:
+        """`4096x4096x512`, or `m=4096,n=4096,k=512`; ValueError says what is needed."""
+        needed = "x".join(name.upper() for name in self.sizes)
+        if re.fullmatch(r"\d+(x\d+)*", text):
+            numbers = [int(n) for n in text.split("x")]
+            sizes = dict(zip(self.sizes, numbers, strict=False))
+            if len(numbers) > len(self.sizes):
+                raise ValueError(f"--shape of {self.op} is {needed}, got {len(numbers)} sizes")
+        elif re.fullmatch(r"\w+=\d+(,\w+=\d+)*", text):
+            sizes = {name: int(n) for name, n in (part.split("=") for part in text.split(","))}
+        else:
+            raise ValueError(f"--shape of {self.op} is {needed} in numbers, got {text!r}")
+        if unknown := sorted(set(sizes) - set(self.sizes)):
+            raise ValueError(f"{self.op} has no size {', '.join(unknown)}; its sizes are {needed}")
+        if missing := [name for name in self.sizes if name not in {**self.defaults, **sizes}]:
+            raise ValueError(f"--shape of {self.op} is {needed}; {', '.join(missing)} is missing in {text!r}")
+        return sizes
+
+
+def by_op() -> dict[str, OpRows]:
+    """The `OpRows` of every spec file, by op."""
+    members = (value for module in spec_files() for value in vars(module).values())
+    return {value.op: value for value in members if isinstance(value, OpRows)}

@@ -1,0 +1,171 @@
+"""Rows as people read them: a line while a run goes on, a table after it, published figures beside ours, two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tkpy import published
+from tkpy.bench.roofs import of_device
+from tkpy.bench.rows import Row, good
+from tkpy.bench.spec import LOWER_IS_BETTER, Benchmark
+
+LEAST = 0.005  # a change below half a percent is none: clocks wander by more between two runs
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Columns as wide as their widest entry; columns `numbers` are aligned at the right, the last one is not padded."""
+    cells = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+
+    def text(row: Sequence[str]) -> str:
+        parts = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(parts).rstrip()
+
+    lines = [text(row) for row in cells]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def number(value: float) -> str:
+    """Four digits, no exponent where none is needed."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _value(row: Row) -> str:
+    return f"{number(row['value'])} {row['unit']}"
+
+
+def line(row: Row) -> str:
+    """One row as it comes in."""
+    if row["status"] != "ok":
+        return f"{row['benchmark']}  {row['candidate']}: {row['status']}: {row['reason']}"
+    roof = f", {row['roof']['percent']:.0f} % of {row['roof']['name']}" if "roof" in row else ""
+    label = f"  ({row['label']})" if "label" in row else ""
+    return f"{row['benchmark']}  {row['candidate']}: {_value(row)} ± {row['spread']:.1%}{roof}{label}"
+
+
+def listing(benchmarks: Iterable[Benchmark]) -> str:
+    """Names, peers and the question of each benchmark."""
+    lines = [[b.name, b.unit, ", ".join(p.name for p in b.peers), b.what] for b in benchmarks]
+    return table(["benchmark", "unit", "peers", "what"], lines)
+
+
+def machine_line(rows: Sequence[Row]) -> str:
+    """Where the rows were measured, and at what clocks."""
+    if not rows:
+        return "no rows"
+    machine = rows[-1].get("machine", {})
+    names = ("device", "driver", "cuda", "torch", "nvcc", "tkpy", "commit")
+    parts = [f"{name} {machine[name]}" if name != "device" else machine[name] for name in names if machine.get(name)]
+    clocks = [r["condition"]["sm_mhz"] for r in rows if r.get("condition", {}).get("sm_mhz")]
+    watts = [r["condition"]["power_w"] for r in rows if r.get("condition", {}).get("power_w")]
+    if clocks:
+        parts.append(f"SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz")
+    if watts:
+        parts.append(f"power up to {max(watts):.0f} W")
+    return ", ".join(parts)
+
+
+def _best_peer(rows: Sequence[Row], row: Row) -> Row | None:
+    """The fastest peer on the same benchmark."""
+    peers = [r for r in good(rows) if r["benchmark"] == row["benchmark"] and not r["ours"]]
+    if not peers:
+        return None
+    return (min if row["unit"] in LOWER_IS_BETTER else max)(peers, key=lambda r: r["value"])
+
+
+def speedup(row: Row, other: Row) -> float:
+    """How many times faster `row` is than `other`: above 1 is better, whatever the unit."""
+    ratio = row["value"] / other["value"]
+    return 1 / ratio if row["unit"] in LOWER_IS_BETTER else ratio
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Value, spread, share of the roof that binds and speed against the fastest peer; then what has no number."""
+    body = []
+    for row in good(rows):
+        peer = _best_peer(rows, row) if row["ours"] else None
+        roof = row.get("roof")
+        warm = row.get("warm")
+        body.append(
+            [
+                row["benchmark"],
+                row["candidate"] + ("" if row["ours"] else " (peer)"),
+                number(row["value"]),
+                row["unit"],
+                f"{row['spread']:.1%}",
+                number(1e6 * row["seconds"]) if "seconds" in row else "",
+                number(1e6 * warm["median"]) if warm else "",
+                f"{roof['percent']:.0f} % {roof['name']}" if roof else "",
+                f"{speedup(row, peer):.2f} x {peer['candidate']}" if peer else "",
+            ]
+        )
+    head = ["benchmark", "candidate", "value", "unit", "spread", "us", "warm us", "of the roof", "against"]
+    parts = [table(head, body, numbers=(2, 4, 5, 6))] if body else []
+    if labels := sorted({row["label"].partition(":")[0] for row in good(rows) if "label" in row}):
+        parts.append(f"{', '.join(labels)}s: PyTorch on this processor, no speed of a GPU kernel.")
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            reasons.setdefault(f"{row['status']}  {row['candidate']}: {row['reason']}", []).append(row["benchmark"])
+    if reasons:
+        parts.append("no number:")
+        parts += [f"  {reason}  ({_some(names)})" for reason, names in reasons.items()]
+    return "\n".join(parts) or "no rows"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _clock(row: Row, default: float) -> float:
+    measured = row.get("condition", {}).get("sm_mhz")
+    return 1e6 * measured if measured else default
+
+
+def against_published(rows: Sequence[Row]) -> str:
+    """Our rows beside published figures of the same thing, carried to this device by SM count, clock or bandwidth."""
+    known = published.figures()
+    body: list[list[str]] = []
+    for row in good(rows):
+        device: Any = of_device(row["machine"].get("device", ""))
+        for name in row.get("published", ()):
+            figure = known[name]
+            expected = ratio = "unknown device"
+            if device is not None:
+                carried = figure.on(device.multiprocessors, _clock(row, device.clock), device.bandwidth)
+                expected, ratio = number(carried), f"{row['value'] / carried:.2f}"
+            theirs = f"{number(figure.value)} {figure.unit}"
+            where = f"{figure.device.id}, {figure.reference}, {figure.where}"
+            body.append([row["benchmark"], row["candidate"], _value(row), theirs, expected, ratio, where])
+    if not body:
+        return "no row has a published figure to stand beside"
+    head = ["benchmark", "candidate", "ours", "published", "scaled to here", "ours / scaled", "source"]
+    return table(head, body, numbers=(2, 3, 4, 5))
+
+
+def comparison(before: Sequence[Row], after: Sequence[Row]) -> str:
+    """Rows of two files that have the same benchmark and candidate, by how much they changed."""
+    old = {(r["benchmark"], r["candidate"]): r for r in good(before)}
+    new = {(r["benchmark"], r["candidate"]): r for r in good(after)}
+    body = []
+    for key in [k for k in old if k in new]:
+        a, b = old[key], new[key]
+        if a["unit"] != b["unit"]:
+            body.append((1.0, [*key, _value(a), _value(b), "", "units differ"]))
+            continue
+        ratio = speedup(b, a)
+        # Where the middle halves overlap, the difference is within what repetition shows.
+        apart = (b["q1"] > a["q3"] or a["q1"] > b["q3"]) and abs(ratio - 1) > LEAST
+        verdict = ("faster" if ratio > 1 else "slower") if apart else "within the spread"
+        body.append((ratio, [*key, _value(a), _value(b), f"{ratio:.3f} x", verdict]))
+    parts = [f"before: {machine_line(before)}", f"after:  {machine_line(after)}", ""]
+    if body:
+        lines = [cells for _, cells in sorted(body, key=lambda item: item[0])]
+        parts.append(table(["benchmark", "candidate", "before", "after", "speed", ""], lines, numbers=(2, 3, 4)))
+    else:
+        parts.append("no benchmark has a number in both files")
+    for title, only in (("only before", old.keys() - new.keys()), ("only after", new.keys() - old.keys())):
+        if only:
+            parts.append(f"{title}: " + _some([f"{b} {c}" for b, c in sorted(only)]))
+    return "\n".join(parts)
