@@ -41,11 +41,11 @@ extern "C" __global__ void __launch_bounds__(128)
 
   rt_fl<16, 256>::per_row best, total;
   row_max(best, values);
-  sub_rows(values, values, best);
+  sub(values, values, best);
   exp2(values, values);
   row_sum(total, values);
-  map(total, total, [](float v) { return ptx::rcp(v); });
-  mul_rows(values, values, total);
+  rcp(total, total);
+  mul(values, values, total);
 
   copy(packed, values);
   store(tile, packed, 16 * warp_index());

@@ -80,6 +80,14 @@ TK_HD constexpr u32 tile_offset(int rows, int cols, int size, int swizzle, int r
   return panel + swizzle_bytes(static_cast<u32>(row * width + byte % width), swizzle);
 }
 
+// 64-bit accesses of 32-bit fragments: half a warp reads 4 rows x 32 bytes. Under the 64- and 128-byte swizzles two of
+// those rows lie in the same banks, unless lanes of every other row (pair of rows) take piece j ^ distance (of 32
+// bytes) when the others take piece j.
+TK_HD constexpr int pair_twist_distance(int swizzle) { return swizzle == 128 ? 2 : swizzle == 64 ? 1 : 0; }
+TK_HD constexpr bool pair_twist(int swizzle, int lane) {
+  return swizzle == 128 ? lane / 4 % 2 != 0 : swizzle == 64 && lane / 8 % 2 != 0;
+}
+
 // ---- wgmma matrix descriptors (PTX ISA, matrix descriptor format) ------------------------------------------------
 // bits 0-13 address / 16, 16-29 leading offset / 16, 32-45 stride offset / 16, 49-51 base offset, 62-63 swizzle.
 // The base offset is 0: tiles are aligned to their swizzle period.

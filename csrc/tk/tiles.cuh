@@ -1,8 +1,9 @@
-// The nouns: rt (a warp's register tile), rv (a register vector), st (a shared tile), view (global memory with strides
-// and bounds). gl, global memory behind a tensor map, is in tma.cuh.
+// The nouns: rt (a warp's register tile), rv (a register vector), st and sv (a shared tile, a shared vector), view,
+// vec_view and tensor (global memory with strides and bounds). gl, global memory behind a tensor map, is in tma.cuh.
 #pragma once
 
 #include "group.cuh"
+#include "packed.cuh"
 
 namespace tk {
 
@@ -19,6 +20,10 @@ struct rv {
   T x[slots];
 
   TK_DEVICE static int index(int slot) { return vector_index(S, lane_index(), slot, Run); }
+  // Of the lanes that hold the same values, is this the one that writes them?
+  TK_DEVICE static bool owns() {
+    return S == Spread::across ? lane_index() % 4 == 0 : S == Spread::along ? lane_index() < 4 : true;
+  }
 };
 
 // Rows x Cols held by one warp; each lane has Rows * Cols / 32 elements, placed by layout.h: blocks of 16 rows (a row
@@ -27,14 +32,14 @@ struct rv {
 // Of a warpgroup's 64-row tile, warp w holds rows 16 w .. 16 w + 15 as an rt<T, 16, Cols>.
 template <class T, int Rows, int Cols, Layout L = Layout::row>
 struct rt {
-  static_assert(is_element<T>, "register tiles hold float, bf16 or fp16, e4m3 or e5m2, tf32 or int");
+  static_assert(is_element<T>, "register tiles hold float, bf16 or fp16, e4m3 or e5m2, tf32, int or int8");
   static constexpr Layout layout = L;
   static constexpr int rows = Rows, cols = Cols, run = element<T>::run, per_word = element<T>::per_word;
   static constexpr int across = L == Layout::row ? Rows : Cols, along = L == Layout::row ? Cols : Rows;
   static_assert(L != Layout::row || (Rows % 16 == 0 && Rows > 0), "a register tile has a multiple of 16 rows");
   static_assert(L != Layout::col || (Cols % 16 == 0 && Cols > 0), "a column tile has a multiple of 16 columns");
   static_assert(along % (is_32bit<T> ? 8 : 8 * per_word) == 0 && along > 0,
-                "a register tile has a multiple of 8 columns (float, int, tf32), of 16 (bf16, fp16) or of 32 (fp8), "
+                "a register tile has a multiple of 8 columns (float, int, tf32), of 16 (bf16, fp16) or of 32 (8 bits), "
                 "a column tile of as many rows");
   using type = T;
   using word = typename element<T>::word;
@@ -46,12 +51,25 @@ struct rt {
 
   word x[blocks][words];
 
-  // The place of element e of block b of this lane.
-  TK_DEVICE static int row(int b, int e) {
-    return L == Layout::row ? 16 * b + fragment_row(lane_index(), e, run) : fragment_col(lane_index(), e, run);
+  // The place of element e of block b: this lane's corner, and a distance that is known when compiling.
+  TK_DEVICE static int corner_row() { return L == Layout::row ? lane_index() / 4 : run * (lane_index() % 4); }
+  TK_DEVICE static int corner_col() { return L == Layout::row ? run * (lane_index() % 4) : lane_index() / 4; }
+  static constexpr TK_HD int row_step(int b, int e) {
+    return L == Layout::row ? 16 * b + fragment_row(0, e, run) : fragment_col(0, e, run);
   }
-  TK_DEVICE static int col(int b, int e) {
-    return L == Layout::row ? fragment_col(lane_index(), e, run) : 16 * b + fragment_row(lane_index(), e, run);
+  static constexpr TK_HD int col_step(int b, int e) {
+    return L == Layout::row ? fragment_col(0, e, run) : 16 * b + fragment_row(0, e, run);
+  }
+  TK_DEVICE static int row(int b, int e) { return corner_row() + row_step(b, e); }
+  TK_DEVICE static int col(int b, int e) { return corner_col() + col_step(b, e); }
+  TK_DEVICE compute get(int b, int e) const { return packed<T>::get(x[b][e / per_word], e % per_word); }
+  TK_DEVICE void set_run(int b, int first, const compute (&v)[run]) {  // elements first .. first + run - 1
+    if constexpr (per_word == run) {
+      x[b][first / run] = packed<T>::make(v);
+    } else {
+      x[b][first] = v[0];
+      x[b][first + 1] = v[1];
+    }
   }
 };
 template <int Rows, int Cols, Layout L = Layout::row>
@@ -66,6 +84,13 @@ template <int Rows, int Cols, Layout L = Layout::row>
 using rt_e5m2 = rt<e5m2, Rows, Cols, L>;
 template <int Rows, int Cols, Layout L = Layout::row>
 using rt_int = rt<int, Rows, Cols, L>;
+
+// Row of the group's tile in which element e of block b of this lane lies.
+template <class Scope, class Tile>
+TK_DEVICE int group_row(int b, int e) {
+  const int step = Tile::row_step(b, e);
+  return Scope::row(step / 16 * 16) + step % 16 + Tile::corner_row();
+}
 
 template <class A>
 constexpr bool is_rt = false;
@@ -98,6 +123,55 @@ struct alignas(Swizzle ? swizzle_period(Swizzle) : 128) st {
   TK_DEVICE const T& at(int row, int col) const { return data[offset(row, col) / sizeof(T)]; }
 };
 
+// What loads, stores and maps take as a shared tile: st and st_part.
+template <class A>
+concept shared_tile = requires(const A& tile) {
+  typename A::type;
+  A::rows + A::cols + A::swizzle;
+  tile.address(0, 0);
+};
+
+template <class A>
+struct without_reference {
+  using type = plain<A>;
+};
+template <class A>
+struct without_reference<A&> {
+  using type = plain<A>;
+};
+template <class A>
+using plain_tile = typename without_reference<A>::type;
+
+// Rows x Cols of a tile from (row, col) on: a view, the elements stay where they are. Whatever takes an st takes it.
+template <class Tile, int Rows, int Cols>
+struct st_part {
+  static constexpr int rows = Rows, cols = Cols, swizzle = Tile::swizzle;
+  using type = typename Tile::type;
+  using whole = Tile;
+  Tile* tile;
+  int row, col;
+
+  TK_DEVICE u32 address(int r, int c) const { return tile->address(row + r, col + c); }
+  TK_DEVICE type& at(int r, int c) const { return tile->at(row + r, col + c); }
+};
+template <int Rows, int Cols, shared_tile Tile>
+TK_DEVICE st_part<Tile, Rows, Cols> subtile(Tile& tile, int row, int col) {
+  static_assert(Rows <= Tile::rows && Cols <= Tile::cols, "a sub-tile must fit in its tile");
+  static_assert(Rows % 8 == 0 && Cols * sizeof(typename Tile::type) % 16 == 0,
+                "a sub-tile has a multiple of 8 rows and of 16 bytes of columns, and begins at one");
+  return {&tile, row, col};
+}
+
+// A shared vector.
+template <class T, int Length>
+struct alignas(128) sv {
+  static_assert(is_element<T>, "shared vectors hold float, bf16 or fp16, e4m3 or e5m2, tf32, int or int8");
+  static constexpr int length = Length;
+  static constexpr u32 bytes = Length * sizeof(T);
+  using type = T;
+  T data[Length];
+};
+
 // Part `index` of `Parts` of a tile that is contiguous in shared memory: whole rows where the tile is one panel wide,
 // whole panels otherwise. CTAs of a cluster each load one part and multicast it.
 template <int Parts, class Tile>
@@ -116,15 +190,48 @@ TK_DEVICE part_t<Parts, Tile>& part(Tile& tile, int index) {
 }
 
 // ---- Global memory ----------------------------------------------------------------------------------------------
-// A matrix in plain memory; verbs mask everything outside rows x cols.
+// A matrix in plain memory, any strides (constant ones fold when compiling); verbs mask everything outside rows x cols.
 template <class T>
 struct view {
   T* data;
   int rows, cols;
-  long long row_stride;  // in elements; columns are contiguous
-  TK_DEVICE T* at(int row, int col) const { return data + row * row_stride + col; }
-  // Pairs of columns may move as one 4-byte access.
-  TK_DEVICE bool pairs() const { return row_stride % 2 == 0 && reinterpret_cast<u64>(data) % (2 * sizeof(T)) == 0; }
+  long long row_stride, col_stride = 1;  // in elements
+  TK_DEVICE T* at(int row, int col) const { return data + row * row_stride + col * col_stride; }
+  TK_DEVICE view transposed() const { return {data, cols, rows, col_stride, row_stride}; }
+  // `count` neighbouring columns from a multiple of `count` on may move as one access.
+  TK_DEVICE bool aligned(int count) const {
+    return col_stride == 1 && row_stride % count == 0 && reinterpret_cast<u64>(data) % (count * sizeof(T)) == 0;
+  }
+  TK_DEVICE bool pairs() const { return aligned(2); }
+  TK_DEVICE bool covers(int row, int col, int tile_rows, int tile_cols) const {
+    return row >= 0 && col >= 0 && row + tile_rows <= rows && col + tile_cols <= cols;
+  }
+};
+
+// A vector in plain memory.
+template <class T>
+struct vec_view {
+  T* data;
+  int length;
+  long long stride = 1;
+  TK_DEVICE T* at(int i) const { return data + i * stride; }
+};
+
+// A tensor in plain memory: its last two dimensions are a matrix, x(b, h) is the one at (b, h).
+template <class T, int Rank>
+struct tensor {
+  static_assert(Rank >= 2, "a tensor has at least two dimensions: a vector is a vec_view");
+  T* data;
+  int shape[Rank];
+  long long stride[Rank];  // in elements
+  template <class... Index>
+  TK_DEVICE view<T> operator()(Index... index) const {
+    static_assert(sizeof...(Index) == Rank - 2, "a matrix of a tensor is named by all but its last two dimensions");
+    T* at = data;
+    int d = 0;
+    ((at += index * stride[d++]), ...);
+    return {at, shape[Rank - 2], shape[Rank - 1], stride[Rank - 2], stride[Rank - 1]};
+  }
 };
 
 }  // namespace tk

@@ -12,9 +12,8 @@ TK_DEVICE void product(const T* a, const T* b, float* d, int m, int n, int k) {
   __shared__ A a_tile;
   __shared__ B b_tile;
   constexpr bool at = MajorA == Major::mn, bt = MajorB == Major::mn;
-  const int thread = static_cast<int>(threadIdx.x);
-  load(a_tile, view<const T>{a, at ? k : m, at ? m : k, at ? m : k}, 0, 0, thread, 128);
-  load(b_tile, view<const T>{b, bt ? k : n, bt ? n : k, bt ? n : k}, 0, 0, thread, 128);
+  load<warpgroup>(a_tile, view<const T>{a, at ? k : m, at ? m : k, at ? m : k}, 0, 0);
+  load<warpgroup>(b_tile, view<const T>{b, bt ? k : n, bt ? n : k, bt ? n : k}, 0, 0);
   publish_tile();
   __syncthreads();
   rt_fl<16, N> result;
@@ -43,9 +42,8 @@ PRODUCTS(fp16, 256, 128)
 // D = A B with A in registers: shared -> rt -> wgmma.
 extern "C" __global__ void __launch_bounds__(128) register_a(const bf16* a, const bf16* b, float* d) {
   __shared__ st<bf16, 64, 64> a_tile, b_tile;
-  const int thread = static_cast<int>(threadIdx.x);
-  load(a_tile, view<const bf16>{a, 64, 64, 64}, 0, 0, thread, 128);
-  load(b_tile, view<const bf16>{b, 64, 64, 64}, 0, 0, thread, 128);
+  load<warpgroup>(a_tile, view<const bf16>{a, 64, 64, 64}, 0, 0);
+  load<warpgroup>(b_tile, view<const bf16>{b, 64, 64, 64}, 0, 0);
   publish_tile();
   __syncthreads();
   rt_bf<16, 64> fragment;
@@ -63,7 +61,7 @@ template <int SwizzleIn, int SwizzleOut>
 TK_DEVICE void roundtrip(const bf16* x, bf16* y) {
   __shared__ st<bf16, 32, 64, SwizzleIn> in;
   __shared__ st<bf16, 32, 64, SwizzleOut> out;
-  load(in, view<const bf16>{x, 32, 64, 64}, 0, 0, lane_index(), 32);
+  load(in, view<const bf16>{x, 32, 64, 64}, 0, 0);
   __syncwarp();
   rt_bf<32, 64> packed;
   rt_fl<32, 64> values;
@@ -85,7 +83,7 @@ extern "C" __global__ void reductions(const float* x, float* best, float* total,
   load(values, view<const float>{x, rows, cols, cols}, 0, 0);
   row_max(m, values);
   row_sum(s, values);
-  mul_rows(values, values, s);
+  mul(values, values, s);
   for (int b = 0; b < 2; ++b)
     for (int half = 0; half < 2; ++half) {
       const int row = 16 * b + 8 * half + lane_index() / 4;

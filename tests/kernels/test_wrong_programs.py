@@ -8,7 +8,10 @@ WRONG = {
         "rt_bf<16, 8> d; d.x[0][0] = 0;",
         "a register tile has a multiple of 8 columns (float, int, tf32), of 16",
     ),
-    "type": ("rt<double, 16, 16> d; (void)d;", "register tiles hold float, bf16 or fp16, e4m3 or e5m2, tf32 or int"),
+    "type": (
+        "rt<double, 16, 16> d; (void)d;",
+        "register tiles hold float, bf16 or fp16, e4m3 or e5m2, tf32, int or int8",
+    ),
     "swizzle": ("__shared__ st<bf16, 64, 48, 64> t; t.data[0] = {};", "the swizzle must divide the bytes of a row"),
     "shared_rows": ("__shared__ st<bf16, 12, 64> t; t.data[0] = {};", "a shared tile has a multiple of 8 rows"),
     "box": ("using T = st<bf16, 512, 64>; gl<T> g(m);", "a TMA box has at most 256 rows"),

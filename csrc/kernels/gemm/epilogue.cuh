@@ -8,22 +8,18 @@ namespace tkpy::gemm {
 
 using namespace tk;
 
-constexpr float kLog2e = 1.44269504f;
-
-TK_DEVICE float sigmoid(float x) { return ptx::rcp(1.0f + ptx::ex2(-kLog2e * x)); }
-
 TK_DEVICE float activate(Activation activation, float x) {
   switch (activation) {
-    case Activation::gelu:  // x Phi(x)
-      return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case Activation::gelu_tanh:  // x (1 + tanh u) / 2 = x sigmoid(2 u),  u = sqrt(2 / pi) (x + 0.044715 x^3)
-      return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
+    case Activation::gelu:
+      return fn::gelu(x);
+    case Activation::gelu_tanh:
+      return fn::gelu_tanh(x);
     case Activation::silu:
-      return x * sigmoid(x);
-    case Activation::relu:  // NaN stays NaN
-      return x < 0.0f ? 0.0f : x;
+      return fn::silu(x);
+    case Activation::relu:
+      return fn::relu(x);
     case Activation::relu_squared:
-      return x < 0.0f ? 0.0f : x * x;
+      return fn::relu_squared(x);
     default:
       return x;
   }

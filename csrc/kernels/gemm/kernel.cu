@@ -77,10 +77,9 @@ struct Gemm {
     constexpr bool at = MajorA == Major::mn, bt = MajorB == Major::mn;
     const view<const T> a{static_cast<const T*>(p.a_data), at ? p.k : p.m, at ? p.m : p.k, p.a_pitch};
     const view<const T> b{static_cast<const T*>(p.b_data), bt ? p.k : p.n, bt ? p.n : p.k, p.b_pitch};
-    const int thread = static_cast<int>(threadIdx.x);
     for (int i = 0; i < kConsumers; ++i)
-      load(shared.a[slot][i], a, at ? depth : row + 64 * i, at ? row + 64 * i : depth, thread, 128);
-    load(shared.b[slot], b, bt ? depth : col, bt ? col : depth, thread, 128);
+      load<warpgroup>(shared.a[slot][i], a, at ? depth : row + 64 * i, at ? row + 64 * i : depth);
+    load<warpgroup>(shared.b[slot], b, bt ? depth : col, bt ? col : depth);
     publish_tile();
     arrive(shared.full[slot]);
   }
