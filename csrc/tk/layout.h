@@ -139,4 +139,9 @@ TK_HD constexpr Tile2 grouped_tile(int index, int tile_rows, int tile_cols, int 
   return {first + within % height, within / height};
 }
 
+// Task of worker `index` of `workers` in round `round`: forwards in even rounds, backwards in odd ones.
+TK_HD constexpr int snake_task(int round, int index, int workers) {
+  return round * workers + (round % 2 ? workers - 1 - index : index);
+}
+
 }  // namespace tk

@@ -20,9 +20,20 @@ TK_DEVICE void publish_barriers() {
   ptx::fence_proxy_async();
 }
 TK_DEVICE void arrive(mbarrier& bar) { ptx::mbarrier_arrive(bar.address()); }
+TK_DEVICE void arrive(mbarrier& bar, u32 count) { ptx::mbarrier_arrive(bar.address(), count); }
+// Arrives, and takes one from the arrivals that later phases need.
+TK_DEVICE void leave(mbarrier& bar) { ptx::mbarrier_arrive_drop(bar.address()); }
+// At the same barrier of CTA `rank` of the cluster.
 TK_DEVICE void arrive_at(mbarrier& bar, u32 rank) { ptx::mbarrier_arrive_cluster(ptx::mapa(bar.address(), rank)); }
 // One arrival, and `bytes` that TMA loads will bring.
 TK_DEVICE void arrive_expect(mbarrier& bar, u32 bytes) { ptx::mbarrier_arrive_expect_tx(bar.address(), bytes); }
+TK_DEVICE void arrive_expect_at(mbarrier& bar, u32 bytes, u32 rank) {
+  ptx::mbarrier_arrive_expect_tx_cluster(ptx::mapa(bar.address(), rank), bytes);
+}
+// `bytes` more, without arriving.
+TK_DEVICE void expect(mbarrier& bar, u32 bytes) { ptx::mbarrier_expect_tx(bar.address(), bytes); }
+// Whether the phase of `parity` is over; does not block.
+TK_DEVICE bool passed(mbarrier& bar, u32 parity) { return ptx::mbarrier_test_wait(bar.address(), parity); }
 TK_DEVICE void wait(mbarrier& bar, u32 parity) {
   while (!ptx::mbarrier_try_wait(bar.address(), parity)) {
   }
@@ -46,9 +57,16 @@ struct ring {
   }
 };
 
-// Named barrier `id` (1..15) over `threads`; 0 is __syncthreads.
-TK_DEVICE void sync(int id, int threads) { ptx::bar_sync(id, threads); }
+// Ends the barrier's life, so that its memory can be used otherwise or initialised again. One thread.
+TK_DEVICE void end(mbarrier& bar) { ptx::mbarrier_inval(bar.address()); }
 
+// Named barrier `id` (1..15) over `threads`, a multiple of 32: those that sync wait for all, those that arrive do not
+// wait. 0 is __syncthreads.
+TK_DEVICE void sync(int id, int threads) { ptx::bar_sync(id, threads); }
+TK_DEVICE void arrive(int id, int threads) { ptx::bar_arrive(id, threads); }
+
+TK_DEVICE void cluster_arrive() { ptx::cluster_arrive(); }
+TK_DEVICE void cluster_wait() { ptx::cluster_wait(); }
 TK_DEVICE void cluster_sync() {
   ptx::cluster_arrive();
   ptx::cluster_wait();

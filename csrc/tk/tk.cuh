@@ -9,6 +9,7 @@
 #include "global_memory.cuh"
 #include "mask.cuh"
 #include "mma.cuh"
+#include "pipeline.cuh"
 #include "reduce.cuh"
 #include "scan.cuh"
 #include "shared_memory.cuh"

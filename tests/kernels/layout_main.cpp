@@ -149,6 +149,24 @@ void tile_order() {
       }
 }
 
+void task_order() {
+  for (int workers = 1; workers <= 7; ++workers)
+    for (int tasks = 0; tasks <= 40; ++tasks) {
+      std::set<int> seen;
+      for (int index = 0; index < workers; ++index)
+        for (int round = 0; tk::snake_task(round, index, workers) < tasks; ++round)
+          require(seen.insert(tk::snake_task(round, index, workers)).second, "no task twice", workers, tasks, index);
+      require(static_cast<int>(seen.size()) == tasks, "every task once", workers, tasks);
+      // Costs tasks, tasks - 1, .. 1: after whole pairs of rounds all workers have the same sum.
+      if (tasks % (2 * workers) == 0)
+        for (int index = 0; index < workers; ++index) {
+          int sum = 0;
+          for (int round = 0; round < tasks / workers; ++round) sum += tasks - tk::snake_task(round, index, workers);
+          require(sum * workers == tasks * (tasks + 1) / 2, "sorted costs are shared evenly", workers, tasks, index);
+        }
+    }
+}
+
 static_assert(tk::widest_swizzle(128) == 128 && tk::widest_swizzle(192) == 64 && tk::widest_swizzle(96) == 32 &&
               tk::widest_swizzle(48) == 0);
 static_assert(tk::swizzle_bytes(tk::swizzle_bytes(0x3f0, 128), 128) == 0x3f0);
@@ -161,5 +179,6 @@ int main() {
   banks();
   descriptors();
   tile_order();
+  task_order();
   std::printf("%ld checks\n", checks);
 }

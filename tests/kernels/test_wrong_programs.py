@@ -43,9 +43,77 @@ WRONG = {
         "__shared__ st<bf16, 64, 64, 0> a; __shared__ st<bf16, 64, 64> b; rt_fl<16, 64> d; mma_AB(d, a, b);",
         "wgmma reads swizzled tiles",
     ),
+    "mma_types": (
+        "__shared__ st<bf16, 64, 64> a, b; rt<int, 16, 64> d; mma_AB(d, a, b);",
+        "wgmma has no product of these types",
+    ),
+    "mma_8bit_order": (
+        "__shared__ st<e4m3, 64, 64> a, b; rt_fl<16, 64> d; mma_AB(d, a, b);",
+        "wgmma reads tf32 and 8-bit operands along K only: B must be stored N x K",
+    ),
+    "mma_8bit_transposed": (
+        "__shared__ st<int8, 64, 64> a, b; rt<int, 16, 64> d; mma_AtBt(d, a, b);",
+        "wgmma reads tf32 and 8-bit operands along K only: A must be stored M x K",
+    ),
+    "mma_int_width": (
+        "__shared__ st<int8, 64, 64> a; __shared__ st<int8, 40, 64> b; rt<int, 16, 40> d; mma_ABt(d, a, b);",
+        "integer products have 8, 24 or a multiple of 16 columns",
+    ),
+    "mma_register_a": (
+        "__shared__ st<bf16, 64, 64> b; rt_bf<64, 16, Layout::col> a; rt_fl<16, 64> d; mma_AtB(d, a, b);",
+        "A in registers must be the warp's 16 rows of it, in row layout, stored M x K",
+    ),
+    "mma_warp_b": (
+        "rt_bf<16, 16> a, b; rt_fl<16, 16> d; mma_AB(d, a, b);",
+        "B must be stored K x N in column layout, or N x K in row layout",
+    ),
+    "mma_warp_a": (
+        "rt_bf<16, 16, Layout::col> a, b; rt_fl<16, 16> d; mma_AB(d, a, b);",
+        "A must be in row layout, or stored K x M in column layout",
+    ),
+    "mma_warp_types": (
+        "rt_e4m3<16, 32> a, b; rt_hf<16, 16> d; mma_ABt(d, a, b);",
+        "mma.sync has no product of these types",
+    ),
+    "mma_warp_height": (
+        "rt_bf<32, 16> a; rt_bf<16, 16> b; rt_fl<16, 16> d; mma_ABt(d, a, b);",
+        "the accumulator must be as tall as A",
+    ),
+    "mma_mixed_places": (
+        "__shared__ st<bf16, 64, 16> a; rt_bf<16, 16> b; rt_fl<16, 16> d; mma_ABt(d, a, b);",
+        "with B in registers, A must be in registers too",
+    ),
+    "map_rank": ("using T = st<bf16, 8, 64>; gl<T, 6> g(m);", "a tensor map has 1 to 5 dimensions"),
+    "map_rank_1": (
+        "using T = st<bf16, 8, 64>; gl<T, 1> g(m);",
+        "a tile behind a one-dimensional map has no swizzle and at most 256 elements",
+    ),
+    "reduce_float": (
+        "using T = st<float, 8, 8>; __shared__ T t; store_min(gl<T>(m), t, {0, 0});",
+        "float tiles can only be added by a store",
+    ),
+    "reduce_half": (
+        "using T = st<bf16, 8, 64>; __shared__ T t; store_xor(gl<T>(m), t, {0, 0});",
+        "bf16 and fp16 tiles can be added, or take the minimum or maximum, by a store",
+    ),
+    "reduce_byte": (
+        "using T = st<e4m3, 8, 64>; __shared__ T t; store_add(gl<T>(m), t, {0, 0});",
+        "a store cannot reduce 8-bit elements",
+    ),
+    "reduce_bulk": (
+        "__shared__ float t[4]; bulk_max(t, t, 4);",
+        "bulk copies have no such reduction of this type",
+    ),
+    "specialised": (
+        "(void)specialised<Greedy>::threads;",
+        "the registers of the warpgroups must fit in the SM: at most 512 in all",
+    ),
     "part": ("__shared__ st<bf16, 24, 64> t; part<2>(t, 0).data[0] = {};", "a tile is cut in parts of 8-row groups"),
     "registers": ("give_registers<42>();", "setmaxnreg takes 24..256 in steps of 8"),
 }
+
+
+GREEDY = "struct Greedy { static constexpr int consumers = 2, producer_registers = 40, consumer_registers = 240; };\n"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +121,7 @@ def complaints(compile_kernel, toolchain, tmp_path_factory):
     """All of them in one file, one namespace each: nvcc goes on after a failed static_assert, and one run is enough."""
     folder = tmp_path_factory.mktemp("wrong")
     source = folder / "wrong.cu"
-    body = ['#include "tk/tk.cuh"\nusing namespace tk;\n']
+    body = ['#include "tk/tk.cuh"\nusing namespace tk;\n', GREEDY]
     for name, (code, _) in WRONG.items():
         body.append(f"__global__ void wrong_{name}(const __grid_constant__ tensor_map m) {{ {code} }}\n")
     source.write_text("".join(body))
