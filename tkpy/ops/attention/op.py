@@ -13,7 +13,9 @@ import torch
 
 from tkpy.arguments import INTEGERS, Arguments, autocast, sequence_bounds
 from tkpy.ops.attention.block_mask import BlockMask
-from tkpy.registry import Call, Case, Maker, Op
+from tkpy.registry import Call, Case, Maker, Op, Refusal
+
+MAX_TRITON_WIDTH = 256
 
 
 def attention(
@@ -211,6 +213,13 @@ def values(
         check.that(most < 0 or most >= longest, f"max_seqlen_{letter}", f"at least the longest, {longest}", most)
 
 
+def supports(backend: str, call: Call) -> list[Refusal]:
+    width = max(call["q"].shape[-1], call["v"].shape[-1])
+    if backend == "triton" and width > MAX_TRITON_WIDTH:
+        return [Refusal("head_dim", f"needs at most {MAX_TRITON_WIDTH} channels a head, got {width}")]
+    return []
+
+
 def _seen_pairs(call: Call) -> int:
     """Query-key pairs, from metadata: for blocks an upper bound, for packed calls as if the lengths were equal."""
     q, k, left, right = call["q"], call["k"], call["left"], call["right"]
@@ -388,5 +397,6 @@ OP = Op(
     flops=flops,
     nbytes=nbytes,
     values=values,
+    supports=supports,
     saves=(0, 1, 2),
 )
