@@ -8,10 +8,13 @@ under all its checks. The tensors' device decides, so a launcher is written once
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +74,26 @@ def _machine(kind: str, folder: str) -> Any:
     return compiled().Machine.emulator(folder, threads=os.cpu_count() or 1)
 
 
+_counting: contextvars.ContextVar[Any] = contextvars.ContextVar("tkpy_counting", default=None)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Callable[[], dict[str, int]]]:
+    """Within this context, launches on CPU tensors run on an emulator that counts; what it gives says what all of them
+    did so far: instructions, bank passes, sectors, bytes, flops (docs/emulator.md)."""
+    folder = str(build_info.KERNELS)
+    emulator = compiled().Machine.emulator(folder, threads=os.cpu_count() or 1, counters=True)
+    token = _counting.set(emulator)
+    try:
+        yield emulator.counters
+    finally:
+        _counting.reset(token)
+
+
 def _machine_of(tensor: torch.Tensor) -> Any:
     """The machine that serves tensors where `tensor` is: made once for each folder of kernels."""
+    if not tensor.is_cuda and _counting.get() is not None:
+        return _counting.get()
     return _machine(tensor.device.type, str(build_info.KERNELS))
 
 

@@ -52,13 +52,18 @@ class PyMachine {
     return std::make_unique<PyMachine>(std::make_unique<DriverMachine>(kernels), false);
   }
   static std::unique_ptr<PyMachine> emulator(const std::string& kernels, std::uint64_t seed, std::uint32_t checks,
-                                             std::uint32_t threads, int multiprocessors) {
+                                             std::uint32_t threads, int multiprocessors, bool counters) {
     EmulatorOptions options;
     options.seed = seed;
     options.checks = checks;
     options.threads = threads;
     options.multiprocessors = multiprocessors;
-    return std::make_unique<PyMachine>(std::make_unique<EmulatorMachine>(kernels, options), true);
+    options.counters = counters;
+    auto emulator = std::make_unique<EmulatorMachine>(kernels, options);
+    const EmulatorMachine* const counted = counters ? emulator.get() : nullptr;
+    auto made = std::make_unique<PyMachine>(std::move(emulator), true);
+    made->counted_ = counted;
+    return made;
   }
   PyMachine(std::unique_ptr<Machine> machine, bool emulated) : machine_(std::move(machine)), emulated_(emulated) {}
 
@@ -87,9 +92,27 @@ class PyMachine {
     return launch(*machine_);
   }
 
+  // What all launches of an emulator made with counters have counted so far.
+  py::dict counters() {
+    if (!counted_) throw py::value_error("this machine does not count");
+    const std::lock_guard lock(mutex_);
+    const tkpy::emulator::InstrCount& total = counted_->total();
+    py::dict d;
+    d["issues"] = total.issues;
+    d["lanes"] = total.lanes;
+    d["shared_requests"] = total.shared_requests;
+    d["shared_wavefronts"] = total.shared_wavefronts;
+    d["global_requests"] = total.global_requests;
+    d["global_sectors"] = total.global_sectors;
+    d["bytes"] = total.bytes;
+    d["flops"] = total.flops;
+    return d;
+  }
+
  private:
   std::unique_ptr<Machine> machine_;
   bool emulated_;
+  const EmulatorMachine* counted_ = nullptr;  // machine_, if it counts
   std::mutex mutex_;  // an emulator keeps the result of its last launch
 };
 
@@ -146,7 +169,8 @@ void bind_runtime(py::module_& m) {
   py::class_<PyMachine>(m, "Machine")
       .def_static("driver", &PyMachine::driver, py::arg("kernels"))
       .def_static("emulator", &PyMachine::emulator, py::arg("kernels"), py::arg("seed") = 0, py::arg("checks") = ~0u,
-                  py::arg("threads") = 1, py::arg("multiprocessors") = 132)
+                  py::arg("threads") = 1, py::arg("multiprocessors") = 132, py::arg("counters") = false)
+      .def("counters", &PyMachine::counters)
       .def_property_readonly("name", &PyMachine::name);
   m.def("launch", &launch);
   m.def("launchers", &launchers);

@@ -133,6 +133,8 @@ void EmulatorMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   config.budget = options_.budget;
   config.threads = options_.threads;
   last_ = emulator::run_launch(*found.linked, config);
+  for (const auto& function : last_.counters)
+    for (const emulator::InstrCount& count : function) total_.add(count);
   if (!last_.findings.empty() || last_.fatal) throw MachineError(describe(kernel, spec) + ':' + summary(last_));
 }
 

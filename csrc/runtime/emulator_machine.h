@@ -34,6 +34,7 @@ class EmulatorMachine final : public Machine {
   // Runs to the end. Throws MachineError when anything was found; last() has it all.
   void launch(const Kernel& kernel, const LaunchSpec& spec) override;
   const emulator::LaunchResult& last() const { return last_; }
+  const emulator::InstrCount& total() const { return total_; }  // counted over all launches
   EmulatorOptions& options() { return options_; }
 
  private:
@@ -47,6 +48,7 @@ class EmulatorMachine final : public Machine {
   std::map<std::string, std::unique_ptr<emulator::Module>, std::less<>> modules_;
   std::map<std::string, std::unique_ptr<EmulatedKernel>, std::less<>> found_;
   emulator::LaunchResult last_;
+  emulator::InstrCount total_;
 };
 
 }  // namespace tkpy::runtime

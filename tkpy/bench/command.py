@@ -37,6 +37,7 @@ RUN_OPTIONS = _options(
     click.option("--list", "listed", is_flag=True, help="List the rows, run nothing."),
     click.option("--seconds", default=1.0, type=click.FloatRange(min=0), show_default=True, help="Timed per row."),
     click.option("--no-peers", is_flag=True, help="Only our own kernels."),
+    click.option("--peers-alone", is_flag=True, help="Time peers also where no kernel of ours can serve."),
     click.option("--cpu", is_flag=True, help="Time the peers on this processor, in rows marked as CPU rows."),
     click.option(
         "--out",
@@ -94,18 +95,46 @@ def _kept(found: Iterator[rows.Row], out: str, talk: bool) -> list[rows.Row]:
     return kept
 
 
-def _run(suite: str, benchmarks: list[Benchmark], *, listed: bool, seconds: float, no_peers: bool, cpu: bool,
-         out: str | None, plots: Path | None, against: str | None = None) -> None:  # fmt: skip
+def _run(
+    suite: str,
+    benchmarks: list[Benchmark],
+    *,
+    listed: bool,
+    seconds: float,
+    no_peers: bool,
+    peers_alone: bool,
+    cpu: bool,
+    out: str | None,
+    plots: Path | None,
+    against: str | None = None,
+    counters: bool = False,
+) -> None:
     """What `micro`, `ops` and `models` have in common."""
     if listed:
         click.echo(report.listing(benchmarks))
         return
     if not benchmarks:
         raise click.ClickException(f"there are no {suite} benchmarks in this build")
+    if counters:
+        _count(suite, benchmarks, out)
+        return
     env, roofs = facts.environment(_device(cpu))
     out = out or f"bench_output/{suite}.jsonl"
-    kept = _kept(runner.run(benchmarks, env, seconds=seconds, peers=not no_peers, roofs=roofs), out, out != "-")
+    alone = peers_alone or env.device.type != "cuda"
+    found = runner.run(benchmarks, env, seconds=seconds, peers=not no_peers, alone=alone, roofs=roofs)
+    kept = _kept(found, out, out != "-")
     _finish(kept, out, plots, against)
+
+
+def _count(suite: str, benchmarks: list[Benchmark], out: str | None) -> None:
+    """`--counters`: no clock, no GPU."""
+    env, _ = facts.environment("cpu")
+    out = out or f"bench_output/{suite}-counters.jsonl"
+    kept = _kept(runner.count(benchmarks, env), out, out != "-")
+    _echo("\n" + report.counters_of(kept), to_stdout=out != "-")
+    bad = [row for row in kept if row["status"] in ("wrong", "failed")]
+    if bad or all(row["status"] != "counted" for row in kept):
+        raise click.ClickException(f"{len(bad)} of {len(kept)} rows failed" if bad else "no row could be counted")
 
 
 def _finish(kept: list[rows.Row], out: str, plots: Path | None, against: str | None) -> None:
@@ -134,18 +163,22 @@ def _plot(kept: list[rows.Row], folder: Path, *, to_stdout: bool) -> None:
         _echo(str(path), to_stdout=to_stdout)
 
 
+COUNTERS = click.option("--counters", is_flag=True, help="Run our kernels in the emulator and count; no time, no GPU.")
+AGAINST = click.option(
+    "--against", type=click.Choice(["published"]), default=None, help="Published figures, scaled to here, beside ours."
+)
+
+
 @bench.command()
 @click.option("--op", "ops", multiple=True, help="Only this op (may be repeated).")
-@click.option(
-    "--shape", "shapes", multiple=True, help="Other sizes for the one --op, such as 4096x4096x512 or m=8,n=8,k=8."
-)
-@click.option(
-    "--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="Only this dtype (may be repeated)."
-)
-@click.option("--counters", is_flag=True, help="Run our kernels in the emulator and count; no time, no GPU.")
+@click.option("--shape", "shapes", multiple=True, help="Other sizes for the one --op: 4096x4096x512, or m=8,n=8,k=8.")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="Only this dtype.")
+@COUNTERS
+@AGAINST
 @RUN_OPTIONS
-def ops(ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[str, ...], counters: bool, only: tuple[str, ...],
-        **options: Any) -> None:  # fmt: skip
+def ops(
+    ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[str, ...], only: tuple[str, ...], **options: Any
+) -> None:
     """Time the ops' kernels against their peers."""
     unknown = sorted(set(ops) - set(registry.ops()))
     if unknown:
@@ -165,7 +198,7 @@ def _op_benchmarks(ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[
         if ops[0] not in specs:
             raise ValueError(f"{ops[0]} takes no --shape; those that do are {', '.join(specs)}")
         spec = specs[ops[0]]
-        return [spec.row(spec.parse(shape), dtype) for shape in shapes for dtype in dtypes or spec.dtypes]
+        return [spec.row(spec.parse(shape), dtype, exact=True) for shape in shapes for dtype in dtypes or spec.dtypes]
     found = [b for b in discover() if b.suite == "ops"]
     covered = {b.group for b in found}
     for name, op in registry.ops().items():
@@ -176,12 +209,12 @@ def _op_benchmarks(ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[
 
 
 @bench.command()
-@click.option("--against", type=click.Choice(["published"]), default=None,
-              help="Print published figures beside ours, scaled for SM count and clock.")  # fmt: skip
+@COUNTERS
+@AGAINST
 @RUN_OPTIONS
-def micro(against: str | None, only: tuple[str, ...], **options: Any) -> None:
+def micro(only: tuple[str, ...], **options: Any) -> None:
     """Time the microbenchmarks: one question about the machine each."""
-    _run("micro", _chosen("micro", only), against=against, **options)
+    _run("micro", _chosen("micro", only), **options)
 
 
 @bench.command()
@@ -211,7 +244,7 @@ def compare(before: Path, after: Path) -> None:
 
 @bench.command()
 @click.argument("file", type=_FILE)
-@click.option("--against", type=click.Choice(["published"]), default=None, help="Published figures beside ours.")
+@AGAINST
 @click.option("--plots", default=None, type=click.Path(file_okay=False, path_type=Path), help="Write plots here.")
 def show(file: Path, against: str | None, plots: Path | None) -> None:
     """The table (and plots) of a file of rows."""

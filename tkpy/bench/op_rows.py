@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from tkpy import registry
-from tkpy.bench.spec import Benchmark, Environment, Peer, Subject, spec_files
+from tkpy import machine, registry
+from tkpy.bench.spec import Benchmark, Count, Environment, Peer, Subject, spec_files
 from tkpy.conformance import widen
 from tkpy.errors import InternalError
 from tkpy.numerics import TOLERANCE, Comparison, compare
@@ -82,15 +82,21 @@ def ours(op: Op, kwargs: Kwargs, env: Environment) -> tuple[dict[str, Callable[[
     return calls, refused
 
 
-def _gate(op: Op, kwargs: Kwargs, tolerance: float) -> Callable[[Any], Comparison]:
+def reference(op: Op, kwargs: Kwargs) -> Any:
+    """What the op's float64 reference makes of these inputs."""
+    return op.public(**widen(kwargs), backend="reference")
+
+
+def _gate(op: Op, kwargs: Kwargs, tolerance: float, expect: Callable[[Op, Kwargs], Any]) -> Callable[[Any], Comparison]:
     """Judges what a call returned by the float64 reference on the same inputs, which is computed once."""
     expected: list[torch.Tensor] = []
 
     def gate(output: Any) -> Comparison:
         if not expected:
-            expected.extend(outputs_of(op.public(**widen(kwargs), backend="reference")))
+            with torch.no_grad():
+                expected.extend(outputs_of(expect(op, kwargs)))
         found = outputs_of(output)
-        if len(found) < len(expected):  # a peer may not return a state or a log-sum-exp: what it returns is judged
+        if len(found) != len(expected):
             raise InternalError(f"{op.name}: {len(found)} outputs, the reference has {len(expected)}")
         compared = [compare(a, b, tolerance) for a, b in zip(found, expected, strict=True)]
         return max(compared, key=lambda c: (not c.ok, c.relative))
@@ -105,7 +111,11 @@ def outputs_of(result: Any) -> list[torch.Tensor]:
 
 
 def prepare(
-    op: Op, make: Callable[[Maker], Kwargs], dtype: torch.dtype, tol: float
+    op: Op,
+    make: Callable[[Maker], Kwargs],
+    dtype: torch.dtype,
+    tol: float,
+    expect: Callable[[Op, Kwargs], Any] = reference,
 ) -> Callable[[Environment], Subject]:
     """Inputs on the environment's device, our backends there, the reference as the gate, the op's own ideal cost."""
 
@@ -113,10 +123,27 @@ def prepare(
         kwargs = make(DeviceMaker(dtype, env.device))
         calls, refused = ours(op, kwargs, env)
         call = registry.capture(op, kwargs)
-        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol)
+        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, expect)
         return Subject(kwargs, calls, gate, refused=refused, flops=op.flops(call), nbytes=op.nbytes(call))
 
     return ready
+
+
+def count(
+    op: Op, make: Callable[[Maker], Kwargs], sizes: Mapping[str, Any], dtype: torch.dtype, tol: float
+) -> Callable[[], Count]:
+    """Runs the op's CUDA kernel in the emulator, with counters."""
+
+    def run() -> Count:
+        kwargs = make(Maker(dtype))
+        op.resolve(registry.capture(op, kwargs), "emulator")  # raises Unsupported, with every reason
+        with torch.no_grad(), machine.counting() as counters:
+            output = op.public(**kwargs, backend="emulator")
+        call = registry.capture(op, kwargs)
+        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, reference)(output)
+        return Count(sizes, counters(), gate, op.flops(call), op.nbytes(call))
+
+    return run
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -137,6 +164,7 @@ def from_cases(op: Op, names: Sequence[str] | None = None, dtype: torch.dtype = 
             dtype=_named(dtype),
             peers=(eager(op),),
             rank=200,
+            count=count(op, op.cases[0].make, {"case": op.cases[0].name}, dtype, op.cases[0].tol),
         )
         for case in wanted
     ]
@@ -147,7 +175,9 @@ class OpRows:
     """Rows of one op by sizes. `make(maker, **sizes)` gives the public function's keyword arguments.
 
     `peers` are timed beside ours, and the op's eager form after them unless `eager` is False; `rank` and `published`
-    are functions of a row's sizes; `defaults` are sizes that may be left out of --shape.
+    are functions of a row's sizes; `defaults` are sizes that may be left out of --shape; `small` bounds the sizes that
+    the emulator is given for --counters; `label` names a row by its sizes; `expect(op, kwargs)` computes the reference,
+    for sizes of which the whole at once would not fit.
     """
 
     op: str
@@ -160,28 +190,33 @@ class OpRows:
     inputs: str = NORMAL
     what: str = ""
     eager: bool = True
+    label: Callable[[Sizes], str] | None = None
+    expect: Callable[[Op, Kwargs], Any] = reference
     tol: float = 1.0
     rank: Callable[[Sizes], int] = lambda sizes: 100
     published: Callable[[Sizes, str], tuple[str, ...]] = lambda sizes, dtype: ()
     defaults: Sizes = field(default_factory=dict)
+    small: Sizes = field(default_factory=dict)
 
-    def row(self, sizes: Sizes, dtype: str) -> Benchmark:
-        """The benchmark of one size."""
+    def row(self, sizes: Sizes, dtype: str, *, exact: bool = False) -> Benchmark:
+        """The benchmark of one size; `exact`: --counters too takes it as it is, however long that is."""
         full = {**self.defaults, **sizes}
+        small = full if exact else {name: min(size, self.small.get(name, size)) for name, size in full.items()}
         op = registry.get(self.op)
-        label = "x".join(str(full[name]) for name in self.sizes)
+        label = self.label(full) if self.label is not None else "x".join(str(full[name]) for name in self.sizes)
         return Benchmark(
             name=f"{self.op}/{label}/{dtype}",
             suite="ops",
             what=self.what,
             shapes=full,
             inputs=self.inputs,
-            prepare=prepare(op, lambda maker: self.make(maker, **full), DTYPES[dtype], self.tol),
+            prepare=prepare(op, lambda maker: self.make(maker, **full), DTYPES[dtype], self.tol, self.expect),
             unit=self.unit,
             dtype=dtype,
             peers=(*self.peers, *([eager(op)] if self.eager else [])),
             published=self.published(full, dtype),
             rank=self.rank(full),
+            count=count(op, lambda maker: self.make(maker, **small), small, DTYPES[dtype], self.tol),
         )
 
     def benchmarks(self) -> list[Benchmark]:
@@ -208,6 +243,10 @@ class OpRows:
 
 
 def by_op() -> dict[str, OpRows]:
-    """The `OpRows` of every spec file, by op."""
-    members = (value for module in spec_files() for value in vars(module).values())
-    return {value.op: value for value in members if isinstance(value, OpRows)}
+    """The `OpRows` of every spec file, by op: the first where a file has several."""
+    found: dict[str, OpRows] = {}
+    for module in spec_files():
+        for value in vars(module).values():
+            if isinstance(value, OpRows):
+                found.setdefault(value.op, value)
+    return found

@@ -37,6 +37,8 @@ def _value(row: Row) -> str:
 
 def line(row: Row) -> str:
     """One row as it comes in."""
+    if row["status"] == "counted":
+        return f"{row['benchmark']}  counted: {row['counters']['issues']} warp instructions"
     if row["status"] != "ok":
         return f"{row['benchmark']}  {row['candidate']}: {row['status']}: {row['reason']}"
     roof = f", {row['roof']['percent']:.0f} % of {row['roof']['name']}" if "roof" in row else ""
@@ -104,14 +106,39 @@ def table_of(rows: Sequence[Row]) -> str:
     parts = [table(head, body, numbers=(2, 4, 5, 6))] if body else []
     if labels := sorted({row["label"].partition(":")[0] for row in good(rows) if "label" in row}):
         parts.append(f"{', '.join(labels)}s: PyTorch on this processor, no speed of a GPU kernel.")
+    parts += _reasons([row for row in rows if row["status"] not in ("ok", "counted")])
+    return "\n".join(parts) or "no rows"
+
+
+def counters_of(rows: Sequence[Row]) -> str:
+    """Counted rows, against the work's ideal cost, and the rows that were refused."""
+    body = []
+    for row in rows:
+        if row["status"] == "counted":
+            c = row["counters"]
+            body.append(
+                [
+                    row["benchmark"],
+                    " ".join(f"{k}={v}" for k, v in row["shapes"].items()),
+                    str(c["issues"]),
+                    f"{c['flops'] / row['flops']:.2f}" if row["flops"] else "",
+                    f"{c['bytes'] / row['bytes']:.2f}" if row["bytes"] else "",
+                    f"{c['global_sectors'] / c['global_requests']:.1f}" if c["global_requests"] else "",
+                    f"{c['shared_wavefronts'] / c['shared_requests']:.2f}" if c["shared_requests"] else "",
+                ]
+            )
+    ratios = ["flops / ideal", "bytes at all levels / ideal", "sectors / request", "wavefronts / request"]
+    head = ["counted in the emulator", "sizes", "warp instructions", *ratios]
+    parts = [table(head, body, numbers=(2, 3, 4, 5, 6))] if body else []
+    return "\n".join([*parts, *_reasons([r for r in rows if r["status"] != "counted"])]) or "no rows"
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """Why rows have no number, each reason once."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if row["status"] != "ok":
-            reasons.setdefault(f"{row['status']}  {row['candidate']}: {row['reason']}", []).append(row["benchmark"])
-    if reasons:
-        parts.append("no number:")
-        parts += [f"  {reason}  ({_some(names)})" for reason, names in reasons.items()]
-    return "\n".join(parts) or "no rows"
+        reasons.setdefault(f"{row['status']}  {row['candidate']}: {row['reason']}", []).append(row["benchmark"])
+    return ["no number:", *(f"  {reason}  ({_some(names)})" for reason, names in reasons.items())] if reasons else []
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Rows: what a benchmark run leaves behind, as JSON lines; each is written and flushed as soon as it is known.
 
 schema      1
-status      "ok" | "wrong" (the gate failed) | "refused" (cannot serve this) | "failed" (raised)
+status      "ok" | "counted" | "wrong" (the gate failed) | "refused" (cannot serve this) | "failed" (raised)
 suite, benchmark, group, what, shapes, dtype, inputs, flops, bytes       from the spec
 candidate   "cuda", "triton", or a peer's name;  ours: whether it is tkpy's own kernel
 reason      why there is no number, unless "ok"
@@ -10,6 +10,7 @@ seconds     the median of one call (absent for kernels that time themselves)
 warm        {median, q1, q3} seconds of one of many calls in a row, for short calls
 roof        {name, percent}: the bound of the machine that binds, and how near the row is to it
 gate        {error, tolerance}: what the comparison said in this process, just before the timing
+counters    of "counted" rows: what the emulator counted; they hold no time
 timing      how the time was taken;  label: "CPU row ..." where the row is no speed of a GPU kernel
 machine     device, driver, clocks, commit, versions;  condition: clocks, power, temperature just after the row
 """
@@ -25,7 +26,7 @@ from typing import Any, TextIO
 
 Row = dict[str, Any]
 SCHEMA = 1
-STATUSES = ("ok", "wrong", "refused", "failed")
+STATUSES = ("ok", "counted", "wrong", "refused", "failed")
 NEEDED = ("schema", "status", "suite", "benchmark", "candidate", "ours")
 
 

@@ -37,11 +37,13 @@ def run(
     *,
     seconds: float = 1.0,
     peers: bool = True,
+    alone: bool = True,
     roofs: Roofs | None = None,
 ) -> Iterator[Row]:
-    """The rows of each benchmark, ours first. `seconds`: timed per benchmark, all its candidates together."""
+    """The rows of each benchmark, ours first. `seconds`: timed per benchmark, all its candidates together; `alone`:
+    peers are timed too where nothing of ours can be."""
     for benchmark in benchmarks:
-        yield from _rows(benchmark, env, seconds, peers, roofs)
+        yield from _rows(benchmark, env, seconds, peers, alone, roofs)
         gc.collect()  # the inputs of one row are gone before the next one's are made
         if env.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -49,8 +51,9 @@ def run(
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:2]) if isinstance(error, Unsupported) else lines[0]
+    if isinstance(error, Unsupported):
+        return "; ".join(str(reason) for reasons in error.refusals.values() for reason in reasons)
+    return next(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _base(benchmark: Benchmark, env: Environment, candidate: str, ours: bool) -> Row:
@@ -81,6 +84,27 @@ def _without(row: Row, status: str, reason: str) -> Row:
     return {**row, "status": status, "reason": reason}
 
 
+def count(benchmarks: Iterable[Benchmark], env: Environment) -> Iterator[Row]:
+    """What our kernels do, counted in the emulator: rows without a time. Those without a kernel are refused."""
+    for benchmark in benchmarks:
+        row = _base(benchmark, env, "emulator", True) | {"timing": "none: counted in the emulator"}
+        row.pop("label", None)
+        try:
+            if benchmark.count is None:
+                raise NotImplementedError("it has no kernel that the emulator can run")
+            found = benchmark.count()
+        except CAUGHT as error:
+            refused = isinstance(error, Unsupported | NotImplementedError)
+            yield _without(row, "refused" if refused else "failed", _first_line(error))
+            continue
+        row |= {"shapes": dict(found.shapes), "flops": found.flops, "bytes": found.nbytes}
+        if not found.gate.ok:
+            yield _without(row, "wrong", f"the gate: {found.gate}")
+            continue
+        gate = {"error": found.gate.relative, "tolerance": found.gate.tolerance}
+        yield row | {"status": "counted", "counters": dict(found.counters), "gate": gate}
+
+
 @dataclass
 class _Candidate:
     call: Callable[[], Any]
@@ -88,7 +112,9 @@ class _Candidate:
     comparison: Comparison | None = None
 
 
-def _rows(benchmark: Benchmark, env: Environment, seconds: float, peers: bool, roofs: Roofs | None) -> Iterator[Row]:
+def _rows(
+    benchmark: Benchmark, env: Environment, seconds: float, peers: bool, alone: bool, roofs: Roofs | None
+) -> Iterator[Row]:
     try:
         subject = benchmark.prepare(env)
     except CAUGHT as error:
@@ -106,7 +132,7 @@ def _rows(benchmark: Benchmark, env: Environment, seconds: float, peers: bool, r
         name: _Candidate(call, {**_base(benchmark, env, name, True), **subject.notes})
         for name, call in subject.ours.items()
     }
-    for peer in benchmark.peers if peers else ():
+    for peer in benchmark.peers if peers and (alone or candidates) else ():
         row = _base(benchmark, env, peer.name, False)
         if (missing := peer.missing()) is not None:
             yield _without(row, "refused", missing)
@@ -120,7 +146,7 @@ def _rows(benchmark: Benchmark, env: Environment, seconds: float, peers: bool, r
         if status != "ok":
             yield _without(candidate.row, status, reason)
             del candidates[name]
-    if candidates:
+    if alone or any(candidate.row["ours"] for candidate in candidates.values()):
         yield from _timed(benchmark, env, subject, candidates, seconds, roofs)
 
 
@@ -146,6 +172,8 @@ def _timed(
     seconds: float,
     roofs: Roofs | None,
 ) -> Iterator[Row]:
+    if not candidates:
+        return
     calls = {name: candidate.call for name, candidate in candidates.items()}
     warm: dict[str, Samples | None] = {}
     try:

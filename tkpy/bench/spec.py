@@ -100,6 +100,17 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Count:
+    """What our kernel did in the emulator: its counters, on these sizes, and the gate's word on its result."""
+
+    shapes: Mapping[str, int | str | bool]
+    counters: Mapping[str, int]
+    gate: Comparison
+    flops: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One row of work.
 
@@ -116,6 +127,7 @@ class Benchmark:
         peers: other implementations, timed in turn with ours.
         published: ids of figures in `tkpy/bench/published` that measured the same.
         rank: rows of a lower rank come first.
+        count: runs our kernel in the emulator, on sizes that it can do, for `--counters`.
         group: rows that belong together in a table and a plot; the part of the name before the first "/".
     """
 
@@ -132,6 +144,7 @@ class Benchmark:
     peers: tuple[Peer, ...] = ()
     published: tuple[str, ...] = ()
     rank: int = 100
+    count: Callable[[], Count] | None = None
 
     @property
     def group(self) -> str:

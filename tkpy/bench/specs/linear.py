@@ -70,6 +70,7 @@ LINEAR = OpRows(
     what="x W^T: a dense layer without bias",
     rank=_rank,
     published=_published,
+    small={"m": 256, "n": 512, "k": 256},
 )
 
 BENCHMARKS = LINEAR.benchmarks()
