@@ -1,0 +1,77 @@
+"""bench/on_gpu.sh: what it does without a GPU, and, with programs that stand for it, how stages end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "on_gpu.sh"
+STAGES = ["build", "gpu tests", "check of every op", "memcheck", "racecheck", "ops", "micro", "models"]
+
+PYTHON = """#!/bin/bash
+echo "python $*"
+case "$*" in
+  "-m pytest"*) echo "1 failed"; exit 1 ;;
+  *"bench ops"*) echo '{"a row": 1}' >"$OUT/ops.jsonl"; exec sleep 60 ;;
+esac
+"""
+
+
+def run(out: Path, path: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PATH": path, **more}
+    return subprocess.run(["bash", SCRIPT, *args, out], env=env, capture_output=True, text=True, check=False)
+
+
+def summary(out: Path) -> list[str]:
+    return (out / "summary.txt").read_text().splitlines()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="would run everything")
+def test_without_a_gpu_every_stage_says_so(tmp_path):
+    done = run(tmp_path / "out", os.environ["PATH"])
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert summary(tmp_path / "out") == [f"{stage}: not run (there is no nvidia-smi)" for stage in STAGES]
+    assert "== gpu tests: python3 -m pytest -m gpu" in done.stdout
+
+
+def test_wrong_arguments():
+    done = subprocess.run(["bash", SCRIPT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "usage: bench/on_gpu.sh OUT [SECONDS]\n")
+
+
+def test_stages_go_on_after_a_failure_and_stop_in_time(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in (
+        ("nvidia-smi", "#!/bin/bash\necho 9.0\n"),
+        ("compute-sanitizer", '#!/bin/bash\nshift 4\nexec "$@"\n'),
+        ("python3", PYTHON),
+    ):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    out = tmp_path / "out"
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(out)}
+    done = subprocess.run(["bash", SCRIPT, out, "5"], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    lines = summary(out)
+    assert [line.split(":")[0] for line in lines] == STAGES
+    assert "ok" in lines[0]
+    assert lines[1].startswith("gpu tests: FAILED with status 1")
+    assert "1 failed" in lines[1]
+    assert all("ok" in line for line in lines[2:5])
+    assert "out of time" in lines[5]
+    assert "no time left" in lines[6] + lines[7]
+    assert (out / "ops.jsonl").read_text() == '{"a row": 1}\n'
+    assert (out / "plots.tar.gz").stat().st_size > 0
+    assert len(list(out.iterdir())) <= 8
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck():
+    done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
