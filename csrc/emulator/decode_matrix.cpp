@@ -108,7 +108,7 @@ bool Decoder::decode_wgmma() {
   Op op;
   has("sync"), has("aligned");
   if (has("fence")) {
-    op.fn = exec_nothing;
+    op.fn = exec_wgmma_fence;
     return finish(op), true;
   }
   if (has("commit_group")) {
@@ -147,8 +147,12 @@ bool Decoder::decode_wgmma() {
   if (why.empty() && k != tensor::wgmma_k(w)) why = "no such shape";
   if (!why.empty()) throw NotModelled{why};
   const std::size_t first = pending_.size();
-  // D is read (unless scale-d says not) as well as written, until the wait: its rows are pinned, so one mention is enough.
+  // D is read (unless scale-d says not) as well as written, until the wait: its rows are pinned.
   list(op, arg(0), Type::b32, true);
+  for (std::size_t i = first, n = pending_.size(); i < n; ++i) {
+    pending_.push_back(pending_[i]);
+    pending_.back().def = false;
+  }
   const u32 registers = tensor::wgmma_registers(w);
   if (op.list_size != registers) throw NotModelled{"a vector whose length is not the instruction's"};
   if (w.a_in_registers) {

@@ -20,6 +20,7 @@ void exec_cvta(Exec& x, const Op& op, u32 mask);         // c: Space; a: to that
 void exec_isspacep(Exec& x, const Op& op, u32 mask);
 void exec_mapa(Exec& x, const Op& op, u32 mask);         // a: 64-bit generic form
 void exec_getctarank(Exec& x, const Op& op, u32 mask);
+void exec_watched(Exec& x, const Op& op, u32 mask);      // checks its registers, then runs Function::watches' handler
 void exec_nothing(Exec& x, const Op& op, u32 mask);
 // atomics (exec_atomic.cpp): a element bytes, b elements, d[0]/list results, s[1] list of operands; imm offset; e Base
 void exec_atomic(Exec& x, const Op& op, u32 mask);
@@ -59,6 +60,7 @@ void exec_stmatrix(Exec& x, const Op& op, u32 mask);
 void exec_mma(Exec& x, const Op& op, u32 mask);        // imm: Function::mma_ops
 // wgmma (exec_wgmma.cpp)
 void exec_wgmma(Exec& x, const Op& op, u32 mask);      // imm: Function::wgmma_ops
+void exec_wgmma_fence(Exec& x, const Op& op, u32 mask);
 void exec_wgmma_commit(Exec& x, const Op& op, u32 mask);
 void exec_wgmma_wait(Exec& x, const Op& op, u32 mask);
 // asynchronous copies (exec_async.cpp): rows s[0] destination, s[1] source, s[2] mbarrier, s[3] size or value, s[4] CTA

@@ -91,6 +91,11 @@ void cancel_wgmma(Warp& w, const Frame* frame) {
   }
 }
 
+u64 wgmma_finished(const Warp& w) {
+  const std::size_t index = w.index / 4;
+  return index < w.cta->warpgroups.size() ? w.cta->warpgroups[index].done : 0;
+}
+
 void exec_wgmma(Exec& x, const Op& op, u32 mask) {
   if (!converge(x, op, mask, kFullMask)) return;
   Warp& w = *x.warp;
@@ -125,13 +130,25 @@ void exec_wgmma(Exec& x, const Op& op, u32 mask) {
   p.descriptor_b[slot] = x.row<u64>(op.s[1])[lane];
   p.accumulate |= (x.pred(op.s[2]) >> lane & 1) << slot;
   p.frames[slot] = x.frame;
+  if (!p.arrived) p.fences = w.wgmma_fences, p.commits = w.wgmma_commits;
+  else if (p.fences != w.wgmma_fences || p.commits != w.wgmma_commits)
+    x.report(Check::wgmma_misuse, op, lane,
+             std::string(p.fences != w.wgmma_fences ? "wgmma.fence" : "wgmma.commit_group") +
+                 " was executed by some warps of the warpgroup and not by others before this wgmma");
+  w.wgmma_last = site;
+  watch_wgmma(x, op, x.pred(op.s[2]));
   p.arrived |= 1u << slot;
   ++x.cluster->progress;
+}
+
+void exec_wgmma_fence(Exec& x, const Op& op, u32 mask) {
+  if (converge(x, op, mask, kFullMask)) ++x.warp->wgmma_fences;
 }
 
 void exec_wgmma_commit(Exec& x, const Op& op, u32 mask) {
   if (!converge(x, op, mask, kFullMask)) return;
   x.warp->wgmma_groups.push_back(x.warp->wgmma_issued);
+  ++x.warp->wgmma_commits;
 }
 
 void exec_wgmma_wait(Exec& x, const Op& op, u32 mask) {
@@ -140,7 +157,7 @@ void exec_wgmma_wait(Exec& x, const Op& op, u32 mask) {
   const std::size_t keep = static_cast<std::size_t>(op.imm);
   if (groups.size() <= keep) return;
   const u64 target = groups[groups.size() - 1 - keep];
-  if (group_of(*x.warp).done < target) {
+  if (wgmma_finished(*x.warp) < target) {
     Wait wait;
     wait.kind = Wait::wgmma;
     wait.phase = target;
@@ -148,6 +165,7 @@ void exec_wgmma_wait(Exec& x, const Op& op, u32 mask) {
     return;
   }
   groups.erase(groups.begin(), groups.end() - static_cast<std::ptrdiff_t>(keep));
+  x.warp->wgmma_waited = target;
 }
 
 }  // namespace tkpy::emulator

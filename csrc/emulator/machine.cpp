@@ -43,6 +43,8 @@ Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u
   frame->rows = reinterpret_cast<u8*>(align_up(reinterpret_cast<u64>(frame->storage.data()), 64));
   frame->preds.assign(fn->function->preds, 0);
   frame->preds[kPredTrue] = kFullMask;
+  frame->watched.assign(fn->function->watched.size(), {});
+  start_watching(*frame, lanes);
   w.frames.push_back(std::move(frame));
   return w.frames.back().get();
 }

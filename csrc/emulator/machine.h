@@ -79,6 +79,17 @@ struct SiteKey {
   u32 function, op;
 };
 
+// What the checks know of one watched register of one call (exec_watch.cpp).
+struct RegisterState {
+  u32 undefined = 0;       // lanes that have not written it
+  u32 touched = 0;         // 1 + number of wgmma.fence before its last use by another instruction than wgmma; 0: none
+  u32 touched_by = 0;      // Op
+  u32 fenced = 0;          // 1 + number of wgmma.fence before the last wgmma that uses it
+  u64 wgmma = 0;           // number of that wgmma, from 1; 0: none
+  u32 wgmma_op = 0;
+  bool accumulates = false;
+};
+
 struct Frame {
   const LinkedFunction* fn = nullptr;
   Frame* parent = nullptr;
@@ -91,6 +102,7 @@ struct Frame {
   std::vector<u32> storage;
   u8* rows = nullptr;
   std::vector<u32> preds;
+  std::vector<RegisterState> watched;  // parallel to Function::watched
 };
 
 struct Wait {
@@ -146,6 +158,9 @@ struct Warp {
   u32 region_hint = 0;
   AsyncGroups async[2];             // of cp.async and of bulk copies
   u64 wgmma_issued = 0;
+  u64 wgmma_waited = 0;             // so many of them are covered by a wait
+  SiteKey wgmma_last{};             // the last one issued
+  u32 wgmma_fences = 0, wgmma_commits = 0;
   std::vector<u64> wgmma_groups;    // for each committed group, how many had been issued
 };
 
@@ -195,6 +210,7 @@ struct PendingWgmma {
   u32 arrived = 0;
   u64 descriptor_a[4] = {}, descriptor_b[4] = {};
   u32 accumulate = 0;              // bit per warp
+  u32 fences = 0, commits = 0;     // executed before it by the warp that came first
   Frame* frames[4] = {};
   std::vector<u32*> a[4], d[4];    // rows of each warp
 };
@@ -332,6 +348,11 @@ struct Launch {
 // wgmma (exec_wgmma.cpp)
 bool run_wgmma(Cluster& cluster);
 void cancel_wgmma(Warp& w, const Frame* frame);
+u64 wgmma_finished(const Warp& w);  // how many wgmma of its warpgroup have run
+// registers (exec_watch.cpp)
+void start_watching(Frame& frame, u32 lanes);
+void watch_wgmma(Exec& x, const Op& op, u32 accumulate);
+void check_wgmma_waited(Exec& x);  // the warp has ended
 // asynchronous copies (exec_async.cpp)
 bool async_ready(const Cluster& cluster, const Warp& w, const Wait& wait, u32 lanes);
 // mbarriers (exec_mbarrier.cpp)
