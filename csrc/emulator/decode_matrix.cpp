@@ -56,9 +56,15 @@ bool Decoder::decode_matrix() {
     return finish(op), true;
   }
   if (name == "setmaxnreg") {
-    // Register pools are not modelled: the count changes nothing that a program can see here.
-    taken_ = ~u64{0};
-    op.fn = exec_nothing;
+    op.a = has("inc");
+    if (!op.a && !has("dec")) return false;
+    has("sync"), has("aligned"), has("u32");
+    arity(1, 1);
+    if (arg(0).kind != Operand::imm || arg(0).value < 24 || arg(0).value > 256 || arg(0).value % 8)
+      throw NotModelled{"a register count that is not an immediate from 24 to 256 in steps of 8"};
+    op.imm = static_cast<i64>(arg(0).value);
+    f_.most_registers = std::max(f_.most_registers, static_cast<u32>(arg(0).value));
+    op.fn = exec_setmaxnreg;
     return finish(op), true;
   }
   if (name == "wgmma") return decode_wgmma();

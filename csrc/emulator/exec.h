@@ -54,6 +54,8 @@ void exec_cluster_wait(Exec& x, const Op& op, u32 mask);
 // mbarriers (exec_mbarrier.cpp): s[0] address (f bit 0: 64 bits), s[1] count, bytes, token or parity; s[2] second count
 enum class MbarrierOp : u8 { init, inval, arrive, expect_tx, complete_tx, test_wait, try_wait, pending_count, cp_async_arrive };
 void exec_mbarrier(Exec& x, const Op& op, u32 mask);
+// register pools (exec_setmaxnreg.cpp): a: increase; imm: registers a thread
+void exec_setmaxnreg(Exec& x, const Op& op, u32 mask);
 // matrices (exec_matrix.cpp)
 void exec_ldmatrix(Exec& x, const Op& op, u32 mask);   // a: matrices, b: transposed
 void exec_stmatrix(Exec& x, const Op& op, u32 mask);

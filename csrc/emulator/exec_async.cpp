@@ -265,6 +265,7 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
       x.report(Check::tensor_map, op, lane, why);
       continue;
     }
+    if (why = tensor::tile_doubt(map, s.offset); !why.empty()) x.report(Check::tensor_map, op, lane, why);
     if (!runs_are_known(x, op, lane, map, at.data(), s.offset, !load)) continue;
     const u32 bytes = tensor::tile_bytes(map);
     if (x.counting) x.count->bytes += bytes;

@@ -273,6 +273,7 @@ void exec_exit(Exec& x, const Op&, u32 mask) {
   ++x.cluster->progress;
   if (x.warp->alive) return;
   check_wgmma_waited(x);
+  check_setmaxnreg(x);
   retry_barriers(*x.cta);
   if (std::none_of(x.cta->warps.begin(), x.cta->warps.end(), [](const Warp& w) { return w.alive != 0; }))
     x.cluster->check_agents_of(*x.cta);

@@ -40,8 +40,11 @@ Place locate(Exec& x, const Op& op, u32 lane, bool plain) {
   return p;
 }
 
-void arrive_clock(Exec& x, const Place& p, bool relaxed) {
+void arrive_clock(Exec& x, const Op& op, const Place& p, bool relaxed) {
   Warp& w = *x.warp;
+  MbarrierClocks::Arrivals& mine = p.cta->mbarriers[p.offset].arrivals[w.id];
+  ++mine.now;
+  mine.site = x.site(op);
   join(p.cta->mbarriers[p.offset].arriving, relaxed ? w.fence_clock : w.clock);
   if (!relaxed) ++w.clock[w.id];
 }
@@ -50,6 +53,7 @@ void phase_done(Cluster& c, Cta& cta, u32 offset) {
   MbarrierClocks& m = cta.mbarriers[offset];
   join(m.done, m.arriving);
   m.arriving.clear();
+  for (auto& [warp, of] : m.arrivals) of.before += of.now, of.now = 0;
   ++c.progress;
 }
 
@@ -111,7 +115,7 @@ void one_arrival(Exec& x, const Op& op, u32 lane, const Place& p) {
   else if (op.c) arrival.count = x.row<u32>(op.s[1])[lane];
   u64 object = load(p.at), state = 0;
   bool completed = false;
-  arrive_clock(x, p, op.b & 8);
+  arrive_clock(x, op, p, op.b & 8);
   const std::string why = tensor::mbarrier_arrive(object, arrival, &state, &completed);
   if (!why.empty()) return x.report(Check::mbarrier_misuse, op, lane, why);
   std::memcpy(p.at, &object, 8);
@@ -132,7 +136,7 @@ void arrive_after_copies(Exec& x, const Op& op, u32 lane, const Place& p) {
     const u64 object = tensor::mbarrier_encode(s);
     std::memcpy(p.at, &object, 8);
   }
-  arrive_clock(x, p, false);
+  arrive_clock(x, op, p, false);
   Cluster* c = x.cluster;
   Cta* cta = p.cta;
   const u32 offset = p.offset;

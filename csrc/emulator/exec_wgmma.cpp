@@ -48,6 +48,8 @@ void execute(Cluster& c, Cta& cta, std::size_t index) {
     if (!why.empty()) c.report_at(Check::uninitialised_read, p.site, first, 0, why);
     why = tensor::descriptor_reason(p.descriptor_b[0], tensor::wgmma_operand_b(*p.op));
     if (why.empty() && !p.op->a_in_registers) why = tensor::descriptor_reason(p.descriptor_a[0], tensor::wgmma_operand_a(*p.op));
+    if (why.empty()) why = tensor::descriptor_doubt(p.descriptor_b[0], tensor::wgmma_operand_b(*p.op));
+    if (why.empty() && !p.op->a_in_registers) why = tensor::descriptor_doubt(p.descriptor_a[0], tensor::wgmma_operand_a(*p.op));
     if (!why.empty()) c.report_at(Check::wgmma_misuse, p.site, first, 0, why);
   }
   std::vector<const u32*> a;

@@ -7,7 +7,6 @@
 #include <bit>
 
 #include "exec.h"
-#include "tensor/mbarrier.h"
 
 namespace tkpy::emulator {
 
@@ -109,7 +108,7 @@ bool Exec::wants(Check check) const {
          (launch->config->checks >> static_cast<u32>(check) & 1);
 }
 
-static Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane) {
+Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane) {
   Site s;
   const FunctionAst& f = launch.linked->module->ast->functions[key.function];
   s.function = f.name;
@@ -269,6 +268,7 @@ bool Cluster::ready(Warp& w, Group& g) {
     case Wait::cp_async:
     case Wait::bulk: return async_ready(*this, w, g.wait, g.mask);
     case Wait::wgmma: return w.cta->warpgroups[w.index / 4].done >= g.wait.phase;
+    case Wait::registers: return w.cta->register_pool >= g.wait.id;
   }
   return true;
 }
@@ -434,6 +434,7 @@ void Cluster::start() {
       w.cta = &cta;
       w.index = i;
       w.id = static_cast<u32>(warps.size());
+      w.registers = launch->registers;
       const u64 rest = threads - u64{i} * kLanes;
       w.alive = rest >= kLanes ? kFullMask : (1u << rest) - 1;
       grow_local(w, kernel.function->frame_bytes, checked);
@@ -507,69 +508,6 @@ bool Cluster::wake_timeouts() {
     }
   }
   return any;
-}
-
-std::string Cluster::describe_wait(const Warp& w, const Group& g) const {
-  switch (g.wait.kind) {
-    case Wait::warp_sync:
-    case Wait::warp_barrier: {
-      char text[160];
-      std::snprintf(text, sizeof text, "a warp-level synchronisation of lanes 0x%08x; only 0x%08x are here, 0x%08x live",
-                    g.wait.id, g.mask, w.alive);
-      return text;
-    }
-    case Wait::barrier: {
-      const Barrier& b = w.cta->barriers[g.wait.id];
-      return "barrier " + std::to_string(g.wait.id) + ": " + std::to_string(b.arrived) + " warps have arrived" +
-             (b.expected ? " of " + std::to_string(b.expected / kLanes) : " of all that live");
-    }
-    case Wait::cluster_barrier: return "barrier.cluster: " + std::to_string(cluster_arrived) + " threads have arrived";
-    case Wait::mbarrier: {
-      const Cta& owner = ctas[static_cast<std::size_t>(g.wait.address >> 32)];
-      const u32 offset = static_cast<u32>(g.wait.address);
-      u64 object;
-      std::memcpy(&object, owner.shared.data.data() + (offset - kSharedBase), 8);
-      return "the mbarrier at shared address " + std::to_string(offset) + " of CTA rank " + std::to_string(owner.rank) + ": " +
-             tensor::mbarrier_describe(object) + (g.wait.id ? "; waiting for parity " + std::to_string(g.wait.phase) : "");
-    }
-    case Wait::cp_async: return "cp.async groups";
-    case Wait::bulk: return "bulk groups";
-    case Wait::wgmma: return "wgmma groups: not all four warps of the warpgroup have issued them";
-    default: return "nothing";
-  }
-}
-
-void Cluster::report_deadlock() {
-  std::string text = "no warp can run:";
-  Finding f;
-  f.check = Check::deadlock;
-  bool first = true, warp_level = false;
-  u32 shown = 0;
-  for (const Warp* w : warps) {
-    for (const Group& g : w->groups) {
-      const u32 op = std::min<u32>(g.pc, static_cast<u32>(g.frame->fn->ops.size() - 1));
-      const Site s = make_site(*launch, {g.frame->fn->function->index, op}, w->cta->linear, w->index,
-                               static_cast<u32>(std::countr_zero(g.mask)));
-      warp_level |= g.wait.kind == Wait::warp_sync || g.wait.kind == Wait::warp_barrier;
-      if (first) f.site = s;
-      first = false;
-      if (++shown > 64) continue;
-      text += "\n  CTA " + std::to_string(s.cta) + " warp " + std::to_string(s.warp) + " at PTX line " + std::to_string(s.ptx_line) +
-              (s.source_line ? " (" + s.file + ":" + std::to_string(s.source_line) + ")" : "") + " `" + s.text +
-              "` waits for " + describe_wait(*w, g);
-    }
-  }
-  if (shown > 64) text += "\n  and " + std::to_string(shown - 64) + " more";
-  f.message = text;
-  if (warp_level && (launch->config->checks >> static_cast<u32>(Check::barrier_divergence) & 1)) {
-    Finding d = f;
-    d.check = Check::barrier_divergence;
-    d.message = "lanes of one warp wait at different places for each other: a synchronising instruction was not reached by every "
-                "lane it names";
-    add_finding(std::move(d), "divergence");
-  }
-  add_finding(std::move(f), "deadlock");
-  stopped = true;
 }
 
 }  // namespace tkpy::emulator

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -52,6 +53,7 @@ struct Linked {
   u32 dynamic_base = 0;                   // 32-bit address of dynamic shared memory
   u32 counters = 0;
   bool talks_across_ctas = false;
+  u32 most_registers = 0;                 // the largest operand of a setmaxnreg
 };
 
 struct LaunchConfig {
@@ -65,6 +67,7 @@ struct LaunchConfig {
   bool counters = true;
   u64 budget = 0;       // warp instructions per CTA; 0: the default
   u32 threads = 1;      // host threads
+  u32 registers = 0;    // a thread's at launch, for setmaxnreg; 0: what ptxas would derive
 };
 
 struct LaunchResult {
@@ -106,7 +109,7 @@ struct Frame {
 };
 
 struct Wait {
-  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier, cp_async, bulk, wgmma } kind = none;
+  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier, cp_async, bulk, wgmma, registers } kind = none;
   u32 id = 0;       // barrier id, member mask or group count
   u64 phase = 0;    // generation waited for
   u64 address = 0;
@@ -161,6 +164,9 @@ struct Warp {
   u64 wgmma_waited = 0;             // so many of them are covered by a wait
   SiteKey wgmma_last{};             // the last one issued
   u32 wgmma_fences = 0, wgmma_commits = 0;
+  u32 registers = 0;                // a thread's
+  u32 setmaxnregs = 0;              // executed so far
+  u32 setmaxnreg_time = 0;          // own time of the last
   std::vector<u64> wgmma_groups;    // for each committed group, how many had been issued
 };
 
@@ -201,6 +207,13 @@ struct Barrier {
 // What happens-before needs to know about an mbarrier; its state is its own 64 bits of shared memory.
 struct MbarrierClocks {
   Clock arriving, done;
+  // Arrivals of each warp in this phase, and in those before it: for the report of a deadlock.
+  struct Arrivals {
+    u32 now = 0;
+    u64 before = 0;
+    SiteKey site{};  // the last
+  };
+  std::map<u32, Arrivals> arrivals;  // by Warp::id
 };
 
 // One wgmma of a warpgroup: it runs when all four warps have issued it, at some time before the wait that covers it.
@@ -217,6 +230,12 @@ struct PendingWgmma {
 struct Warpgroup {
   std::vector<PendingWgmma> queue; // in order of issue, from number `done` on
   u64 done = 0;
+  struct Setmaxnreg {
+    i64 registers;
+    bool increase;
+    SiteKey site;
+  };
+  std::vector<Setmaxnreg> setmaxnregs;  // in the order in which its warps execute them
 };
 
 struct Cta {
@@ -224,7 +243,7 @@ struct Cta {
   u32 rank = 0;         // in the cluster
   u32 linear = 0;       // in the grid
   u32 x = 0, y = 0, z = 0;
-  u32 shared_bytes = 0;
+  u32 register_pool = 0;  // registers a thread that no warp holds, summed over warps
   SharedMemory shared;
   std::array<Barrier, 16> barriers;
   std::unordered_map<u32, MbarrierClocks> mbarriers;  // by offset
@@ -330,6 +349,9 @@ struct Cluster {
   bool wake_timeouts();
   void report_deadlock();
   std::string describe_wait(const Warp& w, const Group& g) const;
+  std::vector<Group> stuck_groups(const Warp& w) const;
+  std::string describe_barriers(const Cta& cta) const;
+  std::string describe_mbarriers(const Cta& cta) const;
   u32 timeouts_ = 0;
   u64 stalled_progress_ = 0;
   u32 policy_ = 0, favourite_ = 0;
@@ -343,12 +365,17 @@ struct Launch {
   u64 param_address = 0, param_bytes = 0;
   u64 budget = 0;
   u32 cluster_ctas = 1;
+  u32 registers = 0;               // a thread's at launch; 0: setmaxnreg has no effect
 };
 
 // wgmma (exec_wgmma.cpp)
 bool run_wgmma(Cluster& cluster);
 void cancel_wgmma(Warp& w, const Frame* frame);
 u64 wgmma_finished(const Warp& w);  // how many wgmma of its warpgroup have run
+// register pools (exec_setmaxnreg.cpp): registers a thread has when a kernel is launched; 0: unknown
+u32 entry_registers(const FunctionAst& kernel, u32 most_requested);
+void check_setmaxnreg(Exec& x);   // the warp has ended
+std::string describe_registers(const Cta& cta);
 // registers (exec_watch.cpp)
 void start_watching(Frame& frame, u32 lanes);
 void watch_wgmma(Exec& x, const Op& op, u32 accumulate);
@@ -370,6 +397,7 @@ void retry_cluster_barrier(Cluster& cluster);
 bool converge(Exec& x, const Op& op, u32 mask, u32 members);
 void sync_lanes(Warp& w, u32 lanes);
 
+Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane);
 std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel);
 LaunchResult run_launch(const Linked& linked, const LaunchConfig& config);
 

@@ -125,6 +125,7 @@ struct Function {
   std::vector<Watch> watches;
   std::vector<u32> watch_refs;      // indices into `watched`
   std::vector<u32> watch_of_op;     // kNone: the Op touches no watched register; empty when no Op does
+  u32 most_registers = 0;           // the largest operand of its setmaxnreg
   std::vector<u32> callees;
   bool has_indirect_call = false;
   bool talks_across_ctas = false;  // global atomics, strong accesses: CTAs then run in one host thread
