@@ -43,7 +43,6 @@ void Decoder::run() {
   }
   allocate();
   patch();
-  watch();
 }
 
 void Decoder::decode_one() {
