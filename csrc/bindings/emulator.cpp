@@ -129,7 +129,7 @@ class PyModule {
 
   py::dict launch(u32 kernel, std::array<u32, 3> grid, std::array<u32, 3> block, std::array<u32, 3> cluster, u32 shared,
                   const py::bytes& params, const std::vector<std::tuple<u64, u64, bool>>& regions, u64 seed, u32 checks,
-                  bool counters, u64 budget, u32 threads) {
+                  bool counters, u64 budget, u32 threads, u32 registers) {
     LaunchConfig c;
     c.kernel = kernel;
     c.grid = {grid[0], grid[1], grid[2]};
@@ -144,6 +144,7 @@ class PyModule {
     c.counters = counters;
     c.budget = budget;
     c.threads = threads;
+    c.registers = registers;
     const Linked& linked = link(kernel);
     LaunchResult r;
     {

@@ -119,7 +119,8 @@ struct FunctionAst {
   u32 max_threads[3] = {0, 0, 0};  // .maxntid
   u32 required_threads[3] = {0, 0, 0};
   u32 required_cluster[3] = {0, 0, 0};
-  u32 max_registers = 0;
+  u32 max_registers = 0;           // .maxnreg
+  u32 min_ctas = 0;                // .minnctapersm
 };
 
 struct Loc {

@@ -43,6 +43,7 @@ void Decoder::run() {
   }
   allocate();
   patch();
+  watch();
 }
 
 void Decoder::decode_one() {

@@ -97,6 +97,9 @@ class Decoder {
   void allocate();
   void layout_frame();
   void patch();
+  // registers that are looked at while running (watch.cpp)
+  std::vector<u8> followed() const;
+  void watch();
 
   Module& module_;
   Function& f_;
@@ -116,6 +119,7 @@ class Decoder {
   Flow current_flow_ = Flow::next;
   std::vector<std::vector<u32>> branch_tables_;  // op targets
   std::vector<u32> row_of_vreg_;
+  std::vector<u32> read_first_;       // vregs that some path from the start reads before it writes them
 };
 
 Space space_from_modifiers(const std::vector<std::string_view>& mods, Space otherwise);

@@ -56,9 +56,15 @@ bool Decoder::decode_matrix() {
     return finish(op), true;
   }
   if (name == "setmaxnreg") {
-    // Register pools are not modelled: the count changes nothing that a program can see here.
-    taken_ = ~u64{0};
-    op.fn = exec_nothing;
+    op.a = has("inc");
+    if (!op.a && !has("dec")) return false;
+    has("sync"), has("aligned"), has("u32");
+    arity(1, 1);
+    if (arg(0).kind != Operand::imm || arg(0).value < 24 || arg(0).value > 256 || arg(0).value % 8)
+      throw NotModelled{"a register count that is not an immediate from 24 to 256 in steps of 8"};
+    op.imm = static_cast<i64>(arg(0).value);
+    f_.most_registers = std::max(f_.most_registers, static_cast<u32>(arg(0).value));
+    op.fn = exec_setmaxnreg;
     return finish(op), true;
   }
   if (name == "wgmma") return decode_wgmma();
@@ -108,7 +114,7 @@ bool Decoder::decode_wgmma() {
   Op op;
   has("sync"), has("aligned");
   if (has("fence")) {
-    op.fn = exec_nothing;
+    op.fn = exec_wgmma_fence;
     return finish(op), true;
   }
   if (has("commit_group")) {
@@ -147,8 +153,12 @@ bool Decoder::decode_wgmma() {
   if (why.empty() && k != tensor::wgmma_k(w)) why = "no such shape";
   if (!why.empty()) throw NotModelled{why};
   const std::size_t first = pending_.size();
-  // D is read (unless scale-d says not) as well as written, until the wait: its rows are pinned, so one mention is enough.
+  // D is read (unless scale-d says not) as well as written, until the wait: its rows are pinned.
   list(op, arg(0), Type::b32, true);
+  for (std::size_t i = first, n = pending_.size(); i < n; ++i) {
+    pending_.push_back(pending_[i]);
+    pending_.back().def = false;
+  }
   const u32 registers = tensor::wgmma_registers(w);
   if (op.list_size != registers) throw NotModelled{"a vector whose length is not the instruction's"};
   if (w.a_in_registers) {

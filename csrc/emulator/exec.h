@@ -20,11 +20,11 @@ void exec_cvta(Exec& x, const Op& op, u32 mask);         // c: Space; a: to that
 void exec_isspacep(Exec& x, const Op& op, u32 mask);
 void exec_mapa(Exec& x, const Op& op, u32 mask);         // a: 64-bit generic form
 void exec_getctarank(Exec& x, const Op& op, u32 mask);
+void exec_watched(Exec& x, const Op& op, u32 mask);      // checks its registers, then runs Function::watches' handler
 void exec_nothing(Exec& x, const Op& op, u32 mask);
 // atomics (exec_atomic.cpp): a element bytes, b elements, d[0]/list results, s[1] list of operands; imm offset; e Base
 void exec_atomic(Exec& x, const Op& op, u32 mask);
 void exec_fence(Exec& x, const Op& op, u32 mask);
-void exec_proxy_fence(Exec& x, const Op& op, u32 mask);  // a: kFenceShared, kFenceGlobal
 // warp (exec_warp.cpp)
 void exec_shfl(Exec& x, const Op& op, u32 mask);
 void exec_vote(Exec& x, const Op& op, u32 mask);
@@ -54,12 +54,15 @@ void exec_cluster_wait(Exec& x, const Op& op, u32 mask);
 // mbarriers (exec_mbarrier.cpp): s[0] address (f bit 0: 64 bits), s[1] count, bytes, token or parity; s[2] second count
 enum class MbarrierOp : u8 { init, inval, arrive, expect_tx, complete_tx, test_wait, try_wait, pending_count, cp_async_arrive };
 void exec_mbarrier(Exec& x, const Op& op, u32 mask);
+// register pools (exec_setmaxnreg.cpp): a: increase; imm: registers a thread
+void exec_setmaxnreg(Exec& x, const Op& op, u32 mask);
 // matrices (exec_matrix.cpp)
 void exec_ldmatrix(Exec& x, const Op& op, u32 mask);   // a: matrices, b: transposed
 void exec_stmatrix(Exec& x, const Op& op, u32 mask);
 void exec_mma(Exec& x, const Op& op, u32 mask);        // imm: Function::mma_ops
 // wgmma (exec_wgmma.cpp)
 void exec_wgmma(Exec& x, const Op& op, u32 mask);      // imm: Function::wgmma_ops
+void exec_wgmma_fence(Exec& x, const Op& op, u32 mask);
 void exec_wgmma_commit(Exec& x, const Op& op, u32 mask);
 void exec_wgmma_wait(Exec& x, const Op& op, u32 mask);
 // asynchronous copies (exec_async.cpp): rows s[0] destination, s[1] source, s[2] mbarrier, s[3] size or value, s[4] CTA
@@ -73,6 +76,8 @@ void exec_tensormap_replace(Exec& x, const Op& op, u32 mask);
 void exec_tensormap_copy(Exec& x, const Op& op, u32 mask);
 void exec_store_async(Exec& x, const Op& op, u32 mask);
 enum class BulkKind : u8 { global_to_shared, shared_to_shared, shared_to_global };
+
+enum class AccessKind : u8 { read, write, atomic };
 
 // Resolves lane addresses of an access of `bytes` bytes: range, alignment, initialisation and race checks. Lanes that fail
 // are reported and dropped from the returned mask. `where[lane]` is host memory.
@@ -90,8 +95,8 @@ u8* shared_range(Exec& x, u32 address, u64 bytes, Cta*& cta);
 void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, bool strong,
                    const u8* incoming);
 // Edges through strong operations on one location (PTX ISA 8.8, causality order).
-void acquire_from(Exec& x, u64 location, u32 flags, u32 mask);
-void release_to(Exec& x, u64 location, u32 flags, u32 mask);
+void acquire_from(Exec& x, u64 location, u32 flags);
+void release_to(Exec& x, u64 location, u32 flags);
 u64 shared_location(const Cta& cta, u32 offset);
 void count_shared(Exec& x, const Addresses& a, u32 mask, u32 bytes);
 

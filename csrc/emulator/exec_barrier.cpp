@@ -17,7 +17,7 @@ bool complete(Cta& cta, Barrier& b) {
   const u32 needed = b.expected ? b.expected / kLanes : live_warps(cta);
   if (b.arrived == 0 || b.arrived < needed) return false;
   b.done_clock = std::move(b.clock);
-  b.clock = Clock{};
+  b.clock.clear();
   b.done_popc = b.popc, b.done_all = b.all, b.done_any = b.any;
   b.popc = 0, b.all = 1, b.any = 0;
   b.arrived = 0;
@@ -30,10 +30,8 @@ bool complete(Cta& cta, Barrier& b) {
 // The second half of a barrier: what the waiting warp learns.
 void leave(Exec& x, const Op& op, u32 mask, Barrier& b) {
   Warp& w = *x.warp;
-  if (x.checked) {
-    observe(w, w.alive, b.done_clock);
-    sync_lanes(w, w.alive);
-  }
+  join(w.clock, b.done_clock);
+  sync_lanes(w, w.alive);
   if (op.a != 2) return;
   if (op.b == 0) {
     u32* d = x.row<u32>(op.d[0]);
@@ -74,7 +72,8 @@ void exec_barrier(Exec& x, const Op& op, u32 mask) {
   Warp& w = *x.warp;
   b.expected = b.arrived ? b.expected : count / kLanes * kLanes;
   ++b.arrived;
-  if (x.checked) publish(w, w.alive, b.clock);
+  join(b.clock, w.clock);
+  ++w.clock[w.id];
   if (op.a == 2) {
     const u32 yes = x.pred(op.s[2]) & mask;
     b.popc += static_cast<u32>(std::popcount(yes));
@@ -112,7 +111,7 @@ u32 expected_arrivals(const Cluster& c) {
 void retry_cluster_barrier(Cluster& c) {
   if (c.cluster_arrived == 0 || c.cluster_arrived < expected_arrivals(c)) return;
   c.cluster_done_clock = std::move(c.cluster_clock);
-  c.cluster_clock = Clock{};
+  c.cluster_clock.clear();
   c.cluster_arrived = 0;
   ++c.cluster_phase;
   ++c.progress;
@@ -130,8 +129,8 @@ void exec_cluster_arrive(Exec& x, const Op& op, u32 mask) {
   }
   c.cluster_arrived += static_cast<u32>(std::popcount(mask));
   // .relaxed publishes only what a fence has published.
-  if (op.a) join(c.cluster_clock, w.order.fence_clock);
-  else if (x.checked) publish(w, mask, c.cluster_clock);
+  join(c.cluster_clock, op.a ? w.fence_clock : w.clock);
+  if (!op.a) ++w.clock[w.id];
   retry_cluster_barrier(c);
   x.yield_point();
 }
@@ -146,10 +145,8 @@ void exec_cluster_wait(Exec& x, const Op& op, u32 mask) {
     return;
   }
   if (c.cluster_phase >= mine) {
-    if (x.checked) {
-      observe(w, mask, c.cluster_done_clock);
-      sync_lanes(w, mask);
-    }
+    join(w.clock, c.cluster_done_clock);
+    sync_lanes(w, mask);
     for (u32 rest = mask; rest; rest &= rest - 1) w.cluster_arrivals[static_cast<u32>(std::countr_zero(rest))] = 0;
     return;
   }

@@ -3,7 +3,6 @@
 #include <bit>
 
 #include "exec.h"
-#include "race.h"
 #include "specials.h"
 
 namespace tkpy::emulator {
@@ -199,7 +198,7 @@ bool enter(Exec& x, const Op& op, const CallSite& site, u32 target, u32 lanes) {
   }
   const u32 base = static_cast<u32>(align_up(x.frame->local_base + x.frame->fn->function->frame_bytes + x.frame->extra_bytes, 16));
   Frame* callee = find_sibling(*x.warp, x.frame, &fn, x.pc);
-  if (callee) callee->live |= lanes;
+  if (callee) callee->live |= lanes, start_watching(*callee, lanes);
   else callee = push_frame(*x.warp, &fn, lanes, x.frame, base);
   if (!callee || !grow_local(*x.warp, base + fn.function->frame_bytes, x.checked)) {
     x.report(Check::stack_overflow, op, static_cast<u32>(std::countr_zero(lanes)),
@@ -264,7 +263,6 @@ void exec_ret(Exec& x, const Op& op, u32 mask) {
 
 void exec_exit(Exec& x, const Op&, u32 mask) {
   x.active &= ~mask;
-  if (x.checked) retire(*x.warp, mask, x.cta->ended);
   x.warp->alive &= ~mask;
   for (Frame* f = x.frame; f;) {
     Frame* parent = f->parent;
@@ -274,9 +272,11 @@ void exec_exit(Exec& x, const Op&, u32 mask) {
   x.event |= Exec::regroup;
   ++x.cluster->progress;
   if (x.warp->alive) return;
+  check_wgmma_waited(x);
+  check_setmaxnreg(x);
   retry_barriers(*x.cta);
   if (std::none_of(x.cta->warps.begin(), x.cta->warps.end(), [](const Warp& w) { return w.alive != 0; }))
-    end_cta(*x.cluster, *x.cta);
+    x.cluster->check_agents_of(*x.cta);
 }
 
 void exec_trap(Exec& x, const Op& op, u32 mask) {

@@ -6,7 +6,8 @@ namespace {
 constexpr const char* kNames[] = {
     "uninitialised-read", "out-of-bounds", "misaligned", "shared-race", "barrier-divergence", "barrier-count",
     "deadlock", "budget", "trap", "unmodelled", "invalid-instruction", "mbarrier-misuse", "stack-overflow", "bad-call",
-    "wgmma-misuse", "tensor-map", "async-in-flight", "proxy-fence", "assertion"};
+    "wgmma-misuse", "tensor-map", "async-in-flight", "proxy-fence", "assertion", "uninitialised-register", "wgmma-in-flight", "wgmma-fence",
+    "setmaxnreg"};
 static_assert(sizeof kNames / sizeof *kNames == static_cast<std::size_t>(Check::count));
 }  // namespace
 

@@ -186,6 +186,7 @@ std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel) {
     l->functions[i].first_counter = l->counters;
     l->counters += static_cast<u32>(module.ast->functions[i].code.size()) + 1;
     l->talks_across_ctas |= module.functions[i].talks_across_ctas;
+    l->most_registers = std::max(l->most_registers, module.functions[i].most_registers);
   }
   return l;
 }
@@ -196,6 +197,8 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
   launch.config = &config;
   launch.regions = sorted_regions(linked, config);
   launch.cluster_ctas = static_cast<u32>(config.cluster.count());
+  launch.registers = config.registers ? config.registers
+                                      : entry_registers(linked.module->ast->functions[linked.kernel], linked.most_registers);
   launch.budget = (config.budget ? config.budget : u64{200'000'000}) * launch.cluster_ctas;
   launch.param_bytes = config.params.size();
   launch.param_block.resize(config.params.size() / 8 + 33);

@@ -7,7 +7,6 @@
 #include <bit>
 
 #include "exec.h"
-#include "tensor/mbarrier.h"
 
 namespace tkpy::emulator {
 
@@ -43,6 +42,8 @@ Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u
   frame->rows = reinterpret_cast<u8*>(align_up(reinterpret_cast<u64>(frame->storage.data()), 64));
   frame->preds.assign(fn->function->preds, 0);
   frame->preds[kPredTrue] = kFullMask;
+  frame->watched.assign(fn->function->watched.size(), {});
+  start_watching(*frame, lanes);
   w.frames.push_back(std::move(frame));
   return w.frames.back().get();
 }
@@ -101,6 +102,74 @@ void Exec::yield_point() {
   if (cluster->random(2)) event |= preempt;
 }
 
+bool Exec::wants(Check check) const {
+  // Memory errors are never silent: the access does not happen. Nor is what ends the run.
+  return check_is_fatal(check) || cluster->stopped || check == Check::out_of_bounds || check == Check::misaligned ||
+         (launch->config->checks >> static_cast<u32>(check) & 1);
+}
+
+Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane) {
+  Site s;
+  const FunctionAst& f = launch.linked->module->ast->functions[key.function];
+  s.function = f.name;
+  s.cta = cta, s.warp = warp, s.lane = lane;
+  if (f.code.empty()) return s;
+  const Ast& ast = *launch.linked->module->ast;
+  const Instr& in = f.code[launch.linked->functions[key.function].ops[key.op].instr];
+  s.ptx_line = in.line;
+  for (char c : in.text.substr(0, 400)) {
+    const bool blank = c == '\n' || c == '\t' || c == ' ' || c == '\r';
+    if (!blank) s.text += c;
+    else if (!s.text.empty() && s.text.back() != ' ') s.text += ' ';
+  }
+  const Loc& loc = ast.locs[in.loc];
+  s.source_line = loc.line;
+  const auto file = ast.files.find(loc.file);
+  if (loc.line && file != ast.files.end()) s.file = file->second;
+  return s;
+}
+
+SiteKey Exec::site(const Op& op) const {
+  if (late_site) return *late_site;
+  return {frame->fn->function->index, static_cast<u32>(&op - frame->fn->ops.data())};
+}
+
+void Exec::report(Check check, const Op& op, u32 lane, std::string message) {
+  report(check, op, lane, std::move(message), SiteKey{kNone, 0}, 0, 0, 0);
+}
+
+void Exec::report(Check check, const Op& op, u32 lane, std::string message, const SiteKey& other, u32 other_warp,
+                  u32 other_lane, u32 other_cta) {
+  if (check_is_fatal(check)) {
+    cluster->stopped = true;
+    event |= stop;
+  }
+  if (!wants(check)) return;
+  const SiteKey here = site(op);
+  std::string key = std::to_string(static_cast<u32>(check)) + "/" + std::to_string(here.function) + "/" + std::to_string(here.op) +
+                    "/" + std::to_string(other.function) + "/" + std::to_string(other.op);
+  Finding f;
+  f.check = check;
+  f.message = std::move(message);
+  f.site = make_site(*launch, here, cta->linear, warp->index, lane);
+  if (other.function != kNone) {
+    f.has_other = true;
+    f.other = make_site(*launch, other, other_cta, other_warp, other_lane);
+  }
+  cluster->add_finding(std::move(f), key);
+}
+
+void Cluster::report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message) {
+  if (check_is_fatal(check)) stopped = true;
+  const bool always = check_is_fatal(check) || check == Check::out_of_bounds || check == Check::misaligned;
+  if (!always && !(launch->config->checks >> static_cast<u32>(check) & 1)) return;
+  Finding f;
+  f.check = check;
+  f.message = std::move(message);
+  f.site = make_site(*launch, key, warp.cta->linear, warp.index, lane);
+  add_finding(std::move(f), std::to_string(static_cast<u32>(check)) + "/" + std::to_string(key.function) + "/" + std::to_string(key.op));
+}
+
 // ---- agents ------------------------------------------------------------------------------------------------------------
 
 u64 Cluster::add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work) {
@@ -114,6 +183,13 @@ bool Cluster::agents_done(const std::vector<u64>& ids, bool read_only) const {
     for (const Agent& a : agents)
       if (a.id == id && !(read_only && a.has_read)) return false;
   return true;
+}
+
+void Cluster::check_agents_of(const Cta& cta) {
+  for (const Agent& a : agents) {
+    if (a.warp->cta != &cta || a.has_read) continue;
+    report_at(Check::async_in_flight, a.site, *a.warp, a.lane, "still under way when the CTA ended: nothing waited for it");
+  }
 }
 
 bool Cluster::run_agent() {
@@ -139,6 +215,25 @@ bool Cluster::run_agent() {
     }
   }
   return run_wgmma(*this);
+}
+
+void Cluster::add_finding(Finding finding, const std::string& key) {
+  constexpr std::size_t kMostFindings = 200;
+  const auto [entry, fresh] = finding_index.try_emplace(key, static_cast<u32>(findings.size()));
+  if (!fresh) {
+    ++findings[entry->second].times;
+  } else if (findings.size() < kMostFindings || check_is_fatal(finding.check)) {
+    findings.push_back(std::move(finding));
+  } else {
+    finding_index.erase(key);
+  }
+}
+
+u32 Cluster::site(const Exec& x, const Op& op) {
+  const SiteKey here = x.site(op);
+  const auto [entry, fresh] = site_index.try_emplace(u64{here.function} << 32 | here.op, static_cast<u32>(sites.size()));
+  if (fresh) sites.push_back(here);
+  return entry->second;
 }
 
 u32 Cluster::random(u32 below) {  // splitmix64
@@ -173,6 +268,7 @@ bool Cluster::ready(Warp& w, Group& g) {
     case Wait::cp_async:
     case Wait::bulk: return async_ready(*this, w, g.wait, g.mask);
     case Wait::wgmma: return w.cta->warpgroups[w.index / 4].done >= g.wait.phase;
+    case Wait::registers: return w.cta->register_pool >= g.wait.id;
   }
   return true;
 }
@@ -338,6 +434,7 @@ void Cluster::start() {
       w.cta = &cta;
       w.index = i;
       w.id = static_cast<u32>(warps.size());
+      w.registers = launch->registers;
       const u64 rest = threads - u64{i} * kLanes;
       w.alive = rest >= kLanes ? kFullMask : (1u << rest) - 1;
       grow_local(w, kernel.function->frame_bytes, checked);
@@ -349,8 +446,8 @@ void Cluster::start() {
     }
   }
   for (Warp* w : warps) {
-    w->order.clock.seen.assign(warps.size(), 0);
-    components.push_back({Component::warp});
+    w->clock.assign(warps.size(), 0);
+    w->clock[w->id] = 1;
   }
   policy_ = random(4);
   favourite_ = random(static_cast<u32>(warps.size()));
@@ -411,69 +508,6 @@ bool Cluster::wake_timeouts() {
     }
   }
   return any;
-}
-
-std::string Cluster::describe_wait(const Warp& w, const Group& g) const {
-  switch (g.wait.kind) {
-    case Wait::warp_sync:
-    case Wait::warp_barrier: {
-      char text[160];
-      std::snprintf(text, sizeof text, "a warp-level synchronisation of lanes 0x%08x; only 0x%08x are here, 0x%08x live",
-                    g.wait.id, g.mask, w.alive);
-      return text;
-    }
-    case Wait::barrier: {
-      const Barrier& b = w.cta->barriers[g.wait.id];
-      return "barrier " + std::to_string(g.wait.id) + ": " + std::to_string(b.arrived) + " warps have arrived" +
-             (b.expected ? " of " + std::to_string(b.expected / kLanes) : " of all that live");
-    }
-    case Wait::cluster_barrier: return "barrier.cluster: " + std::to_string(cluster_arrived) + " threads have arrived";
-    case Wait::mbarrier: {
-      const Cta& owner = ctas[static_cast<std::size_t>(g.wait.address >> 32)];
-      const u32 offset = static_cast<u32>(g.wait.address);
-      u64 object;
-      std::memcpy(&object, owner.shared.data.data() + (offset - kSharedBase), 8);
-      return "the mbarrier at shared address " + std::to_string(offset) + " of CTA rank " + std::to_string(owner.rank) + ": " +
-             tensor::mbarrier_describe(object) + (g.wait.id ? "; waiting for parity " + std::to_string(g.wait.phase) : "");
-    }
-    case Wait::cp_async: return "cp.async groups";
-    case Wait::bulk: return "bulk groups";
-    case Wait::wgmma: return "wgmma groups: not all four warps of the warpgroup have issued them";
-    default: return "nothing";
-  }
-}
-
-void Cluster::report_deadlock() {
-  std::string text = "no warp can run:";
-  Finding f;
-  f.check = Check::deadlock;
-  bool first = true, warp_level = false;
-  u32 shown = 0;
-  for (const Warp* w : warps) {
-    for (const Group& g : w->groups) {
-      const u32 op = std::min<u32>(g.pc, static_cast<u32>(g.frame->fn->ops.size() - 1));
-      const Site s = make_site(*launch, {g.frame->fn->function->index, op}, w->cta->linear, w->index,
-                               static_cast<u32>(std::countr_zero(g.mask)));
-      warp_level |= g.wait.kind == Wait::warp_sync || g.wait.kind == Wait::warp_barrier;
-      if (first) f.site = s;
-      first = false;
-      if (++shown > 64) continue;
-      text += "\n  CTA " + std::to_string(s.cta) + " warp " + std::to_string(s.warp) + " at PTX line " + std::to_string(s.ptx_line) +
-              (s.source_line ? " (" + s.file + ":" + std::to_string(s.source_line) + ")" : "") + " `" + s.text +
-              "` waits for " + describe_wait(*w, g);
-    }
-  }
-  if (shown > 64) text += "\n  and " + std::to_string(shown - 64) + " more";
-  f.message = text;
-  if (warp_level && (launch->config->checks >> static_cast<u32>(Check::barrier_divergence) & 1)) {
-    Finding d = f;
-    d.check = Check::barrier_divergence;
-    d.message = "lanes of one warp wait at different places for each other: a synchronising instruction was not reached by every "
-                "lane it names";
-    add_finding(std::move(d), "divergence");
-  }
-  add_finding(std::move(f), "deadlock");
-  stopped = true;
 }
 
 }  // namespace tkpy::emulator

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -12,7 +13,6 @@
 
 #include "findings.h"
 #include "program.h"
-#include "shadow.h"
 
 namespace tkpy::emulator {
 
@@ -53,6 +53,7 @@ struct Linked {
   u32 dynamic_base = 0;                   // 32-bit address of dynamic shared memory
   u32 counters = 0;
   bool talks_across_ctas = false;
+  u32 most_registers = 0;                 // the largest operand of a setmaxnreg
 };
 
 struct LaunchConfig {
@@ -66,6 +67,7 @@ struct LaunchConfig {
   bool counters = true;
   u64 budget = 0;       // warp instructions per CTA; 0: the default
   u32 threads = 1;      // host threads
+  u32 registers = 0;    // a thread's at launch, for setmaxnreg; 0: what ptxas would derive
 };
 
 struct LaunchResult {
@@ -80,6 +82,17 @@ struct SiteKey {
   u32 function, op;
 };
 
+// What the checks know of one watched register of one call (exec_watch.cpp).
+struct RegisterState {
+  u32 undefined = 0;       // lanes that have not written it
+  u32 touched = 0;         // 1 + number of wgmma.fence before its last use by another instruction than wgmma; 0: none
+  u32 touched_by = 0;      // Op
+  u32 fenced = 0;          // 1 + number of wgmma.fence before the last wgmma that uses it
+  u64 wgmma = 0;           // number of that wgmma, from 1; 0: none
+  u32 wgmma_op = 0;
+  bool accumulates = false;
+};
+
 struct Frame {
   const LinkedFunction* fn = nullptr;
   Frame* parent = nullptr;
@@ -92,10 +105,11 @@ struct Frame {
   std::vector<u32> storage;
   u8* rows = nullptr;
   std::vector<u32> preds;
+  std::vector<RegisterState> watched;  // parallel to Function::watched
 };
 
 struct Wait {
-  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier, cp_async, bulk, wgmma } kind = none;
+  enum Kind : u8 { none, warp_sync, warp_barrier, barrier, cluster_barrier, mbarrier, cp_async, bulk, wgmma, registers } kind = none;
   u32 id = 0;       // barrier id, member mask or group count
   u64 phase = 0;    // generation waited for
   u64 address = 0;
@@ -113,19 +127,17 @@ struct Group {
   bool yielded = false;   // spinning: others first
 };
 
+using Clock = std::vector<u32>;  // one component per warp of the cluster
+void join(Clock& into, const Clock& from);
+
 struct Cta;
 struct Cluster;
 
 // Asynchronous operations issued by a warp's lanes: those not yet committed, and committed groups in order.
 struct AsyncGroups {
-  struct Chain {
-    u32 lanes, component, time;  // bulk: component of the sources; the next one is that of the targets
-  };
   struct Entry {
     u32 lanes;
     std::vector<u64> agents;
-    std::vector<Chain> chains;
-    bool read = false;  // a wait for the sources has covered it
   };
   std::vector<Entry> open, groups;
 };
@@ -140,20 +152,44 @@ struct Warp {
   std::vector<std::unique_ptr<Frame>> spare;
   std::vector<u8> local, local_init;
   u32 local_stride = 0;
-  WarpOrder order;
+  Clock clock;                      // vector clock; clock[id] is this warp's own time
+  Clock fence_clock;                // clock at the last fence: what relaxed operations publish
+  Clock pending_acquire;            // what relaxed reads have seen: joined at the next fence
+  std::array<u32, kLanes> lane_sync{};  // own time at which each lane last synchronised with its warp
   std::array<u64, kLanes> cluster_arrivals{};  // phase + 1 that each lane last arrived at
   u64 executed = 0;
   u32 region_hint = 0;
   AsyncGroups async[2];             // of cp.async and of bulk copies
   u64 wgmma_issued = 0;
+  u64 wgmma_waited = 0;             // so many of them are covered by a wait
+  SiteKey wgmma_last{};             // the last one issued
+  u32 wgmma_fences = 0, wgmma_commits = 0;
+  u32 registers = 0;                // a thread's
+  u32 setmaxnregs = 0;              // executed so far
+  u32 setmaxnreg_time = 0;          // own time of the last
   std::vector<u64> wgmma_groups;    // for each committed group, how many had been issued
+};
+
+// Last accesses of one aligned 4-byte cell of shared memory.
+struct Access {
+  u32 time = 0;       // own time of the warp; 0: never
+  u32 site = 0;       // index into Cluster::sites
+  u16 warp = 0;
+  u8 lane = 0;        // 255: several lanes
+  u8 bytes = 0;       // which of the four bytes
+  bool atomic = false;
+};
+
+struct Cell {
+  Access write, read;
+  u32 readers = 0;    // index + 1 into SharedMemory::read_sets when several warps read concurrently
 };
 
 struct SharedMemory {
   std::vector<u8> data;             // from kSharedBase
   std::vector<u8> init;             // per byte
-  std::vector<Cell> cells;          // of 4 bytes
-  ReadSets read_sets;
+  std::vector<Cell> cells;
+  std::vector<std::vector<Access>> read_sets;
 };
 
 struct Barrier {
@@ -169,12 +205,15 @@ struct Barrier {
 };
 
 // What happens-before needs to know about an mbarrier; its state is its own 64 bits of shared memory.
-struct MbarrierOrder {
+struct MbarrierClocks {
   Clock arriving, done;
-  u16 component = 0;    // of the copies that complete on it
-  u32 phases = 0;       // that have ended
-  Access init;          // the last one
-  bool valid = false;   // has been initialised, and not invalidated since
+  // Arrivals of each warp in this phase, and in those before it: for the report of a deadlock.
+  struct Arrivals {
+    u32 now = 0;
+    u64 before = 0;
+    SiteKey site{};  // the last
+  };
+  std::map<u32, Arrivals> arrivals;  // by Warp::id
 };
 
 // One wgmma of a warpgroup: it runs when all four warps have issued it, at some time before the wait that covers it.
@@ -184,14 +223,19 @@ struct PendingWgmma {
   u32 arrived = 0;
   u64 descriptor_a[4] = {}, descriptor_b[4] = {};
   u32 accumulate = 0;              // bit per warp
+  u32 fences = 0, commits = 0;     // executed before it by the warp that came first
   Frame* frames[4] = {};
-  Clock start[4];                  // what comes before it in each warp
   std::vector<u32*> a[4], d[4];    // rows of each warp
 };
 struct Warpgroup {
   std::vector<PendingWgmma> queue; // in order of issue, from number `done` on
   u64 done = 0;
-  u16 component = 0;
+  struct Setmaxnreg {
+    i64 registers;
+    bool increase;
+    SiteKey site;
+  };
+  std::vector<Setmaxnreg> setmaxnregs;  // in the order in which its warps execute them
 };
 
 struct Cta {
@@ -199,15 +243,12 @@ struct Cta {
   u32 rank = 0;         // in the cluster
   u32 linear = 0;       // in the grid
   u32 x = 0, y = 0, z = 0;
-  u32 shared_bytes = 0;
+  u32 register_pool = 0;  // registers a thread that no warp holds, summed over warps
   SharedMemory shared;
   std::array<Barrier, 16> barriers;
-  std::unordered_map<u32, MbarrierOrder> mbarriers;  // by offset
+  std::unordered_map<u32, MbarrierClocks> mbarriers;  // by offset
   std::vector<Warpgroup> warpgroups;
   std::vector<Warp> warps;
-  Clock ended;                 // what its lanes had seen when they exited
-  bool has_ended = false;
-  std::vector<Access> visits;  // by component: the last use of this CTA's shared memory by an agent or another CTA
 };
 
 struct Launch;
@@ -264,10 +305,6 @@ struct Cluster {
   u64 progress = 0;           // bumped by everything another warp could wait for
   std::vector<SiteKey> sites{SiteKey{0, 0}};
   std::unordered_map<u64, u32> site_index;
-  u64 last_site = ~u64{0};
-  u32 last_site_index = 0;
-  std::vector<Component> components;        // of the clocks; the first are the warps
-  std::unordered_map<u64, u32> pair_index;  // findings with two sides: check and sites -> finding + 1
   std::vector<Finding> findings;
   std::unordered_map<std::string, u32> finding_index;
   std::string output;
@@ -292,18 +329,14 @@ struct Cluster {
 
   void start();
   u64 add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work);
+  void check_agents_of(const Cta& cta);  // which has ended
   bool agents_done(const std::vector<u64>& ids, bool read_only) const;
   bool run_agent();           // one step of one of them, chosen by the seed; false when there is none
-  Issue issue(const Exec& x, const Op& op, u32 lanes);  // an asynchronous operation that starts now
-  // A finding with two sides, each a site, a warp and a lane; the text is made once a pair of sites.
-  void report_pair(Check check, u32 here, const Warp& warp, u32 lane, u32 other, const Warp& other_warp, u32 other_lane,
-                   const std::function<std::string()>& message);
   void report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message);
   bool step();                // runs one warp for one turn; false when everything has ended or stopped
   u32 random(u32 below);
   void add_finding(Finding finding, const std::string& key);
   u32 site(const Exec& x, const Op& op);
-  u32 site_index_of(const SiteKey& key);
  private:
   bool runnable(Warp& w);
   Warp* pick();
@@ -316,6 +349,9 @@ struct Cluster {
   bool wake_timeouts();
   void report_deadlock();
   std::string describe_wait(const Warp& w, const Group& g) const;
+  std::vector<Group> stuck_groups(const Warp& w) const;
+  std::string describe_barriers(const Cta& cta) const;
+  std::string describe_mbarriers(const Cta& cta) const;
   u32 timeouts_ = 0;
   u64 stalled_progress_ = 0;
   u32 policy_ = 0, favourite_ = 0;
@@ -329,20 +365,26 @@ struct Launch {
   u64 param_address = 0, param_bytes = 0;
   u64 budget = 0;
   u32 cluster_ctas = 1;
+  u32 registers = 0;               // a thread's at launch; 0: setmaxnreg has no effect
 };
 
-// findings (report.cpp)
-Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane);
 // wgmma (exec_wgmma.cpp)
 bool run_wgmma(Cluster& cluster);
 void cancel_wgmma(Warp& w, const Frame* frame);
+u64 wgmma_finished(const Warp& w);  // how many wgmma of its warpgroup have run
+// register pools (exec_setmaxnreg.cpp): registers a thread has when a kernel is launched; 0: unknown
+u32 entry_registers(const FunctionAst& kernel, u32 most_requested);
+void check_setmaxnreg(Exec& x);   // the warp has ended
+std::string describe_registers(const Cta& cta);
+// registers (exec_watch.cpp)
+void start_watching(Frame& frame, u32 lanes);
+void watch_wgmma(Exec& x, const Op& op, u32 accumulate);
+void check_wgmma_waited(Exec& x);  // the warp has ended
 // asynchronous copies (exec_async.cpp)
 bool async_ready(const Cluster& cluster, const Warp& w, const Wait& wait, u32 lanes);
 // mbarriers (exec_mbarrier.cpp)
 bool mbarrier_ready(const Cluster& cluster, const Wait& wait);
-// A copy has landed: its bytes count, and waits for the phase come after it. landed_on() is who writes for it.
-Accessor landed_on(const Issue& issue, Cta& cta, u32 offset, bool async);
-void mbarrier_complete(const Issue& issue, const SiteKey& site, Cta& cta, u32 offset, u32 bytes);
+void mbarrier_complete(Cluster& cluster, const SiteKey& site, const Warp& warp, Cta& cta, u32 offset, u32 bytes);
 // Frames
 Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u32 local_base);
 void release_lanes(Warp& w, Frame* frame, u32 lanes);
@@ -353,7 +395,9 @@ void retry_barriers(Cta& cta);
 void retry_cluster_barrier(Cluster& cluster);
 // Lanes of `mask` must all be here before a .sync instruction runs; false: the group waits and will come back.
 bool converge(Exec& x, const Op& op, u32 mask, u32 members);
+void sync_lanes(Warp& w, u32 lanes);
 
+Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane);
 std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel);
 LaunchResult run_launch(const Linked& linked, const LaunchConfig& config);
 

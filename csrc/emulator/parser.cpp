@@ -127,7 +127,8 @@ void Parser::performance_directives(FunctionAst& f) {
     else if (accept_dot("reqntid")) triple(f.required_threads);
     else if (accept_dot("reqnctapercluster")) triple(f.required_cluster);
     else if (accept_dot("maxnreg")) f.max_registers = static_cast<u32>(integer("a register count"));
-    else if (accept_dot("minnctapersm") || accept_dot("maxclusterrank") || accept_dot("maxnctapersm")) triple(ignored);
+    else if (accept_dot("minnctapersm")) f.min_ctas = static_cast<u32>(integer("a number of CTAs"));
+    else if (accept_dot("maxclusterrank") || accept_dot("maxnctapersm")) triple(ignored);
     else if (accept_dot("explicitcluster") || accept_dot("blocksareclusters") || accept_dot("noreturn")) continue;
     else if (accept_dot("unique") || accept_dot("abi_preserve") || accept_dot("abi_preserve_control")) {
       if (lexer_.peek().kind == Tok::integer) lexer_.next();

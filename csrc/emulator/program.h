@@ -80,6 +80,32 @@ struct Slot {  // a formal parameter
   u32 bytes = 0;
 };
 
+// A register whose every use is looked at (watch.h): an operand of wgmma, what is moved to or from one, or a register that
+// is read before it is written on some path, and what is computed from it.
+struct WatchedRegister {
+  u32 vreg = 0;            // of FunctionAst::registers, or a temporary
+  bool matrix = false;     // wgmma may be using it
+  bool undefined = false;  // not written on some path from the function's start to a read
+  bool unwritten = false;  // no instruction writes it
+};
+
+// How one Op uses watched registers, and the handler that does the work.
+struct Watch {
+  enum Rule : u8 {
+    any,        // the result is undefined where a source is
+    all,        // ... where all sources are: moves of parts of a register
+    select,     // ... where the chosen source is
+    move,       // mov: the register by another name
+    condition,  // a predicate: not followed further
+    need,       // memory, matrices, barriers: sources must be defined
+    plain,      // results are defined whatever the sources are
+  };
+  ExecFn fn = nullptr;
+  Rule rule = any;
+  bool complete = true;  // every source is a watched register
+  u32 first = 0, uses = 0, defs = 0;  // Function::watch_refs: sources, then results; kNone: not a watched one
+};
+
 struct Unmodelled {
   u32 line;
   std::string text, reason;
@@ -95,6 +121,11 @@ struct Function {
   std::vector<CallSite> calls;
   std::vector<tensor::MmaOp> mma_ops;
   std::vector<tensor::WgmmaOp> wgmma_ops;
+  std::vector<WatchedRegister> watched;
+  std::vector<Watch> watches;
+  std::vector<u32> watch_refs;      // indices into `watched`
+  std::vector<u32> watch_of_op;     // kNone: the Op touches no watched register; empty when no Op does
+  u32 most_registers = 0;           // the largest operand of its setmaxnreg
   std::vector<u32> callees;
   bool has_indirect_call = false;
   bool talks_across_ctas = false;  // global atomics, strong accesses: CTAs then run in one host thread

@@ -127,6 +127,8 @@ void Decoder::allocate() {
   const u32 vregs = static_cast<u32>(vreg_bits_.size());
   const Blocks blocks = find_blocks(f_, flow_);
   const Liveness live = solve(f_, blocks, refs_, vregs);
+  for (u32 g = 0; g < live.vreg_of.size(); ++g)
+    if (live.in[g / 64] >> (g % 64) & 1) read_first_.push_back(live.vreg_of[g]);
   std::vector<Interval> interval(vregs);
   // Positions: op i reads at 2i and writes at 2i+1, but only lane arithmetic may write over what it reads: operations that
   // move data between lanes or write several registers read until 2i+2.

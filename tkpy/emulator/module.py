@@ -141,15 +141,20 @@ class Module:
         max_instructions: int = 0,
         threads: int | None = None,
         buffers: Sequence[Any] = (),
+        registers: int = 0,
     ) -> Run:
         """Run a kernel to its end.
 
         `shared` is dynamic shared memory in bytes; `buffers` are further arrays the kernel may touch (pointers inside
         structures); `max_instructions` bounds the warp instructions of one block; `threads` host threads run blocks.
+        `registers` is what a thread has at launch, the start of setmaxnreg's accounts: 0 for what ptxas derives from
+        .maxnreg, or .maxntid and .minnctapersm; without them setmaxnreg has no effect.
         Deadlocks, traps and the like raise KernelError; other findings are in the Run.
         """
         function = self.kernel(name)
         config = self._geometry(function, grid, block, cluster, shared)
+        if registers and (registers % 8 or not 24 <= registers <= 256):
+            raise ValueError(f"registers must be 0, or 24 to 256 in steps of 8, got {registers}")
         block_bytes, ranges = arguments.pack(function.name, function.params, args)
         for i, extra in enumerate(buffers):
             where = arguments.memory_range(extra)
@@ -167,6 +172,7 @@ class Module:
             counters,
             max_instructions,
             threads or os.cpu_count() or 1,
+            registers,
         )
         run = Run(function.name, raw, self._c.listing, [f.name for f in self.functions])
         if run.fatal:
