@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from tkpy.arguments import INTEGERS, Arguments, autocast, sequence_bounds
-from tkpy.registry import Call, Case, Maker, Op
+from tkpy.registry import Call, Case, Maker, Op, Refusal
+
+MAX_TRITON_SIZE = 128
 
 
 def wkv5(
@@ -83,6 +85,13 @@ def fake(r, k, v, w, u, initial_state, cu_seqlens, output_final_state):
     wide = torch.float64 if r.dtype == torch.float64 else torch.float32
     shape = (count, heads, size, size) if output_final_state else (0,)
     return r.new_empty(r.shape), r.new_empty(shape, dtype=wide)
+
+
+def supports(backend: str, call: Call) -> list[Refusal]:
+    size = call["r"].shape[-1]
+    if backend == "triton" and size > MAX_TRITON_SIZE:
+        return [Refusal("head_size", f"needs heads of at most {MAX_TRITON_SIZE} channels, got {size}")]
+    return []
 
 
 def flops(call: Call) -> int:
@@ -161,4 +170,5 @@ OP = Op(
     flops=flops,
     nbytes=nbytes,
     values=_values,
+    supports=supports,
 )
