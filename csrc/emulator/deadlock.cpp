@@ -60,8 +60,8 @@ std::string Cluster::describe_barriers(const Cta& cta) const {
 }
 
 std::string Cluster::describe_mbarriers(const Cta& cta) const {
-  const std::map<u32, const MbarrierClocks*> sorted = [&] {
-    std::map<u32, const MbarrierClocks*> all;
+  const std::map<u32, const MbarrierOrder*> sorted = [&] {
+    std::map<u32, const MbarrierOrder*> all;
     for (const auto& [offset, m] : cta.mbarriers) all[offset] = &m;
     return all;
   }();

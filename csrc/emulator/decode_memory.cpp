@@ -86,20 +86,23 @@ bool Decoder::decode_memory() {
   }
   if (name == "fence" || name == "membar") {
     if (has("proxy")) {
-      for (std::string_view kind : {"async", "alias", "async.global"}) has(kind);
-      has("async::generic");
+      // Without a space it concerns all of them.
+      const bool alias = has("alias"), one_way = has("async::generic");
+      has("async");
       const bool tensormap = has("tensormap::generic");
       has("acquire"), has("release");
-      take_space(in_->modifiers, taken_, Space::generic);
+      has("sync_restrict::shared::cta"), has("sync_restrict::shared::cluster");
+      const Space space = take_space(in_->modifiers, taken_, Space::generic);
       for (std::string_view scope : {"cta", "gpu", "sys", "cluster"}) has(scope);
-      op.fn = exec_nothing;
-      op.a = tensormap;
+      op.fn = alias || tensormap ? exec_nothing : exec_proxy_fence;
+      if (space != Space::global) op.a |= kFenceShared;
+      if (space == Space::global || (space == Space::generic && !one_way)) op.a |= kFenceGlobal;
       return finish(op), true;
     }
-    const bool init = has("mbarrier_init");
+    has("mbarrier_init");  // orders less than a release fence (only earlier mbarrier.init); taken as one
     for (std::string_view order : {"acq_rel", "sc", "release", "acquire"}) has(order);
     for (std::string_view scope : {"cta", "gpu", "sys", "cluster", "gl"}) has(scope);
-    op.fn = init ? exec_nothing : exec_fence;
+    op.fn = exec_fence;
     arity(0, 0);
     return finish(op), true;
   }

@@ -25,6 +25,7 @@ void exec_nothing(Exec& x, const Op& op, u32 mask);
 // atomics (exec_atomic.cpp): a element bytes, b elements, d[0]/list results, s[1] list of operands; imm offset; e Base
 void exec_atomic(Exec& x, const Op& op, u32 mask);
 void exec_fence(Exec& x, const Op& op, u32 mask);
+void exec_proxy_fence(Exec& x, const Op& op, u32 mask);  // a: kFenceShared, kFenceGlobal
 // warp (exec_warp.cpp)
 void exec_shfl(Exec& x, const Op& op, u32 mask);
 void exec_vote(Exec& x, const Op& op, u32 mask);
@@ -77,8 +78,6 @@ void exec_tensormap_copy(Exec& x, const Op& op, u32 mask);
 void exec_store_async(Exec& x, const Op& op, u32 mask);
 enum class BulkKind : u8 { global_to_shared, shared_to_shared, shared_to_global };
 
-enum class AccessKind : u8 { read, write, atomic };
-
 // Resolves lane addresses of an access of `bytes` bytes: range, alignment, initialisation and race checks. Lanes that fail
 // are reported and dropped from the returned mask. `where[lane]` is host memory.
 struct Addresses {
@@ -95,8 +94,8 @@ u8* shared_range(Exec& x, u32 address, u64 bytes, Cta*& cta);
 void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, bool strong,
                    const u8* incoming);
 // Edges through strong operations on one location (PTX ISA 8.8, causality order).
-void acquire_from(Exec& x, u64 location, u32 flags);
-void release_to(Exec& x, u64 location, u32 flags);
+void acquire_from(Exec& x, u64 location, u32 flags, u32 mask);
+void release_to(Exec& x, u64 location, u32 flags, u32 mask);
 u64 shared_location(const Cta& cta, u32 offset);
 void count_shared(Exec& x, const Addresses& a, u32 mask, u32 bytes);
 

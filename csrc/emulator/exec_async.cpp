@@ -1,12 +1,15 @@
 // Asynchronous copies: cp.async, cp.async.bulk, tensor-map copies and reductions, st.async (PTX ISA 9.7.9.24-27).
 //
 // Each is an agent that the scheduler runs at some time between issue and the wait that covers it. A bulk store reads its
-// source in one step and writes its destination in another, so that reusing the source too early shows.
-// Writes by agents are not in the race detector yet: their cells forget earlier accesses (docs/emulator.md).
+// source in one step and writes its destination in another, so that reusing the source too early shows. To the race
+// detector an agent is a thread of its own: it starts after what its issuer has seen at issue, and what it does comes before
+// those who wait for it (order.h). cp.async, st.async and red.async work in the generic proxy; bulk and tensor copies in the
+// async proxy, and their completion is a proxy fence for those who observe it (9.7.9.25.2).
 #include <algorithm>
 #include <bit>
 
 #include "exec.h"
+#include "race.h"
 
 namespace tkpy::emulator {
 
@@ -14,15 +17,6 @@ namespace {
 
 u64 operand(const Exec& x, const Op& op, u32 slot, u32 lane) {
   return op.f >> slot & 1 ? x.row<u64>(op.s[slot])[lane] : x.row<u32>(op.s[slot])[lane];
-}
-
-// Marks shared bytes as written by an agent.
-void landed(Cta& cta, u32 offset, u32 bytes) {
-  SharedMemory& m = cta.shared;
-  if (m.init.empty()) return;
-  const u32 at = offset - kSharedBase;
-  std::fill_n(m.init.begin() + at, bytes, u8{1});
-  for (u32 cell = at / 4; cell <= (at + bytes - 1) / 4; ++cell) m.cells[cell] = Cell{};
 }
 
 struct SharedPlace {
@@ -62,9 +56,60 @@ std::vector<Cta*> destinations(Exec& x, const Op& op, u32 lane, Cta* own) {
   return out;
 }
 
-void open_entry(Warp& w, u32 kind, u32 lanes, u64 agent) { w.async[kind].open.push_back({lanes, {agent}}); }
+// A bulk operation that completes through the groups of its thread: its place in that chain.
+struct InGroup {
+  u32 component = 0, time = 0;
+};
+InGroup join_bulk_groups(const Exec& x, u32 lane) {
+  WarpOrder& o = x.warp->order;
+  if (!x.checked) return {};
+  if (!o.bulk_component[lane])
+    o.bulk_component[lane] = new_component(*x.cluster, Component::bulk, 2);
+  return {o.bulk_component[lane], ++o.bulk_issued[lane]};
+}
+
+void open_entry(Warp& w, u32 kind, u32 lanes, u64 agent, u32 component, u32 time) {
+  w.async[kind].open.push_back({lanes, {agent}, {{lanes, component, time}}});
+}
+
+void read_source(const Issue& issue, const InGroup& g, const SharedPlace& p, u32 bytes) {
+  if (issue.checked) touch_shared(issue.as(g.component, g.time, true), *p.cta, p.offset, bytes, AccessKind::read, false, false);
+}
 
 bool entry_done(const Cluster& c, const AsyncGroups::Entry& e, bool read_only) { return c.agents_done(e.agents, read_only); }
+
+// Calls f(entry) for each group of these lanes that a wait covers, oldest first.
+template <class F>
+void for_covered(Warp& w, const Wait& wait, u32 lanes, F&& f) {
+  auto& groups = w.async[wait.kind == Wait::bulk].groups;
+  u32 newer = 0;
+  auto e = groups.end();
+  while (e != groups.begin() && newer < wait.id)
+    if ((--e)->lanes & lanes) ++newer;
+  for (auto covered = groups.begin(); covered != e; ++covered)
+    if (covered->lanes & lanes) f(*covered);
+}
+
+// The lanes come after the groups that their wait covers, which leave the list. Of those whose sources alone were waited for
+// the newest stays: a chain's later time stands for the earlier ones.
+void finish_groups(Exec& x, u32 mask, const Wait& wait) {
+  Warp& w = *x.warp;
+  const AsyncGroups::Entry* newest = nullptr;
+  for_covered(w, wait, mask, [&](AsyncGroups::Entry& e) {
+    for (const AsyncGroups::Chain& chain : e.chains) {
+      if (!x.checked || !(chain.lanes & mask)) continue;
+      if (!wait.read_only || !e.read) observe(w, chain.lanes & mask, chain.component, chain.time);
+      if (wait.kind == Wait::bulk && !wait.read_only) observe(w, chain.lanes & mask, chain.component + 1, chain.time);
+    }
+    e.read = true;
+    if (!wait.read_only) e.lanes &= ~mask;
+    newest = &e;
+  });
+  for_covered(w, wait, mask, [&](AsyncGroups::Entry& e) {
+    if (wait.read_only && &e != newest && e.lanes == newest->lanes && entry_done(*x.cluster, e, false)) e.lanes = 0;
+  });
+  std::erase_if(w.async[wait.kind == Wait::bulk].groups, [](const AsyncGroups::Entry& e) { return e.lanes == 0; });
+}
 
 }  // namespace
 
@@ -114,28 +159,32 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
     x.count->bytes += u64{bytes} * pieces.size();
     count_shared(x, counted, good, bytes);
   }
-  const SiteKey site = x.site(op);
-  auto issuer = std::make_shared<Exec>(x);
+  WarpOrder& o = x.warp->order;
+  if (x.checked && !o.copy_component) o.copy_component = new_component(*x.cluster, Component::cp_async);
+  const u32 component = o.copy_component, time = ++o.copies_issued;
+  const Issue issue = x.cluster->issue(x, op, mask);
   const u64 agent = x.cluster->add_agent(x, op, pieces[0].lane, [=](Cluster::Agent&) {
-    // The copy is a write by the lane that issued it, at the time it lands (PTX ISA 9.7.9.25.3: a weak memory operation).
-    Exec late = *issuer;
-    late.late_site = &site;
+    Accessor a = issue.as(component, time, false);
     for (const Piece& p : pieces) {
+      a.lane = p.lane;
       std::array<u8, 16> data{};
       if (p.from) std::memcpy(data.data(), p.from, p.bytes);
-      if (late.checked) shared_access(late, Op{}, *p.cta, p.lane, p.offset, bytes, AccessKind::write, false, data.data());
+      if (issue.checked) touch_shared(a, *p.cta, p.offset, bytes, AccessKind::write, false, false);
       std::memcpy(p.to, data.data(), bytes);
     }
     return true;
   });
-  open_entry(*x.warp, 0, mask, agent);
+  open_entry(*x.warp, 0, mask, agent, component, time);
 }
 
 void exec_async_commit(Exec& x, const Op& op, u32 mask) {
   AsyncGroups& g = x.warp->async[op.a];
-  AsyncGroups::Entry group{mask, {}};
+  AsyncGroups::Entry group{mask, {}, {}};
   for (const AsyncGroups::Entry& e : g.open)
-    if (e.lanes & mask) group.agents.insert(group.agents.end(), e.agents.begin(), e.agents.end());
+    if (e.lanes & mask) {
+      group.agents.insert(group.agents.end(), e.agents.begin(), e.agents.end());
+      group.chains.insert(group.chains.end(), e.chains.begin(), e.chains.end());
+    }
   std::erase_if(g.open, [&](const AsyncGroups::Entry& e) { return (e.lanes & mask) != 0; });
   g.groups.push_back(std::move(group));
 }
@@ -150,11 +199,7 @@ void exec_async_wait(Exec& x, const Op& op, u32 mask) {
   wait.id = static_cast<u32>(op.imm);
   wait.read_only = op.b;
   if (!async_ready(*x.cluster, *x.warp, wait, mask)) return x.split_waiting(mask, x.pc - 1, wait);
-  auto& groups = x.warp->async[op.a].groups;
-  // Only from the oldest on: a wait counts the groups that were committed last, finished or not.
-  groups.erase(groups.begin(), std::find_if(groups.begin(), groups.end(), [&](const AsyncGroups::Entry& e) {
-                 return !entry_done(*x.cluster, e, false);
-               }));
+  finish_groups(x, mask, wait);
 }
 
 void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
@@ -164,7 +209,6 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
   const Type type = static_cast<Type>(op.e);
   Cluster* c = x.cluster;
   const SiteKey site = x.site(op);
-  const Warp* warp = x.warp;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const u64 to = operand(x, op, 0, lane), from = operand(x, op, 1, lane);
@@ -183,8 +227,11 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
       u8* target = global_place(x, op, lane, to, bytes, true, "cp.async.bulk");
       if (!p.at || !target) continue;
       auto buffer = std::make_shared<std::vector<u8>>();
+      const Issue issue = c->issue(x, op, 1u << lane);
+      const InGroup g = join_bulk_groups(x, lane);
       const u64 agent = c->add_agent(x, op, lane, [=](Cluster::Agent& a) {
         if (!a.has_read) {
+          read_source(issue, g, p, bytes);
           buffer->assign(p.at, p.at + bytes);
           a.has_read = true;
           return false;
@@ -192,20 +239,26 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
         apply(buffer->data(), target);
         return true;
       });
-      open_entry(*x.warp, 1, 1u << lane, agent);
+      open_entry(*x.warp, 1, 1u << lane, agent, g.component, g.time);
       continue;
     }
     const SharedPlace d = shared_place(x, op, lane, to, bytes, "cp.async.bulk");
     const SharedPlace m = shared_place(x, op, lane, operand(x, op, 2, lane), 8, "the mbarrier of cp.async.bulk");
-    const u8* source = kind == BulkKind::global_to_shared ? global_place(x, op, lane, from, bytes, false, "cp.async.bulk")
-                                                          : shared_place(x, op, lane, from, bytes, "cp.async.bulk").at;
+    SharedPlace s;
+    if (kind == BulkKind::shared_to_shared) s = shared_place(x, op, lane, from, bytes, "cp.async.bulk");
+    const u8* source = kind == BulkKind::global_to_shared ? global_place(x, op, lane, from, bytes, false, "cp.async.bulk") : s.at;
     if (!d.at || !m.at || !source) continue;
+    const Issue issue = c->issue(x, op, 1u << lane);
     for (Cta* cta : destinations(x, op, lane, d.cta)) {
       Cta* barrier = op.b & 1 ? cta : m.cta;
       c->add_agent(x, op, lane, [=](Cluster::Agent&) {
+        if (issue.checked) {
+          const Accessor a = landed_on(issue, *barrier, m.offset, true);
+          if (s.cta) touch_shared(a, *s.cta, s.offset, bytes, AccessKind::read, false, false);
+          touch_shared(a, *cta, d.offset, bytes, reduces ? AccessKind::atomic : AccessKind::write, reduces, false);
+        }
         apply(source, cta->shared.data.data() + (d.offset - kSharedBase));
-        landed(*cta, d.offset, bytes);
-        mbarrier_complete(*c, site, *warp, *barrier, m.offset, bytes);
+        mbarrier_complete(issue, site, *barrier, m.offset, bytes);
         return true;
       });
     }
@@ -229,6 +282,15 @@ bool read_map(Exec& x, const Op& op, u32 lane, u64 address, tensor::TensorMap* m
   return false;
 }
 
+// The shared side of a tile: all of the box, whether or not the tensor holds it (stores leave out what it does not).
+void touch_tile(const Accessor& a, Cta& cta, u32 shared, const tensor::TensorMap& map, const i32* at, AccessKind kind) {
+  if (kind == AccessKind::write && tensor::tile_bytes(map) == tensor::tile_span(map))
+    return touch_shared(a, cta, shared, tensor::tile_span(map), kind, false, false);
+  tensor::for_each_run(map, at, shared, [&](const tensor::TileRun& r) {
+    if (r.inside || kind == AccessKind::write) touch_shared(a, cta, r.shared, r.bytes, kind, false, false);
+  });
+}
+
 // Every piece inside the tensor must be memory the kernel may touch.
 bool runs_are_known(Exec& x, const Op& op, u32 lane, const tensor::TensorMap& map, const i32* at, u32 shared, bool write) {
   bool good = true;
@@ -243,7 +305,6 @@ bool runs_are_known(Exec& x, const Op& op, u32 lane, const tensor::TensorMap& ma
 void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
   Cluster* c = x.cluster;
   const SiteKey site = x.site(op);
-  const Warp* warp = x.warp;
   const u32* list = x.frame->fn->function->lists.data() + op.list;
   const bool load = op.a == 0;
   for (u32 rest = mask; rest; rest &= rest - 1) {
@@ -276,8 +337,11 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
       // The source is copied in the first step, as a picture of the shared memory the tile spans.
       auto picture = std::make_shared<std::vector<u8>>();
       const u32 span = tensor::tile_span(map);
+      const Issue issue = c->issue(x, op, 1u << lane);
+      const InGroup g = join_bulk_groups(x, lane);
       const u64 agent = c->add_agent(x, op, lane, [=](Cluster::Agent& a) {
         if (!a.has_read) {
+          if (issue.checked) touch_tile(issue.as(g.component, g.time, true), *s.cta, s.offset, map, at.data(), AccessKind::read);
           picture->assign(s.at, s.at + span);
           a.has_read = true;
           return false;
@@ -287,17 +351,18 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
         else tensor::tile_store(map, at.data(), s.offset, source);
         return true;
       });
-      open_entry(*x.warp, 1, 1u << lane, agent);
+      open_entry(*x.warp, 1, 1u << lane, agent, g.component, g.time);
       continue;
     }
     const SharedPlace m = shared_place(x, op, lane, operand(x, op, 2, lane), 8, "the mbarrier of a tensor copy");
     if (!m.at) continue;
+    const Issue issue = c->issue(x, op, 1u << lane);
     for (Cta* cta : destinations(x, op, lane, s.cta)) {
       Cta* barrier = op.b & 1 ? cta : m.cta;
       c->add_agent(x, op, lane, [=](Cluster::Agent&) {
+        if (issue.checked) touch_tile(landed_on(issue, *barrier, m.offset, true), *cta, s.offset, map, at.data(), AccessKind::write);
         tensor::tile_load(map, at.data(), s.offset, memory(*cta));
-        landed(*cta, s.offset, tensor::tile_span(map));
-        mbarrier_complete(*c, site, *warp, *barrier, m.offset, bytes);
+        mbarrier_complete(issue, site, *barrier, m.offset, bytes);
         return true;
       });
     }
@@ -334,7 +399,6 @@ void exec_tensormap_copy(Exec& x, const Op& op, u32 mask) {
 void exec_store_async(Exec& x, const Op& op, u32 mask) {
   Cluster* c = x.cluster;
   const SiteKey site = x.site(op);
-  const Warp* warp = x.warp;
   const u32* list = x.frame->fn->function->lists.data() + op.list;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
@@ -349,11 +413,14 @@ void exec_store_async(Exec& x, const Op& op, u32 mask) {
     }
     const u32 reduction = op.c;
     const Type type = static_cast<Type>(op.e);
+    const Issue issue = c->issue(x, op, 1u << lane);
     c->add_agent(x, op, lane, [=](Cluster::Agent&) {
+      if (issue.checked)
+        touch_shared(landed_on(issue, *m.cta, m.offset, false), *d.cta, d.offset, bytes, reduction ? AccessKind::atomic : AccessKind::write,
+                     reduction != 0, false);
       if (reduction) tensor::reduce_elements(static_cast<tensor::ReduceOp>(reduction - 1), type, data.data(), d.at, bytes);
       else std::memcpy(d.at, data.data(), bytes);
-      landed(*d.cta, d.offset, bytes);
-      mbarrier_complete(*c, site, *warp, *m.cta, m.offset, bytes);
+      mbarrier_complete(issue, site, *m.cta, m.offset, bytes);
       return true;
     });
   }

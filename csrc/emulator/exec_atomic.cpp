@@ -95,8 +95,9 @@ void exec_atomic(Exec& x, const Op& op, u32 mask) {
         shared_access(x, op, *cta, lane, offset, bytes, AccessKind::atomic, true, nullptr);
         location = shared_location(*cta, offset);
       }
-      acquire_from(x, location, op.f);
-      release_to(x, location, op.f);
+      const u32 as = (x.warp->alive & ~mask) == 0 ? mask : 1u << lane;
+      acquire_from(x, location, op.f, as);
+      release_to(x, location, op.f, as);
     }
     u64 results[8] = {};
     for (u32 k = 0; k < op.b; ++k) {

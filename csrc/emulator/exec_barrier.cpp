@@ -17,7 +17,7 @@ bool complete(Cta& cta, Barrier& b) {
   const u32 needed = b.expected ? b.expected / kLanes : live_warps(cta);
   if (b.arrived == 0 || b.arrived < needed) return false;
   b.done_clock = std::move(b.clock);
-  b.clock.clear();
+  b.clock = Clock{};
   b.done_popc = b.popc, b.done_all = b.all, b.done_any = b.any;
   b.popc = 0, b.all = 1, b.any = 0;
   b.arrived = 0;
@@ -30,8 +30,10 @@ bool complete(Cta& cta, Barrier& b) {
 // The second half of a barrier: what the waiting warp learns.
 void leave(Exec& x, const Op& op, u32 mask, Barrier& b) {
   Warp& w = *x.warp;
-  join(w.clock, b.done_clock);
-  sync_lanes(w, w.alive);
+  if (x.checked) {
+    observe(w, w.alive, b.done_clock);
+    sync_lanes(w, w.alive);
+  }
   if (op.a != 2) return;
   if (op.b == 0) {
     u32* d = x.row<u32>(op.d[0]);
@@ -72,8 +74,7 @@ void exec_barrier(Exec& x, const Op& op, u32 mask) {
   Warp& w = *x.warp;
   b.expected = b.arrived ? b.expected : count / kLanes * kLanes;
   ++b.arrived;
-  join(b.clock, w.clock);
-  ++w.clock[w.id];
+  if (x.checked) publish(w, w.alive, b.clock);
   if (op.a == 2) {
     const u32 yes = x.pred(op.s[2]) & mask;
     b.popc += static_cast<u32>(std::popcount(yes));
@@ -111,7 +112,7 @@ u32 expected_arrivals(const Cluster& c) {
 void retry_cluster_barrier(Cluster& c) {
   if (c.cluster_arrived == 0 || c.cluster_arrived < expected_arrivals(c)) return;
   c.cluster_done_clock = std::move(c.cluster_clock);
-  c.cluster_clock.clear();
+  c.cluster_clock = Clock{};
   c.cluster_arrived = 0;
   ++c.cluster_phase;
   ++c.progress;
@@ -129,8 +130,8 @@ void exec_cluster_arrive(Exec& x, const Op& op, u32 mask) {
   }
   c.cluster_arrived += static_cast<u32>(std::popcount(mask));
   // .relaxed publishes only what a fence has published.
-  join(c.cluster_clock, op.a ? w.fence_clock : w.clock);
-  if (!op.a) ++w.clock[w.id];
+  if (op.a) join(c.cluster_clock, w.order.fence_clock);
+  else if (x.checked) publish(w, mask, c.cluster_clock);
   retry_cluster_barrier(c);
   x.yield_point();
 }
@@ -145,8 +146,10 @@ void exec_cluster_wait(Exec& x, const Op& op, u32 mask) {
     return;
   }
   if (c.cluster_phase >= mine) {
-    join(w.clock, c.cluster_done_clock);
-    sync_lanes(w, mask);
+    if (x.checked) {
+      observe(w, mask, c.cluster_done_clock);
+      sync_lanes(w, mask);
+    }
     for (u32 rest = mask; rest; rest &= rest - 1) w.cluster_arrivals[static_cast<u32>(std::countr_zero(rest))] = 0;
     return;
   }

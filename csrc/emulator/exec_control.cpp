@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "exec.h"
+#include "race.h"
 #include "specials.h"
 
 namespace tkpy::emulator {
@@ -263,6 +264,7 @@ void exec_ret(Exec& x, const Op& op, u32 mask) {
 
 void exec_exit(Exec& x, const Op&, u32 mask) {
   x.active &= ~mask;
+  if (x.checked) retire(*x.warp, mask, x.cta->ended);
   x.warp->alive &= ~mask;
   for (Frame* f = x.frame; f;) {
     Frame* parent = f->parent;
@@ -276,7 +278,7 @@ void exec_exit(Exec& x, const Op&, u32 mask) {
   check_setmaxnreg(x);
   retry_barriers(*x.cta);
   if (std::none_of(x.cta->warps.begin(), x.cta->warps.end(), [](const Warp& w) { return w.alive != 0; }))
-    x.cluster->check_agents_of(*x.cta);
+    end_cta(*x.cluster, *x.cta);
 }
 
 void exec_trap(Exec& x, const Op& op, u32 mask) {

@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "exec.h"
+#include "race.h"
 
 namespace tkpy::emulator {
 
@@ -22,6 +23,24 @@ struct Place {
   u32 offset = 0;
 };
 
+bool initialised(const Cta& cta, u32 offset) {
+  const auto m = cta.mbarriers.find(offset);
+  return m != cta.mbarriers.end() && m->second.valid;
+}
+
+// Whoever uses an mbarrier comes after its init. Cells do not show it once others have used the object. Order is enough:
+// the ISA has copies complete on mbarriers in the generic proxy (PTX ISA 9.3 on), so no proxy fence is asked for.
+void check_init_order(const Accessor& a, const Cta& cta, u32 offset) {
+  const auto m = cta.mbarriers.find(offset);
+  if (m == cta.mbarriers.end() || relate(a, m->second.init, true, false) != Relation::unordered) return;
+  const Access& init = m->second.init;
+  a.cluster->report_pair(Check::shared_race, a.site, *a.warp, a.lane, init.site, *a.cluster->warps[init.warp], init.lane, [&] {
+    return "the mbarrier at shared address " + std::to_string(offset) +
+           " is used with nothing that orders it after its init; needed: a barrier, between CTAs a barrier.cluster with release and "
+           "acquire, or fence.mbarrier_init before a relaxed one";
+  });
+}
+
 // An operation on the object: strong, so it races only with the plain accesses of init and inval.
 Place locate(Exec& x, const Op& op, u32 lane, bool plain) {
   const u64 address = op.f & 1 ? x.row<u64>(op.s[0])[lane] : x.row<u32>(op.s[0])[lane];
@@ -34,27 +53,62 @@ Place locate(Exec& x, const Op& op, u32 lane, bool plain) {
     x.report(Check::misaligned, op, lane, "mbarrier at shared address " + std::to_string(p.offset) + ", which is not a multiple of 8");
     p.at = nullptr;
   } else if (x.checked) {
-    if (plain) shared_access(x, op, *p.cta, lane, p.offset, 8, AccessKind::write, false, nullptr);
-    else shared_access(x, op, *p.cta, lane, p.offset, 8, AccessKind::atomic, true, nullptr);
+    shared_access(x, op, *p.cta, lane, p.offset, 8, plain ? AccessKind::write : AccessKind::atomic, !plain, nullptr);
+    if (!plain) check_init_order(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), *p.cta, p.offset);
   }
   return p;
 }
 
-void arrive_clock(Exec& x, const Op& op, const Place& p, bool relaxed) {
-  Warp& w = *x.warp;
-  MbarrierClocks::Arrivals& mine = p.cta->mbarriers[p.offset].arrivals[w.id];
+// Who has arrived, for the report of a deadlock.
+void note_arrival(Exec& x, const Op& op, const Place& p) {
+  MbarrierOrder::Arrivals& mine = p.cta->mbarriers[p.offset].arrivals[x.warp->id];
   ++mine.now;
   mine.site = x.site(op);
-  join(p.cta->mbarriers[p.offset].arriving, relaxed ? w.fence_clock : w.clock);
-  if (!relaxed) ++w.clock[w.id];
+}
+
+// A release covers what its lane has done; a whole warp's covers the warp.
+u32 releasing(const Exec& x, u32 mask, u32 lane) { return (x.warp->alive & ~mask) == 0 ? mask : 1u << lane; }
+
+void arrive_clock(Exec& x, const Op& op, const Place& p, u32 lanes, bool relaxed) {
+  note_arrival(x, op, p);
+  if (!x.checked) return;
+  Clock& arriving = p.cta->mbarriers[p.offset].arriving;
+  if (relaxed) join(arriving, x.warp->order.fence_clock);
+  else publish(*x.warp, lanes, arriving);
 }
 
 void phase_done(Cluster& c, Cta& cta, u32 offset) {
-  MbarrierClocks& m = cta.mbarriers[offset];
+  MbarrierOrder& m = cta.mbarriers[offset];
   join(m.done, m.arriving);
-  m.arriving.clear();
+  m.arriving = Clock{};
+  ++m.phases;
   for (auto& [warp, of] : m.arrivals) of.before += of.now, of.now = 0;
   ++c.progress;
+}
+
+// What lanes learn that have seen a phase end. Relaxed waits learn it at their next fence.
+void acquire_phase(Exec& x, u32 lanes, const Place* places, bool relaxed) {
+  if (!x.checked) return;
+  while (lanes) {
+    const Place& p = places[std::countr_zero(lanes)];
+    u32 same = 0;
+    for (u32 rest = lanes; rest; rest &= rest - 1) {
+      const Place& q = places[std::countr_zero(rest)];
+      if (q.cta == p.cta && q.offset == p.offset) same |= rest & (0u - rest);
+    }
+    const Clock& done = p.cta->mbarriers[p.offset].done;
+    if (relaxed) join(x.warp->order.pending_acquire, done);
+    else observe(*x.warp, same, done);
+    lanes &= ~same;
+  }
+}
+
+void init_order(Exec& x, const Op& op, u32 lane, const Place& p) {
+  MbarrierOrder& m = p.cta->mbarriers[p.offset];
+  m.valid = true;
+  if (!x.checked) return;
+  m.arriving = m.done = Clock{};
+  m.init = record_of(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), false);
 }
 
 bool finished(u64 object, u64 token, bool parity, bool* done, std::string* why) {
@@ -75,11 +129,12 @@ void give_up(Exec& x, const Op& op, u32 lane, std::string why) {
 void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
   const bool parity = op.b & 1;
   u32 result = 0, pass = mask;
+  Place places[kLanes];
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
-    const Place p = locate(x, op, lane, false);
+    const Place p = places[lane] = locate(x, op, lane, false);
     if (!p.at) return give_up(x);
-    if (!p.cta->mbarriers.contains(p.offset))
+    if (!initialised(*p.cta, p.offset))
       return give_up(x, op, lane, "waits on shared address " + std::to_string(p.offset) + ", which no mbarrier.init has made an mbarrier");
     const u64 token = parity ? x.row<u32>(op.s[1])[lane] : x.row<u64>(op.s[1])[lane];
     bool done = false;
@@ -87,7 +142,6 @@ void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
     if (!finished(load(p.at), token, parity, &done, &why)) return give_up(x, op, lane, why);
     if (done) {
       result |= 1u << lane;
-      if (!(op.b & 2)) join(x.warp->clock, p.cta->mbarriers[p.offset].done);
       continue;
     }
     // try_wait may come back without success at any time; it does so sometimes, and when nothing else can run.
@@ -101,12 +155,12 @@ void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
     pass &= ~(1u << lane);
   }
   if (op.d[0] != kNone) x.preds[op.d[0]] = (x.preds[op.d[0]] & ~pass) | (result & pass);
-  if (result && x.checked) sync_lanes(*x.warp, 0);
+  acquire_phase(x, result, places, op.b & 2);
   x.event |= Exec::preempt;
   if (pass & ~result) x.event |= Exec::spin;
 }
 
-void one_arrival(Exec& x, const Op& op, u32 lane, const Place& p) {
+void one_arrival(Exec& x, const Op& op, u32 mask, u32 lane, const Place& p) {
   tensor::MbarrierArrival arrival;
   arrival.drop = op.b & 1;
   arrival.no_complete = op.b & 2;
@@ -115,7 +169,7 @@ void one_arrival(Exec& x, const Op& op, u32 lane, const Place& p) {
   else if (op.c) arrival.count = x.row<u32>(op.s[1])[lane];
   u64 object = load(p.at), state = 0;
   bool completed = false;
-  arrive_clock(x, op, p, op.b & 8);
+  arrive_clock(x, op, p, releasing(x, mask, lane), op.b & 8);
   const std::string why = tensor::mbarrier_arrive(object, arrival, &state, &completed);
   if (!why.empty()) return x.report(Check::mbarrier_misuse, op, lane, why);
   std::memcpy(p.at, &object, 8);
@@ -136,8 +190,10 @@ void arrive_after_copies(Exec& x, const Op& op, u32 lane, const Place& p) {
     const u64 object = tensor::mbarrier_encode(s);
     std::memcpy(p.at, &object, 8);
   }
-  arrive_clock(x, op, p, false);
+  note_arrival(x, op, p);
   Cluster* c = x.cluster;
+  Issue issue = c->issue(x, op, 1u << lane);
+  raise(issue.start.seen, x.warp->order.copy_component, x.warp->order.copies_issued);
   Cta* cta = p.cta;
   const u32 offset = p.offset;
   const SiteKey site = x.site(op);
@@ -150,6 +206,7 @@ void arrive_after_copies(Exec& x, const Op& op, u32 lane, const Place& p) {
     const std::string why = tensor::mbarrier_arrive(object, {}, nullptr, &completed);
     if (!why.empty()) c->report_at(Check::mbarrier_misuse, site, *warp, lane, why);
     std::memcpy(at, &object, 8);
+    if (issue.checked) join(cta->mbarriers[offset].arriving, issue.start);
     if (completed) phase_done(*c, *cta, offset);
     return true;
   });
@@ -164,14 +221,29 @@ bool mbarrier_ready(const Cluster& cluster, const Wait& wait) {
   return !finished(load(cta.shared.data.data() + (static_cast<u32>(wait.address) - kSharedBase)), wait.phase, wait.id, &done, &why) || done;
 }
 
-void mbarrier_complete(Cluster& cluster, const SiteKey& site, const Warp& warp, Cta& cta, u32 offset, u32 bytes) {
+Accessor landed_on(const Issue& issue, Cta& cta, u32 offset, bool async) {
+  MbarrierOrder& m = cta.mbarriers[offset];
+  if (!m.component) m.component = new_component(*issue.cluster, Component::mbarrier);
+  return issue.as(m.component, m.phases + 1, async);
+}
+
+void mbarrier_complete(const Issue& issue, const SiteKey& site, Cta& cta, u32 offset, u32 bytes) {
+  Cluster& cluster = *issue.cluster;
   u8* at = cta.shared.data.data() + (offset - kSharedBase);
   u64 object = load(at);
   bool completed = false;
   const std::string why = tensor::mbarrier_complete_tx(object, bytes, &completed);
-  if (!why.empty()) cluster.report_at(Check::mbarrier_misuse, site, warp, 0, why);
+  if (!why.empty()) cluster.report_at(Check::mbarrier_misuse, site, *issue.warp, issue.lane, why);
   std::memcpy(at, &object, 8);
   ++cluster.progress;
+  if (issue.checked) {
+    const Accessor a = landed_on(issue, cta, offset, false);
+    check_init_order(a, cta, offset);
+    visit(cta, a);
+    Clock& arriving = cta.mbarriers[offset].arriving;
+    join(arriving, issue.start);
+    raise(arriving.seen, a.component, a.time);
+  }
   if (completed) phase_done(cluster, cta, offset);
 }
 
@@ -193,7 +265,7 @@ void exec_mbarrier(Exec& x, const Op& op, u32 mask) {
     const Place p = locate(x, op, lane, what == MbarrierOp::init || what == MbarrierOp::inval);
     if (!p.at) continue;
     if (what == MbarrierOp::arrive) {
-      one_arrival(x, op, lane, p);
+      one_arrival(x, op, mask, lane, p);
       continue;
     }
     if (what == MbarrierOp::cp_async_arrive) {
@@ -206,10 +278,10 @@ void exec_mbarrier(Exec& x, const Op& op, u32 mask) {
     const u32 value = what == MbarrierOp::inval ? 0 : x.row<u32>(op.s[1])[lane];
     if (what == MbarrierOp::init) {
       why = tensor::mbarrier_init(object, value);
-      p.cta->mbarriers[p.offset] = MbarrierClocks{};
+      init_order(x, op, lane, p);
     } else if (what == MbarrierOp::inval) {
       why = tensor::mbarrier_inval(object);
-      p.cta->mbarriers.erase(p.offset);
+      p.cta->mbarriers[p.offset].valid = false;
     } else if (what == MbarrierOp::expect_tx) {
       why = tensor::mbarrier_expect_tx(object, value);
     } else {

@@ -257,8 +257,12 @@ void exec_load(Exec& x, const Op& op, u32 mask) {
   }
   if ((op.f & kStrong) && x.checked) {
     for (u32 rest = mask; rest; rest &= rest - 1) {
-      const u64 address = a.value[std::countr_zero(rest)];
-      acquire_from(x, is_shared(op, address) ? shared_location(*x.cta, static_cast<u32>(address) & kSharedOffsetMask) : address & ~u64{3}, op.f);
+      const u32 lane = static_cast<u32>(std::countr_zero(rest));
+      u64 location = a.value[lane] & ~u64{3};
+      Cta* cta = nullptr;
+      if (is_shared(op, location) && shared_range(x, static_cast<u32>(location), 4, cta))
+        location = shared_location(*cta, static_cast<u32>(location) & kSharedOffsetMask);
+      acquire_from(x, location, op.f, 1u << lane);
     }
   }
 }
@@ -282,9 +286,9 @@ void exec_store(Exec& x, const Op& op, u32 mask) {
       shared_range(x, static_cast<u32>(a.value[lane]), bytes, cta);
       const u32 offset = static_cast<u32>(a.value[lane]) & kSharedOffsetMask;
       shared_access(x, op, *cta, lane, offset, bytes, AccessKind::write, op.f & kStrong, data);
-      if (op.f & kStrong) release_to(x, shared_location(*cta, offset), op.f);
+      if (op.f & kStrong) release_to(x, shared_location(*cta, offset), op.f, 1u << lane);
     } else if (x.checked && (op.f & kStrong)) {
-      release_to(x, a.value[lane] & ~u64{3}, op.f);
+      release_to(x, a.value[lane] & ~u64{3}, op.f, 1u << lane);
     }
     std::memcpy(a.where[lane], data, bytes);
   }

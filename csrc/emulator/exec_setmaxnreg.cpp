@@ -43,7 +43,7 @@ void check_warpgroup(Exec& x, const Op& op, u32 lane) {
     if (&o == &w) continue;
     if (!o.alive && o.setmaxnregs <= w.setmaxnregs)
       x.report(Check::setmaxnreg, op, lane, "warp " + std::to_string(i) + " of this warpgroup ended without this setmaxnreg");
-    else if (w.setmaxnregs && (o.setmaxnregs < w.setmaxnregs || w.clock[o.id] < o.setmaxnreg_time))
+    else if (w.setmaxnregs && (o.setmaxnregs < w.setmaxnregs || !covers(w.order.clock.seen, o.id, o.setmaxnreg_time)))
       x.report(Check::setmaxnreg, op, lane, "the warpgroup has not synchronised since its last setmaxnreg");
   }
 }
@@ -74,7 +74,7 @@ void exec_setmaxnreg(Exec& x, const Op& op, u32 mask) {
     w.registers = wanted;
   }
   ++w.setmaxnregs;
-  w.setmaxnreg_time = w.clock[w.id];
+  w.setmaxnreg_time = w.order.now;
   ++x.cluster->progress;
   x.yield_point();
 }

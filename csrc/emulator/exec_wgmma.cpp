@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "exec.h"
+#include "race.h"
 
 namespace tkpy::emulator {
 
@@ -29,6 +30,41 @@ std::string check_operand(const SharedMemory& shared, u64 descriptor, const tens
   return {};
 }
 
+u32 wgmma_component(Cluster& c, Warpgroup& g) {
+  if (!g.component) g.component = new_component(c, Component::wgmma);
+  return g.component;
+}
+
+// Reads of one operand by the product. What a warp reads must come before its own issue: all of B, its 16 rows of A (programs
+// that store their own rows of A meet by warps only). One chain a warpgroup: a warp's wait_group covers the product of all four.
+void touch_operand(const PendingWgmma& p, Accessor a, Cta& cta, std::size_t index, u64 descriptor, const tensor::Operand& operand, bool is_a) {
+  std::vector<u32> at(tensor::operand_units(operand));
+  tensor::operand_addresses(tensor::decode_descriptor(descriptor), operand, at.data());
+  for (std::size_t unit = 0; unit < at.size(); ++unit) {
+    if (at[unit] < kSharedBase || at[unit] + 16 > kSharedBase + cta.shared.init.size()) continue;
+    const std::size_t row = operand.mn_major ? unit % (operand.mn / 8) * 8 : unit / 2;
+    for (u32 w = is_a ? static_cast<u32>(row / 16) : 0, last = is_a ? w : 3; w <= last; ++w) {
+      a.warp = &cta.warps[index * 4 + w];
+      a.warp_id = a.warp->id;
+      a.clock = &p.start[w];
+      check_read(a, cta, at[unit], 16);
+    }
+    touch_shared(a, cta, at[unit], 16, AccessKind::read, false, false);
+  }
+}
+
+void touch_operands(Cluster& c, Cta& cta, std::size_t index, const PendingWgmma& p) {
+  Warpgroup& g = cta.warpgroups[index];
+  Accessor a;
+  a.cluster = &c;
+  a.site = c.site_index_of(p.site);
+  a.component = wgmma_component(c, g);
+  a.time = static_cast<u32>(g.done);
+  a.agent = a.async = true;
+  if (!p.op->a_in_registers) touch_operand(p, a, cta, index, p.descriptor_a[0], tensor::wgmma_operand_a(*p.op), true);
+  touch_operand(p, a, cta, index, p.descriptor_b[0], tensor::wgmma_operand_b(*p.op), false);
+}
+
 void execute(Cluster& c, Cta& cta, std::size_t index) {
   Warpgroup& g = cta.warpgroups[index];
   PendingWgmma p = std::move(g.queue.front());
@@ -51,6 +87,7 @@ void execute(Cluster& c, Cta& cta, std::size_t index) {
     if (why.empty()) why = tensor::descriptor_doubt(p.descriptor_b[0], tensor::wgmma_operand_b(*p.op));
     if (why.empty() && !p.op->a_in_registers) why = tensor::descriptor_doubt(p.descriptor_a[0], tensor::wgmma_operand_a(*p.op));
     if (!why.empty()) c.report_at(Check::wgmma_misuse, p.site, first, 0, why);
+    touch_operands(c, cta, index, p);
   }
   std::vector<const u32*> a;
   std::vector<u32*> d;
@@ -139,6 +176,7 @@ void exec_wgmma(Exec& x, const Op& op, u32 mask) {
                  " was executed by some warps of the warpgroup and not by others before this wgmma");
   w.wgmma_last = site;
   watch_wgmma(x, op, x.pred(op.s[2]));
+  if (x.checked) publish(w, mask, p.start[slot]);
   p.arrived |= 1u << slot;
   ++x.cluster->progress;
 }
@@ -166,6 +204,7 @@ void exec_wgmma_wait(Exec& x, const Op& op, u32 mask) {
     x.split_waiting(mask, x.pc - 1, wait);
     return;
   }
+  if (x.checked) observe(*x.warp, mask, wgmma_component(*x.cluster, group_of(*x.warp)), static_cast<u32>(target));
   groups.erase(groups.begin(), groups.end() - static_cast<std::ptrdiff_t>(keep));
   x.warp->wgmma_waited = target;
 }

@@ -102,74 +102,6 @@ void Exec::yield_point() {
   if (cluster->random(2)) event |= preempt;
 }
 
-bool Exec::wants(Check check) const {
-  // Memory errors are never silent: the access does not happen. Nor is what ends the run.
-  return check_is_fatal(check) || cluster->stopped || check == Check::out_of_bounds || check == Check::misaligned ||
-         (launch->config->checks >> static_cast<u32>(check) & 1);
-}
-
-Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane) {
-  Site s;
-  const FunctionAst& f = launch.linked->module->ast->functions[key.function];
-  s.function = f.name;
-  s.cta = cta, s.warp = warp, s.lane = lane;
-  if (f.code.empty()) return s;
-  const Ast& ast = *launch.linked->module->ast;
-  const Instr& in = f.code[launch.linked->functions[key.function].ops[key.op].instr];
-  s.ptx_line = in.line;
-  for (char c : in.text.substr(0, 400)) {
-    const bool blank = c == '\n' || c == '\t' || c == ' ' || c == '\r';
-    if (!blank) s.text += c;
-    else if (!s.text.empty() && s.text.back() != ' ') s.text += ' ';
-  }
-  const Loc& loc = ast.locs[in.loc];
-  s.source_line = loc.line;
-  const auto file = ast.files.find(loc.file);
-  if (loc.line && file != ast.files.end()) s.file = file->second;
-  return s;
-}
-
-SiteKey Exec::site(const Op& op) const {
-  if (late_site) return *late_site;
-  return {frame->fn->function->index, static_cast<u32>(&op - frame->fn->ops.data())};
-}
-
-void Exec::report(Check check, const Op& op, u32 lane, std::string message) {
-  report(check, op, lane, std::move(message), SiteKey{kNone, 0}, 0, 0, 0);
-}
-
-void Exec::report(Check check, const Op& op, u32 lane, std::string message, const SiteKey& other, u32 other_warp,
-                  u32 other_lane, u32 other_cta) {
-  if (check_is_fatal(check)) {
-    cluster->stopped = true;
-    event |= stop;
-  }
-  if (!wants(check)) return;
-  const SiteKey here = site(op);
-  std::string key = std::to_string(static_cast<u32>(check)) + "/" + std::to_string(here.function) + "/" + std::to_string(here.op) +
-                    "/" + std::to_string(other.function) + "/" + std::to_string(other.op);
-  Finding f;
-  f.check = check;
-  f.message = std::move(message);
-  f.site = make_site(*launch, here, cta->linear, warp->index, lane);
-  if (other.function != kNone) {
-    f.has_other = true;
-    f.other = make_site(*launch, other, other_cta, other_warp, other_lane);
-  }
-  cluster->add_finding(std::move(f), key);
-}
-
-void Cluster::report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message) {
-  if (check_is_fatal(check)) stopped = true;
-  const bool always = check_is_fatal(check) || check == Check::out_of_bounds || check == Check::misaligned;
-  if (!always && !(launch->config->checks >> static_cast<u32>(check) & 1)) return;
-  Finding f;
-  f.check = check;
-  f.message = std::move(message);
-  f.site = make_site(*launch, key, warp.cta->linear, warp.index, lane);
-  add_finding(std::move(f), std::to_string(static_cast<u32>(check)) + "/" + std::to_string(key.function) + "/" + std::to_string(key.op));
-}
-
 // ---- agents ------------------------------------------------------------------------------------------------------------
 
 u64 Cluster::add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work) {
@@ -183,13 +115,6 @@ bool Cluster::agents_done(const std::vector<u64>& ids, bool read_only) const {
     for (const Agent& a : agents)
       if (a.id == id && !(read_only && a.has_read)) return false;
   return true;
-}
-
-void Cluster::check_agents_of(const Cta& cta) {
-  for (const Agent& a : agents) {
-    if (a.warp->cta != &cta || a.has_read) continue;
-    report_at(Check::async_in_flight, a.site, *a.warp, a.lane, "still under way when the CTA ended: nothing waited for it");
-  }
 }
 
 bool Cluster::run_agent() {
@@ -215,25 +140,6 @@ bool Cluster::run_agent() {
     }
   }
   return run_wgmma(*this);
-}
-
-void Cluster::add_finding(Finding finding, const std::string& key) {
-  constexpr std::size_t kMostFindings = 200;
-  const auto [entry, fresh] = finding_index.try_emplace(key, static_cast<u32>(findings.size()));
-  if (!fresh) {
-    ++findings[entry->second].times;
-  } else if (findings.size() < kMostFindings || check_is_fatal(finding.check)) {
-    findings.push_back(std::move(finding));
-  } else {
-    finding_index.erase(key);
-  }
-}
-
-u32 Cluster::site(const Exec& x, const Op& op) {
-  const SiteKey here = x.site(op);
-  const auto [entry, fresh] = site_index.try_emplace(u64{here.function} << 32 | here.op, static_cast<u32>(sites.size()));
-  if (fresh) sites.push_back(here);
-  return entry->second;
 }
 
 u32 Cluster::random(u32 below) {  // splitmix64
@@ -446,8 +352,8 @@ void Cluster::start() {
     }
   }
   for (Warp* w : warps) {
-    w->clock.assign(warps.size(), 0);
-    w->clock[w->id] = 1;
+    w->order.clock.seen.assign(warps.size(), 0);
+    components.push_back({Component::warp});
   }
   policy_ = random(4);
   favourite_ = random(static_cast<u32>(warps.size()));

@@ -13,6 +13,7 @@
 
 #include "findings.h"
 #include "program.h"
+#include "shadow.h"
 
 namespace tkpy::emulator {
 
@@ -127,17 +128,19 @@ struct Group {
   bool yielded = false;   // spinning: others first
 };
 
-using Clock = std::vector<u32>;  // one component per warp of the cluster
-void join(Clock& into, const Clock& from);
-
 struct Cta;
 struct Cluster;
 
 // Asynchronous operations issued by a warp's lanes: those not yet committed, and committed groups in order.
 struct AsyncGroups {
+  struct Chain {
+    u32 lanes, component, time;  // bulk: component of the sources; the next one is that of the targets
+  };
   struct Entry {
     u32 lanes;
     std::vector<u64> agents;
+    std::vector<Chain> chains;
+    bool read = false;  // a wait for the sources has covered it
   };
   std::vector<Entry> open, groups;
 };
@@ -152,10 +155,7 @@ struct Warp {
   std::vector<std::unique_ptr<Frame>> spare;
   std::vector<u8> local, local_init;
   u32 local_stride = 0;
-  Clock clock;                      // vector clock; clock[id] is this warp's own time
-  Clock fence_clock;                // clock at the last fence: what relaxed operations publish
-  Clock pending_acquire;            // what relaxed reads have seen: joined at the next fence
-  std::array<u32, kLanes> lane_sync{};  // own time at which each lane last synchronised with its warp
+  WarpOrder order;
   std::array<u64, kLanes> cluster_arrivals{};  // phase + 1 that each lane last arrived at
   u64 executed = 0;
   u32 region_hint = 0;
@@ -170,26 +170,11 @@ struct Warp {
   std::vector<u64> wgmma_groups;    // for each committed group, how many had been issued
 };
 
-// Last accesses of one aligned 4-byte cell of shared memory.
-struct Access {
-  u32 time = 0;       // own time of the warp; 0: never
-  u32 site = 0;       // index into Cluster::sites
-  u16 warp = 0;
-  u8 lane = 0;        // 255: several lanes
-  u8 bytes = 0;       // which of the four bytes
-  bool atomic = false;
-};
-
-struct Cell {
-  Access write, read;
-  u32 readers = 0;    // index + 1 into SharedMemory::read_sets when several warps read concurrently
-};
-
 struct SharedMemory {
   std::vector<u8> data;             // from kSharedBase
   std::vector<u8> init;             // per byte
-  std::vector<Cell> cells;
-  std::vector<std::vector<Access>> read_sets;
+  std::vector<Cell> cells;          // of 4 bytes
+  ReadSets read_sets;
 };
 
 struct Barrier {
@@ -205,8 +190,12 @@ struct Barrier {
 };
 
 // What happens-before needs to know about an mbarrier; its state is its own 64 bits of shared memory.
-struct MbarrierClocks {
+struct MbarrierOrder {
   Clock arriving, done;
+  u16 component = 0;    // of the copies that complete on it
+  u32 phases = 0;       // that have ended
+  Access init;          // the last one
+  bool valid = false;   // has been initialised, and not invalidated since
   // Arrivals of each warp in this phase, and in those before it: for the report of a deadlock.
   struct Arrivals {
     u32 now = 0;
@@ -225,6 +214,7 @@ struct PendingWgmma {
   u32 accumulate = 0;              // bit per warp
   u32 fences = 0, commits = 0;     // executed before it by the warp that came first
   Frame* frames[4] = {};
+  Clock start[4];                  // what comes before it in each warp
   std::vector<u32*> a[4], d[4];    // rows of each warp
 };
 struct Warpgroup {
@@ -236,6 +226,7 @@ struct Warpgroup {
     SiteKey site;
   };
   std::vector<Setmaxnreg> setmaxnregs;  // in the order in which its warps execute them
+  u16 component = 0;
 };
 
 struct Cta {
@@ -246,9 +237,12 @@ struct Cta {
   u32 register_pool = 0;  // registers a thread that no warp holds, summed over warps
   SharedMemory shared;
   std::array<Barrier, 16> barriers;
-  std::unordered_map<u32, MbarrierClocks> mbarriers;  // by offset
+  std::unordered_map<u32, MbarrierOrder> mbarriers;  // by offset
   std::vector<Warpgroup> warpgroups;
   std::vector<Warp> warps;
+  Clock ended;                 // what its lanes had seen when they exited
+  bool has_ended = false;
+  std::vector<Access> visits;  // by component: the last use of this CTA's shared memory by an agent or another CTA
 };
 
 struct Launch;
@@ -305,6 +299,10 @@ struct Cluster {
   u64 progress = 0;           // bumped by everything another warp could wait for
   std::vector<SiteKey> sites{SiteKey{0, 0}};
   std::unordered_map<u64, u32> site_index;
+  u64 last_site = ~u64{0};
+  u32 last_site_index = 0;
+  std::vector<Component> components;        // of the clocks; the first are the warps
+  std::unordered_map<u64, u32> pair_index;  // findings with two sides: check and sites -> finding + 1
   std::vector<Finding> findings;
   std::unordered_map<std::string, u32> finding_index;
   std::string output;
@@ -329,14 +327,18 @@ struct Cluster {
 
   void start();
   u64 add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work);
-  void check_agents_of(const Cta& cta);  // which has ended
   bool agents_done(const std::vector<u64>& ids, bool read_only) const;
   bool run_agent();           // one step of one of them, chosen by the seed; false when there is none
+  Issue issue(const Exec& x, const Op& op, u32 lanes);  // an asynchronous operation that starts now
+  // A finding with two sides, each a site, a warp and a lane; the text is made once a pair of sites.
+  void report_pair(Check check, u32 here, const Warp& warp, u32 lane, u32 other, const Warp& other_warp, u32 other_lane,
+                   const std::function<std::string()>& message);
   void report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message);
   bool step();                // runs one warp for one turn; false when everything has ended or stopped
   u32 random(u32 below);
   void add_finding(Finding finding, const std::string& key);
   u32 site(const Exec& x, const Op& op);
+  u32 site_index_of(const SiteKey& key);
  private:
   bool runnable(Warp& w);
   Warp* pick();
@@ -368,6 +370,8 @@ struct Launch {
   u32 registers = 0;               // a thread's at launch; 0: setmaxnreg has no effect
 };
 
+// findings (report.cpp)
+Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane);
 // wgmma (exec_wgmma.cpp)
 bool run_wgmma(Cluster& cluster);
 void cancel_wgmma(Warp& w, const Frame* frame);
@@ -384,7 +388,9 @@ void check_wgmma_waited(Exec& x);  // the warp has ended
 bool async_ready(const Cluster& cluster, const Warp& w, const Wait& wait, u32 lanes);
 // mbarriers (exec_mbarrier.cpp)
 bool mbarrier_ready(const Cluster& cluster, const Wait& wait);
-void mbarrier_complete(Cluster& cluster, const SiteKey& site, const Warp& warp, Cta& cta, u32 offset, u32 bytes);
+// A copy has landed: its bytes count, and waits for the phase come after it. landed_on() is who writes for it.
+Accessor landed_on(const Issue& issue, Cta& cta, u32 offset, bool async);
+void mbarrier_complete(const Issue& issue, const SiteKey& site, Cta& cta, u32 offset, u32 bytes);
 // Frames
 Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u32 local_base);
 void release_lanes(Warp& w, Frame* frame, u32 lanes);
@@ -395,9 +401,7 @@ void retry_barriers(Cta& cta);
 void retry_cluster_barrier(Cluster& cluster);
 // Lanes of `mask` must all be here before a .sync instruction runs; false: the group waits and will come back.
 bool converge(Exec& x, const Op& op, u32 mask, u32 members);
-void sync_lanes(Warp& w, u32 lanes);
 
-Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane);
 std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel);
 LaunchResult run_launch(const Linked& linked, const LaunchConfig& config);
 

@@ -1,78 +1,96 @@
-// Happens-before for shared memory: FastTrack epochs per 4-byte cell, vector clocks per warp, and per lane the time of its
-// last warp-level synchronisation. Lanes of one warp are unordered between those (independent thread scheduling): having
-// been converged orders nothing.
+// Races in shared memory, and the edges through strong operations. What comes before what: order.h; what memory
+// remembers: shadow.h.
+#include "race.h"
+
 #include <algorithm>
 
 #include "exec.h"
 
 namespace tkpy::emulator {
 
-void join(Clock& into, const Clock& from) {
-  if (into.size() < from.size()) into.resize(from.size());
-  for (std::size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
-}
-
-void sync_lanes(Warp& w, u32 lanes) {
-  const u32 now = ++w.clock[w.id];
-  for (u32 lane = 0; lane < kLanes; ++lane)
-    if (lanes >> lane & 1) w.lane_sync[lane] = now;
+void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, bool global) {
+  // Lanes that read the same bytes at one time are one reader; so is a lane that reads several bytes.
+  auto merges = [&](const Access& slot) {
+    return slot.component == now.component && (slot.lane == now.lane || slot.bytes == now.bytes || slot.several);
+  };
+  auto merge = [&](Access& slot) {
+    if (slot.time != now.time) {
+      const u32 kept = slot.lane == now.lane && !slot.several ? slot.bytes : 0;
+      slot = now;
+      slot.bytes |= kept;
+      return;
+    }
+    slot.several |= slot.lane != now.lane;
+    slot.bytes |= now.bytes;
+    slot.atomic &= now.atomic;
+  };
+  if (cell.readers == 0) {
+    Access& one = cell.read;
+    const bool replaced = one.time == 0 || (one.component == now.component && one.time == now.time ? merges(one)
+                                              : !(one.bytes & ~now.bytes) && relate(a, one, false, global) == Relation::ordered);
+    if (replaced) return one.time == 0 ? void(one = now) : merge(one);
+    if (sets.unused.empty()) {
+      sets.sets.emplace_back();
+      sets.unused.push_back(static_cast<u32>(sets.sets.size() - 1));
+    }
+    cell.readers = sets.unused.back() + 1;
+    sets.unused.pop_back();
+    sets.sets[cell.readers - 1].push_back(one);
+    one = Access{};
+  }
+  auto& set = sets.sets[cell.readers - 1];
+  for (Access& slot : set)
+    if (merges(slot)) return merge(slot);
+  set.push_back(now);
 }
 
 namespace {
 
-bool ordered(const Warp& w, u32 lane, const Access& before) {
-  if (before.time == 0) return true;
-  if (before.warp != w.id) return before.time <= w.clock[before.warp];
-  if (before.lane == lane) return true;
-  return before.time < w.lane_sync[lane] && (before.lane >= kLanes || before.time < w.lane_sync[before.lane]);
-}
-
 const char* noun(bool write, bool atomic) { return atomic ? "atomic" : write ? "write" : "read"; }
 
-void report_race(Exec& x, const Op& op, u32 lane, u32 offset, AccessKind kind, const Access& other, bool other_writes) {
-  const Warp& w = *x.cluster->warps[other.warp];
-  const bool same_warp = &w == x.warp;
-  x.report(Check::shared_race, op, lane,
-           std::string(noun(kind != AccessKind::read, kind == AccessKind::atomic)) + " and " +
-               noun(other_writes, other.atomic) + " of shared address " + std::to_string(offset) +
-               (same_warp ? " by two lanes of one warp with no warp-level synchronisation between them"
-                          : " by two warps with no barrier between them"),
-           x.cluster->sites[other.site], w.index, other.lane < kLanes ? other.lane : 0, w.cta->linear);
-}
-
-void check_reads(Exec& x, const Op& op, SharedMemory& memory, Cell& cell, u32 lane, u32 offset, const Access& now,
-                 AccessKind kind) {
-  auto check = [&](const Access& read) {
-    if (!(read.bytes & now.bytes) || (read.atomic && now.atomic)) return;
-    if (!ordered(*x.warp, lane, read)) report_race(x, op, lane, offset, kind, read, false);
-  };
-  check(cell.read);
-  if (cell.readers)
-    for (const Access& read : memory.read_sets[cell.readers - 1]) check(read);
-}
-
-void record_read(Exec& x, SharedMemory& memory, Cell& cell, const Access& now, u32 lane) {
-  const Warp& w = *x.warp;
-  auto merge = [&](Access& slot) {
-    if (slot.time == now.time && slot.warp == now.warp) {
-      slot.lane = slot.lane == now.lane ? now.lane : u8{255};
-      slot.bytes |= now.bytes;
-      slot.atomic &= now.atomic;
-    } else {
-      slot = now;
-    }
-  };
-  if (cell.readers == 0 && (cell.read.time == 0 || cell.read.warp == now.warp || ordered(w, lane, cell.read)))
-    return merge(cell.read);
-  if (cell.readers == 0) {
-    memory.read_sets.push_back({cell.read});
-    cell.readers = static_cast<u32>(memory.read_sets.size());
-    cell.read = Access{};
+// What would have put `before` first.
+std::string remedy(const Accessor& a, const Access& before) {
+  const Warp& issuer = *a.cluster->warps[before.warp];
+  switch (a.cluster->components[before.component].kind) {
+    case Component::mbarrier: return "a wait for the phase of the mbarrier that the copy completes";
+    case Component::bulk: return "cp.async.bulk.wait_group.read in the thread that issued the copy, then a barrier";
+    case Component::cp_async: return "cp.async.wait_group in the threads that copied, then a barrier";
+    case Component::wgmma: return "wgmma.wait_group for the group of the product, then a barrier or an mbarrier";
+    default: break;
   }
-  auto& set = memory.read_sets[cell.readers - 1];
-  const auto mine = std::find_if(set.begin(), set.end(), [&](const Access& a) { return a.warp == now.warp; });
-  if (mine != set.end()) merge(*mine);
-  else set.push_back(now);
+  if (&issuer == a.warp && !a.agent) return "bar.warp.sync";
+  if (&issuer == a.warp) return "a warp-level synchronisation before the operation is issued";
+  if (issuer.cta != a.warp->cta) return "barrier.cluster, or a release and an acquire at cluster scope";
+  return "a barrier, an mbarrier, or a release and an acquire";
+}
+
+const char* who(const Accessor& a, const Access& before) {
+  if (a.warp != a.cluster->warps[before.warp]) return a.warp->cta == a.cluster->warps[before.warp]->cta ? " by two warps" : " by two CTAs of a cluster";
+  return a.agent || before.component != a.warp->id ? "" : " by two lanes of one warp";
+}
+
+// mbarriers live in shared memory too, but their arrivals and waits order themselves.
+void report_race(const Accessor& a, const Cta& cta, u32 address, AccessKind kind, bool strong, const Access& before, bool before_writes,
+                 Relation relation) {
+  const std::string what = std::string(noun(kind != AccessKind::read, strong)) + " and " + noun(before_writes, before.atomic) +
+                           " of shared address " + std::to_string(address) +
+                           (a.warp->cta == &cta ? "" : " of CTA rank " + std::to_string(cta.rank)) + who(a, before);
+  const Warp& other = *a.cluster->warps[before.warp];
+  if (relation == Relation::unfenced)
+    a.cluster->report_pair(Check::proxy_fence, a.site, *a.warp, a.lane, before.site, other, before.lane, [&] {
+      return what + ": the first is in the generic proxy, the second in the async proxy, and no fence.proxy.async lies between them; "
+                    "the writer executes it before it signals, or the issuer after it has synchronised";
+    });
+  else
+    a.cluster->report_pair(Check::shared_race, a.site, *a.warp, a.lane, before.site, other, before.lane, [&] {
+      return what + " with nothing between them that orders them; needed: " + remedy(a, before);
+    });
+}
+
+std::string unfinished(const Cta& cta, const Warp& issuer) {
+  if (issuer.cta == &cta) return "may still be under way when the CTA ends: no thread has waited for it";
+  return "may use the shared memory of CTA rank " + std::to_string(cta.rank) +
+         " after that CTA has ended; needed: a barrier.cluster, or a wait there, before it ends";
 }
 
 void check_initialised(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes) {
@@ -88,65 +106,90 @@ void check_initialised(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u3
 
 }  // namespace
 
-void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, bool strong,
-                   const u8* incoming) {
+void touch_shared(const Accessor& a, Cta& cta, u32 offset, u32 bytes, AccessKind kind, bool strong, bool same_value) {
   SharedMemory& memory = cta.shared;
-  Warp& w = *x.warp;
-  const u8* held = memory.data.data() + (offset - kSharedBase);
-  if (kind != AccessKind::write) check_initialised(x, op, cta, lane, offset, bytes);
   if (kind != AccessKind::read) std::fill_n(memory.init.begin() + (offset - kSharedBase), bytes, u8{1});
-  // Writing the value that is already there is not reported against other writes: flags set by many threads.
-  const bool same_value = incoming && std::memcmp(incoming, held, bytes) == 0;
-  Access now;
-  now.time = w.clock[w.id];
-  now.site = x.cluster->site(x, op);
-  now.warp = static_cast<u16>(w.id);
-  now.lane = static_cast<u8>(lane);
-  now.atomic = strong;
+  if (a.agent || &cta != a.warp->cta) visit(cta, a);
+  Access now = record_of(a, strong);
   for (u32 at = offset & ~3u; at < offset + bytes; at += 4) {
-    const u32 first = std::max(offset, at) - at, last = std::min(offset + bytes, at + 4) - at;
-    now.bytes = static_cast<u8>(((1u << last) - 1) & ~((1u << first) - 1));
-    Cell& cell = memory.cells[(at - kSharedBase) / 4];
-    const bool both_atomic = now.atomic && cell.write.atomic;
-    if ((cell.write.bytes & now.bytes) && !both_atomic && !(kind == AccessKind::write && same_value) &&
-        !ordered(w, lane, cell.write))
-      report_race(x, op, lane, at, kind, cell.write, true);
-    if (kind == AccessKind::read) {
-      record_read(x, memory, cell, now, lane);
-    } else {
-      check_reads(x, op, memory, cell, lane, at, now, kind);
-      if (!(same_value && kind == AccessKind::write && cell.write.time && !ordered(w, lane, cell.write))) cell.write = now;
-      cell.read = Access{};
-      cell.readers = 0;
+    now.bytes = cell_bytes(at, offset, u64{offset} + bytes);
+    touch(a, memory.cells[(at - kSharedBase) / 4], memory.read_sets, now, kind, same_value, false,
+          [&](const Access& before, bool writes, Relation r) { report_race(a, cta, at, kind, strong, before, writes, r); });
+  }
+}
+
+void check_read(const Accessor& a, Cta& cta, u32 offset, u32 bytes) {
+  for (u32 at = offset & ~3u; at < offset + bytes; at += 4) {
+    const Cell& cell = cta.shared.cells[(at - kSharedBase) / 4];
+    for (const Access* w : {&cell.write, &cell.other_write}) {
+      if (!(w->bytes & cell_bytes(at, offset, u64{offset} + bytes))) continue;
+      if (const Relation r = relate(a, *w, true, false); r != Relation::ordered)
+        report_race(a, cta, at, AccessKind::read, false, *w, true, r);
     }
   }
 }
 
-void acquire_from(Exec& x, u64 location, u32 flags) {
-  const auto published = x.cluster->released.find(location);
-  if (published == x.cluster->released.end()) return;
-  join(x.warp->pending_acquire, published->second);
-  if (flags & kAcquire) join(x.warp->clock, published->second);
+void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes, AccessKind kind, bool strong,
+                   const u8* incoming) {
+  if (kind != AccessKind::write) check_initialised(x, op, cta, lane, offset, bytes);
+  const u8* held = cta.shared.data.data() + (offset - kSharedBase);
+  const bool same_value = incoming && std::memcmp(incoming, held, bytes) == 0;
+  touch_shared(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), cta, offset, bytes, kind, strong, same_value);
 }
 
-void release_to(Exec& x, u64 location, u32 flags) {
-  Warp& w = *x.warp;
-  Clock& to = x.cluster->released[location];
-  if (flags & kRelease) {
-    join(to, w.clock);
-    ++w.clock[w.id];
-  } else {
-    join(to, w.fence_clock);
+// A CTA's shared memory lives as long as the CTA: what others, or agents, do to it must come before its end.
+void visit(Cta& cta, const Accessor& a) {
+  if (cta.has_ended) {
+    a.cluster->report_at(Check::async_in_flight, a.cluster->sites[a.site], *a.warp, a.lane, unfinished(cta, *a.warp));
+    return;
+  }
+  if (cta.visits.size() <= a.component) cta.visits.resize(a.component + 1);
+  Access& last = cta.visits[a.component];
+  const bool several = last.time == a.time && (last.several || last.lane != (a.lane & 31));
+  last = record_of(a, false);
+  last.several = several;
+}
+
+void end_cta(Cluster& c, Cta& cta) {
+  cta.has_ended = true;
+  for (const Cluster::Agent& a : c.agents)
+    if (a.warp->cta == &cta && !a.has_read) c.report_at(Check::async_in_flight, a.site, *a.warp, a.lane, unfinished(cta, *a.warp));
+  Accessor end;
+  end.cluster = &c;
+  end.warp = &cta.warps[0];
+  end.clock = &cta.ended;
+  end.agent = true;
+  for (const Access& last : cta.visits) {
+    const Warp& w = *c.warps[last.warp];
+    if (relate(end, last, false, false) == Relation::unordered)
+      c.report_at(Check::async_in_flight, c.sites[last.site], w, last.lane, unfinished(cta, w));
   }
 }
 
+void acquire_from(Exec& x, u64 location, u32 flags, u32 mask) {
+  const auto published = x.cluster->released.find(location);
+  if (published == x.cluster->released.end()) return;
+  join(x.warp->order.pending_acquire, published->second);
+  if (flags & kAcquire) observe(*x.warp, mask, published->second);
+}
+
+void release_to(Exec& x, u64 location, u32 flags, u32 mask) {
+  WarpOrder& o = x.warp->order;
+  if (flags & kRelease) publish(*x.warp, mask, x.cluster->released[location]);
+  else if (!o.fence_clock.empty()) join(x.cluster->released[location], o.fence_clock);
+}
+
 // A fence makes earlier relaxed reads acquire and later relaxed writes release (PTX ISA 8.8, release and acquire patterns).
-void exec_fence(Exec& x, const Op&, u32) {
-  Warp& w = *x.warp;
+void exec_fence(Exec& x, const Op&, u32 mask) {
   if (!x.checked) return;
-  join(w.clock, w.pending_acquire);
-  w.fence_clock = w.clock;
-  ++w.clock[w.id];
+  WarpOrder& o = x.warp->order;
+  observe(*x.warp, mask, o.pending_acquire);
+  publish(*x.warp, mask, o.fence_clock);
+}
+
+// fence.proxy.async (PTX ISA 9.7.13.4): bi-directional, takes effect in the thread that executes it. a: spaces.
+void exec_proxy_fence(Exec& x, const Op& op, u32 mask) {
+  if (x.checked) proxy_fence(*x.warp, mask, op.a);
 }
 
 }  // namespace tkpy::emulator

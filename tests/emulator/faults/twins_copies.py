@@ -144,17 +144,15 @@ extern "C" __global__ void k(float* out, const float* x) {
 }""",
     launch_store,
     (
-        Fault("refilled before it was read", RESULT, "if (threadIdx.x == 0) was_read();"),
-        Fault("not committed before the wait", RESULT, "256);\n      commit();", "256);"),
-        Fault("stored before the other warp has filled it", RESULT, "__syncthreads();  // is filled"),
+        Fault("refilled before it was read", "shared-race", "if (threadIdx.x == 0) was_read();"),
+        Fault("not committed before the wait", "shared-race", "256);\n      commit();", "256);"),
+        Fault("stored before the other warp has filled it", "shared-race", "__syncthreads();  // is filled"),
         Fault("stores are not waited for", "async-in-flight", "if (threadIdx.x == 0) stored();"),
         Fault("another thread waits", "async-in-flight", "if (threadIdx.x == 0) stored();", "if (threadIdx.x == 1) stored();"),
         Fault("stores one row too many", "out-of-bounds", "r < 4;", "r < 5;"),
         Fault("stores 8 bytes too many", "misaligned", "smem(s), 256)", "smem(s), 248)"),
         Fault("target between 16 bytes", "misaligned", "bulk_store(out + 64 * r,", "bulk_store(out + 60 * r + 2,"),
         Fault("source reaches outside", "out-of-bounds", "bulk_store(out + 64 * r, smem(s)", "bulk_store(out, smem(s) + 16"),
-    ),
-    unseen=(
         Fault("no proxy fence before the store", "proxy-fence", "  fence_async();\n"),
     ),
 )  # fmt: skip
@@ -215,8 +213,6 @@ extern "C" __global__ void k(const __grid_constant__ Map x, const __grid_constan
         Fault("tile hangs over the end of shared memory", "out-of-bounds", "tile_load(smem(s),", "tile_load(smem(s) + 4096,"),
         Fault("lanes store before the others have doubled", "shared-race", "for (int i = 0; i < 8; ++i) s[i][threadIdx.x] *= 2;",
               "for (int i = 0; i < 8; ++i) s[i][31 - threadIdx.x] = s[i][threadIdx.x] * 2;"),
-    ),
-    unseen=(
         Fault("no proxy fence before the store", "proxy-fence", "  fence_async();\n"),
     ),
 )  # fmt: skip

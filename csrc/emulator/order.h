@@ -1,0 +1,117 @@
+// Happens-before (PTX ISA 8.9, causality order): vector clocks of warps, lanes and asynchronous agents.
+//
+// A clock has a component for each chain of events that program order or a completion mechanism puts in order:
+//   warp            its own time, which moves on at everything that publishes
+//   lane            of a warp, made when the lane first publishes without the others; runs on its warp's time
+//   mbarrier        copies that complete on it; time: the phase (from 1) in which they landed
+//   bulk groups     of one thread: sources read, and one component further destinations written; time: how many were issued
+//   cp.async        of one warp; time: how many were issued
+//   wgmma           of one warpgroup; time: how many were issued
+// Waiting for a phase or a group observes all earlier ones of its chain, so one number a chain is exact.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "common.h"
+
+namespace tkpy::emulator {
+
+struct Warp;
+struct Cluster;
+
+using Times = std::vector<u32>;  // by component; components beyond its end are 0
+
+inline bool covers(const Times& t, u32 component, u32 time) { return component < t.size() && t[component] >= time; }
+void raise(Times& t, u32 component, u32 time);
+
+struct Clock {
+  Times seen;           // accesses up to these times happen before
+  Times fenced;         // of those, generic writes to shared memory that a proxy fence has shown to the async proxy
+  Times fenced_global;  // the same for global memory
+  bool empty() const { return seen.empty(); }
+};
+void join(Clock& into, const Clock& from);
+
+// What a component belongs to, for messages.
+struct Component {
+  enum Kind : u8 { warp, lane, mbarrier, bulk, cp_async, wgmma } kind = warp;
+};
+
+// The order of one warp. What all its lanes have seen is in `clock`; what a lane has seen beyond that, in `apart`.
+struct WarpOrder {
+  u32 now = 1;
+  Clock clock;                          // its own component: times of this warp that every lane comes after
+  std::array<std::unique_ptr<Clock>, kLanes> apart;
+  u32 apart_lanes = 0;
+  std::array<u32, kLanes> lane_sync{};  // own time at which each lane last synchronised with its warp
+  std::array<u16, kLanes> lane_component{};
+  std::array<u16, kLanes> bulk_component{};
+  std::array<u32, kLanes> bulk_issued{};
+  u16 copy_component = 0;               // of cp.async
+  u32 copies_issued = 0;
+  Clock fence_clock;                    // what relaxed operations publish: the clock at the last fence
+  Clock pending_acquire;                // what relaxed reads have seen: joined at the next fence
+};
+
+// Spaces of a proxy fence.
+enum : u32 { kFenceShared = 1, kFenceGlobal = 2 };
+
+// Adds to `into` all that happens before this moment in lanes `mask` of the warp.
+void publish(Warp& w, u32 mask, Clock& into);
+// Adds what lanes that exit have seen, of others.
+void retire(const Warp& w, u32 mask, Clock& into);
+// Lanes `mask` come after all that is in `from`, or after one time of one component.
+void observe(Warp& w, u32 mask, const Clock& from);
+void observe(Warp& w, u32 mask, u32 component, u32 time);
+// Lanes meet: bar.warp.sync, shfl.sync and their kin.
+void sync_lanes(Warp& w, u32 lanes);
+void proxy_fence(Warp& w, u32 mask, u32 spaces);
+// The first of `count` new components. When there are too many the last ones are shared, which hides races.
+u16 new_component(Cluster& c, Component::Kind kind, u32 count = 1);
+
+// An access that a cell of memory remembers.
+struct Access {
+  u32 time = 0;          // of the component; 0: never
+  u32 site : 24 = 0;     // index into Cluster::sites
+  u32 bytes : 4 = 0;     // which bytes of the cell
+  u32 atomic : 1 = 0;
+  u32 async : 1 = 0;     // by the async proxy
+  u32 several : 1 = 0;   // lanes
+  u16 component = 0;
+  u16 warp : 11 = 0;     // that issued it
+  u16 lane : 5 = 0;
+};
+
+// Someone who accesses memory now, and what comes before that.
+struct Accessor {
+  Cluster* cluster = nullptr;
+  const Warp* warp = nullptr;
+  u32 warp_id = 0;
+  u32 lane = 0;
+  u32 site = 0;
+  u32 component = 0, time = 0;
+  const Clock* clock = nullptr;  // of the warp's lanes together, or of the agent
+  const Clock* apart = nullptr;  // of this lane alone
+  bool agent = false;            // has no program order with its issuer's later accesses
+  bool async = false;
+};
+Accessor accessor(Cluster& c, const Warp& w, u32 lane, u32 site);
+
+enum class Relation : u8 { ordered, unfenced, unordered };
+// How an earlier access and this one stand. Unfenced: ordered, but a generic write that the async proxy may not see.
+Relation relate(const Accessor& a, const Access& before, bool before_writes, bool global);
+
+// An asynchronous operation between its issue and its effect: what came before it, and who issued it.
+struct Issue {
+  Cluster* cluster = nullptr;
+  Clock start;
+  const Warp* warp = nullptr;
+  u32 lane = 0;
+  u32 site = 0;
+  bool checked = false;
+  Accessor as(u32 component, u32 time, bool async) const;
+};
+
+}  // namespace tkpy::emulator

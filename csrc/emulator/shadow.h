@@ -1,0 +1,87 @@
+// What memory remembers of accesses: FastTrack cells of four bytes, and how an access is checked against them.
+#pragma once
+
+#include <vector>
+
+#include "order.h"
+
+namespace tkpy::emulator {
+
+enum class AccessKind : u8 { read, write, atomic };
+
+struct Cell {
+  Access write, other_write;  // the last write, and the one before it of bytes that the last left alone
+  Access read;
+  u32 readers = 0;            // index + 1 into the read sets, when several components or lanes have read concurrently
+};
+
+// Readers of the cells that have several.
+struct ReadSets {
+  std::vector<std::vector<Access>> sets;
+  std::vector<u32> unused;
+};
+
+// Checks one access to one cell and records it. `now` says who and which bytes; `same_value`: a write of what is already
+// there, which is not reported against other writes (flags set by many threads). Calls race(before, before_writes,
+// relation) for each earlier access that is not ordered before it.
+template <class Race>
+void touch(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, AccessKind kind, bool same_value, bool global, Race&& race);
+
+// The record of an access by `a`; `bytes` are filled in by cell.
+inline Access record_of(const Accessor& a, bool atomic) {
+  Access now;
+  now.time = a.time;
+  now.site = a.site & 0xffffff;
+  now.atomic = atomic;
+  now.async = a.async;
+  now.component = static_cast<u16>(a.component);
+  now.warp = static_cast<u16>(a.warp_id & 0x7ff);
+  now.lane = static_cast<u16>(a.lane & 31);
+  return now;
+}
+
+// Bytes of the cell at `at` that lie in [first, last).
+inline u32 cell_bytes(u64 at, u64 first, u64 last) {
+  const u32 from = first > at ? static_cast<u32>(first - at) : 0, to = last < at + 4 ? static_cast<u32>(last - at) : 4;
+  return ((1u << to) - 1) & ~((1u << from) - 1);
+}
+
+void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, bool global);
+
+inline void forget_reads(Cell& cell, ReadSets& sets) {
+  cell.read = Access{};
+  if (!cell.readers) return;
+  sets.sets[cell.readers - 1].clear();
+  sets.unused.push_back(cell.readers - 1);
+  cell.readers = 0;
+}
+
+template <class Race>
+void touch(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, AccessKind kind, bool same_value, bool global, Race&& race) {
+  bool unordered_write = false;
+  for (const Access* w : {&cell.write, &cell.other_write}) {
+    if (!(w->bytes & now.bytes) || (w->atomic && now.atomic)) continue;
+    const Relation r = relate(a, *w, true, global);
+    if (r == Relation::ordered) continue;
+    if (kind == AccessKind::write && same_value && r == Relation::unordered) unordered_write = true;
+    else race(*w, true, r);
+  }
+  if (kind == AccessKind::read) return record_read(a, cell, sets, now, global);
+  auto against = [&](const Access& read) {
+    if (!(read.bytes & now.bytes) || (read.atomic && now.atomic)) return;
+    if (relate(a, read, false, global) == Relation::unordered) race(read, false, Relation::unordered);
+  };
+  against(cell.read);
+  if (cell.readers)
+    for (const Access& read : sets.sets[cell.readers - 1]) against(read);
+  if (unordered_write) return;  // the older one stays: others may be ordered after this and not after that
+  cell.other_write.bytes &= ~now.bytes;
+  if (cell.write.bytes & ~now.bytes) {
+    cell.other_write = cell.write;
+    cell.other_write.bytes &= ~now.bytes;
+  }
+  cell.write = now;
+  if (cell.readers || !(cell.read.bytes & ~now.bytes)) forget_reads(cell, sets);
+}
+
+}  // namespace tkpy::emulator
