@@ -72,12 +72,13 @@ TK_HD constexpr int widest_swizzle(int row_bytes) {
   return row_bytes % 128 == 0 ? 128 : row_bytes % 64 == 0 ? 64 : row_bytes % 32 == 0 ? 32 : 0;
 }
 
-// Byte offset of element (row, col) of a rows x cols tile of `size`-byte elements.
+// Byte offset of element (row, col) of a rows x cols tile of `size`-byte elements; neither is negative. The XOR depends
+// on the row only, and on no more of it than row % 8, so that a loop over rows or columns repeats little of this.
 TK_HD constexpr u32 tile_offset(int rows, int cols, int size, int swizzle, int row, int col) {
-  const int width = swizzle ? swizzle : cols * size;
-  const int byte = col * size;
-  const u32 panel = static_cast<u32>(byte / width * rows * width);
-  return panel + swizzle_bytes(static_cast<u32>(row * width + byte % width), swizzle);
+  const u32 width = static_cast<u32>(swizzle ? swizzle : cols * size), byte = static_cast<u32>(col * size);
+  const u32 panel = byte / width * static_cast<u32>(rows) * width;
+  const u32 turn = swizzle ? static_cast<u32>(row) % 8 * width / 128 * 16 : 0;
+  return panel + static_cast<u32>(row) * width + (byte % width ^ turn);
 }
 
 // 64-bit accesses of 32-bit fragments: half a warp reads 4 rows x 32 bytes. Under the 64- and 128-byte swizzles two of
