@@ -176,7 +176,7 @@ template <class A, class B, int To, int From>
 TK_DEVICE void copy_slot(A& dst, const B& src) {
   if constexpr (From < B::slots) {
     if constexpr (meets<A, B>(To, From)) {
-      const int n = min(vector_index(A::spread, lane_index(), To, A::run), A::length - 1);
+      const int n = ::min(vector_index(A::spread, lane_index(), To, A::run), A::length - 1);
       const auto value = __shfl_sync(0xffffffffu, src.x[From], holder_lane<B>(n));
       if (holder_slot<B>(n) == From) dst.x[To] = value_as<typename A::type>(value);
     }

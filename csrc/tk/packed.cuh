@@ -27,7 +27,7 @@ struct packed {
   }
   TK_DEVICE static int clamp(int value) {  // to the range of an 8-bit integer
     constexpr int least = is_same<T, int8> ? -128 : 0;
-    return min(max(value, least), least + 255);
+    return ::min(::max(value, least), least + 255);
   }
   TK_DEVICE static word make(const compute (&v)[count]) {
     if constexpr (is_16bit<T>) {
