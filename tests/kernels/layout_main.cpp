@@ -19,24 +19,77 @@ void require(bool holds, const char* law, int a = 0, int b = 0, int c = 0, int d
 }
 
 void fragments() {
-  for (int cols = 8; cols <= 256; cols += 8) {
-    std::vector<int> seen(static_cast<std::size_t>(16 * cols), 0);
-    for (int lane = 0; lane < 32; ++lane)
-      for (int e = 0; e < cols / 2; ++e) {
-        const int row = tk::fragment_row(lane, e), col = tk::fragment_col(lane, e);
-        require(row >= 0 && row < 16 && col >= 0 && col < cols, "a fragment stays in its block", cols, lane, e);
-        require(seen[static_cast<std::size_t>(row * cols + col)]++ == 0, "a fragment holds no element twice", cols,
-                lane, e);
-      }
-  }
-  // Register r of ldmatrix.x4 holds matrix r, whose rows lanes 8r .. 8r + 7 point at; lane l gets columns 2 (l % 4) ..
+  for (const int run : {1, 2, 4})
+    for (int cols = 4 * run; cols <= 256; cols += 4 * run) {
+      std::vector<int> seen(static_cast<std::size_t>(16 * cols), 0);
+      for (int lane = 0; lane < 32; ++lane)
+        for (int e = 0; e < cols / 2; ++e) {
+          const int row = tk::fragment_row(lane, e, run), col = tk::fragment_col(lane, e, run);
+          require(row >= 0 && row < 16 && col >= 0 && col < cols, "a fragment stays in its block", run, cols, lane, e);
+          require(seen[static_cast<std::size_t>(row * cols + col)]++ == 0, "a fragment holds no element twice", run,
+                  cols, lane, e);
+          require(e % run == 0 || (row == tk::fragment_row(lane, e - 1, run) &&
+                                   col == tk::fragment_col(lane, e - 1, run) + 1),
+                  "a run is of neighbours", run, cols, lane, e);
+        }
+    }
+  // Register r of ldmatrix.x4 holds matrix r, whose rows lanes 8r .. 8r + 7 point at; lane l gets its 32-bit word l % 4:
+  // run r of the fragment, whatever the size of its elements. Transposed, lane l gets rows 2 (l % 4) .. of column l / 4:
+  // run r of a column tile.
   for (int lane = 0; lane < 32; ++lane)
     for (int r = 0; r < 4; ++r) {
       const int row_lane = 8 * r + lane / 4;
-      require(tk::matrix_row(row_lane) == tk::fragment_row(lane, 2 * r) &&
-                  8 * tk::matrix_chunk(row_lane) + 2 * (lane % 4) == tk::fragment_col(lane, 2 * r),
-              "ldmatrix fills the fragment", lane, r);
+      for (const int run : {1, 2, 4})
+        require(tk::matrix_row(row_lane) == tk::fragment_row(lane, run * r, run) &&
+                    4 * run * tk::matrix_chunk(row_lane) + run * (lane % 4) == tk::fragment_col(lane, run * r, run),
+                "ldmatrix fills the fragment", run, lane, r);
+      for (int i = 0; i < 2; ++i) {
+        const int from = 8 * r + 2 * (lane % 4) + i;
+        require(tk::matrix_trans_row(from) == tk::fragment_col(lane, 2 * r + i) &&
+                    8 * tk::matrix_trans_chunk(from) + lane / 4 == tk::fragment_row(lane, 2 * r + i),
+                "ldmatrix.trans fills the column fragment", lane, r, i);
+      }
     }
+}
+
+void vectors() {
+  using tk::Spread;
+  for (const int run : {1, 2, 4})
+    for (const Spread spread : {Spread::across, Spread::along, Spread::lanes})
+      for (int length = 16; length <= 256; length += 16) {
+        std::vector<int> seen(static_cast<std::size_t>(length), 0);
+        for (int lane = 0; lane < 32; ++lane)
+          for (int slot = 0; slot < tk::vector_slots(spread, length); ++slot) {
+            const int i = tk::vector_index(spread, lane, slot, run);
+            require(i >= 0 && (i < length || (spread == Spread::lanes && i < length + 16)), "an index of the vector",
+                    run, length, lane, slot);
+            if (i < length) ++seen[static_cast<std::size_t>(i)];
+          }
+        const int copies = spread == Spread::across ? 4 : spread == Spread::along ? 8 : 1;
+        for (int i = 0; i < length; ++i)
+          require(seen[static_cast<std::size_t>(i)] == copies, "every index as often as its spread says", run, length,
+                  i);
+      }
+  for (const int run : {1, 2, 4})
+    for (int lane = 0; lane < 32; ++lane)
+      for (int block = 0; block < 4; ++block)
+        for (int e = 0; e < 64; ++e)
+          require(tk::vector_index(Spread::across, lane, tk::across_slot(block, e, run), run) ==
+                          16 * block + tk::fragment_row(lane, e, run) &&
+                      tk::vector_index(Spread::along, lane, tk::along_slot(e, run), run) ==
+                          tk::fragment_col(lane, e, run),
+                  "a vector meets the elements of its row and column", run, lane, block, e);
+}
+
+void groups() {
+  for (const int warps : {1, 2, 4, 8}) {
+    std::set<int> slabs;
+    for (int warp = 0; warp < warps; ++warp)
+      for (int slab = 0; slab < 5; ++slab) slabs.insert(tk::group_slab(warps, warp, slab));
+    require(slabs.size() == static_cast<std::size_t>(5 * warps) && *slabs.begin() == 0 &&
+                *slabs.rbegin() == 5 * warps - 1,
+            "every slab of a group's tile belongs to one warp", warps);
+  }
 }
 
 void tiles() {
@@ -52,6 +105,10 @@ void tiles() {
               const unsigned at = tk::tile_offset(rows, cols, size, swizzle, r, c);
               require(at + static_cast<unsigned>(size) <= seen.size(), "a tile stays in its bytes", swizzle, rows, r,
                       c);
+              const int width = swizzle ? swizzle : row_bytes, byte = c * size;
+              require(at == static_cast<unsigned>(byte / width * rows * width) +
+                                tk::swizzle_bytes(static_cast<unsigned>(r * width + byte % width), swizzle),
+                      "panels of swizzled rows", swizzle, rows, r, c);
               require(at % static_cast<unsigned>(size) == 0, "elements are aligned", swizzle, rows, r, c);
               require(seen[at]++ == 0, "no two elements share a place", swizzle, rows, r, c);
               if (c * size % 16)
@@ -68,6 +125,18 @@ void banks() {
         std::set<unsigned> used;
         for (int r = 0; r < 8; ++r) used.insert(tk::tile_offset(64, swizzle / 2, 2, swizzle, row + r, col) / 16 % 8);
         require(used.size() == 8, "a phase of ldmatrix has no bank conflict", swizzle, row, col);
+      }
+  // Half a warp moves 8 bytes a lane: rows g of one half of the fragment, 8 columns of 4 bytes, in twisted order.
+  for (const int swizzle : {32, 64, 128})
+    for (int piece = 0; piece < swizzle / 32; ++piece)
+      for (int half = 0; half < 4; ++half) {
+        std::set<unsigned> used;
+        for (int lane = half % 2 * 16; lane < half % 2 * 16 + 16; ++lane) {
+          const int twisted = piece ^ (tk::pair_twist(swizzle, lane) ? tk::pair_twist_distance(swizzle) : 0);
+          used.insert(tk::tile_offset(64, swizzle / 4, 4, swizzle, lane / 4 + half / 2 * 8,
+                                      8 * twisted + 2 * (lane % 4)) / 8 % 16);
+        }
+        require(used.size() == 16, "pairs of 32-bit elements have no bank conflict", swizzle, piece, half);
       }
   for (int part = 0; part < 64; part += 8)
     for (int half = 0; half < 4; ++half) {  // the float2 writes of half a warp: 16 lanes, rows of either block half
@@ -175,6 +244,8 @@ static_assert(tk::swizzle_bytes(tk::swizzle_bytes(0x3f0, 128), 128) == 0x3f0);
 
 int main() {
   fragments();
+  vectors();
+  groups();
   tiles();
   banks();
   descriptors();

@@ -1,6 +1,8 @@
 """Sweeps over instantiations of one header: its text and a list of kernels become one source, compiled once."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from kernel_cases import CACHE, ROOT
@@ -21,6 +23,16 @@ def compile_sweep(compile_kernel, toolchain, name: str, kernels: list[str]) -> P
     if not source.exists() or source.read_text() != text:
         source.write_text(text)
     return compile_kernel.compile_cached(source, name, CACHE, toolchain)
+
+
+def uses_no_local_memory(folder: Path, name: str) -> dict[str, Any]:
+    """Asserts it of every kernel of the module, and returns the module's report."""
+    report: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    assert not report["warnings"]
+    for kernel, facts in report["kernels"].items():
+        assert facts["stack"] == facts["spill_stores"] == facts["spill_loads"] == 0, kernel
+        assert not {"LDL", "STL"} & set(facts["sass"] or ()), kernel
+    return report
 
 
 def values(kind: str, *shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from launchers import PLACES, launcher  # noqa: E402  (after the skips)
-from sweeps import TORCH, bits, compile_sweep, values  # noqa: E402
+from sweeps import TORCH, bits, compile_sweep, uses_no_local_memory, values  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ ASYNCS = [
     ("fp16", 8, 40, 0, 1),
 ]
 PARTS = [
-    ("bf16", 16, 32, "row", 128), ("bf16", 32, 16, "col", 64), ("fp16", 16, 16, "row", 32), ("float", 32, 32, "row", 128),
-    ("float", 16, 16, "row", 64), ("e4m3", 16, 32, "row", 128), ("float", 16, 16, "col", 0), ("tf32", 16, 8, "row", 32),
+    ("bf16", 16, 32, "row", 128), ("bf16", 32, 16, "col", 64), ("fp16", 16, 16, "row", 32),
+    ("float", 32, 32, "row", 128), ("float", 16, 16, "row", 64), ("e4m3", 16, 32, "row", 128),
+    ("float", 16, 16, "col", 0), ("tf32", 16, 8, "row", 32),
 ]  # fmt: skip
 TURNS = [("bf16", 16, 16), ("fp16", 32, 48), ("float", 16, 32), ("int", 48, 16), ("tf32", 32, 16), ("e4m3", 32, 32),
-         ("e5m2", 64, 32), ("uint8", 32, 96)]  # fmt: skip
+         ("e5m2", 32, 64), ("uint8", 32, 32)]  # fmt: skip
 KINDS = ["float", "bf16", "fp16", "tf32", "e4m3", "e5m2", "int"]
 CONVERTS = [(a, b, 16, 32, "row") for a in KINDS for b in KINDS if a != b] + [
     ("float", "e5m2", 32, 64, "row"), ("e4m3", "bf16", 32, 32, "col"), ("bf16", "float", 48, 16, "col"),
@@ -103,9 +104,14 @@ def kernels() -> list[str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def folder(compile_kernel, toolchain):
+    return compile_sweep(compile_kernel, toolchain, "moves", kernels())
+
+
 @pytest.fixture(scope="module", params=PLACES)
-def run(request, compile_kernel, toolchain):
-    return launcher(request.param, compile_sweep(compile_kernel, toolchain, "moves", kernels()), "moves")
+def run(request, folder):
+    return launcher(request.param, folder, "moves")
 
 
 def window(x, row, col, height, width, fill):
@@ -291,3 +297,10 @@ def test_parts_of_registers_and_tensors(run, b, h):
     run("slices", [x, y, z, b, h], block=32)
     assert torch.equal(bits(y), bits(x[b, 16:, h, 32:]))
     assert torch.equal(bits(z), bits(x[b, 16:, h, 48:]))
+
+
+def test_moves_stay_in_registers(folder):
+    report = uses_no_local_memory(folder, "moves")
+    sass = report["kernels"][str(STAGES[0])]["sass"]
+    if sass is not None:  # 16 rows x 64 columns a warp
+        assert sass["LDSM"] == sass["STSM"] == 4

@@ -1,0 +1,156 @@
+// Maps as kernels, for test_maps.py, which appends the list of them: `op` chooses the function, so that a kernel holds
+// all of one kind.
+#include "tk/tk.cuh"
+
+using namespace tk;
+
+template <class Tile>
+TK_DEVICE view<typename Tile::type> matrix(typename Tile::type* data) {
+  return {data, Tile::rows, Tile::cols, Tile::cols};
+}
+template <class Tile>
+TK_DEVICE view<const typename Tile::type> matrix(const typename Tile::type* data) {
+  return {data, Tile::rows, Tile::cols, Tile::cols};
+}
+
+template <class A, class B>
+TK_DEVICE void unary(A& y, const B& x, int op) {
+  switch (op) {
+#define CASE(N, NAME) \
+  case N:             \
+    NAME(y, x);       \
+    break;
+    CASE(0, exp2) CASE(1, exp) CASE(2, log2) CASE(3, log) CASE(4, rcp) CASE(5, rsqrt) CASE(6, sqrt) CASE(7, tanh)
+    CASE(8, tanh_fast) CASE(9, sigmoid) CASE(10, sin) CASE(11, cos) CASE(12, erf) CASE(13, silu) CASE(14, gelu)
+    CASE(15, gelu_tanh) CASE(16, square) CASE(17, abs) CASE(18, neg) CASE(19, relu) CASE(20, relu_squared)
+    CASE(21, copy)
+  }
+}
+template <class A>
+TK_DEVICE void plain_unary(A& y, const A& x, int op) {  // those that integers have too
+  switch (op) {
+    CASE(16, square) CASE(17, abs) CASE(18, neg) CASE(19, relu) CASE(20, relu_squared) CASE(21, copy)
+  }
+}
+#define UNARY(NAME, T, ROWS, COLS, L)                                                                   \
+  extern "C" __global__ void __launch_bounds__(32) NAME(const T* x, T* y, int op) {                     \
+    rt<T, ROWS, COLS, Layout::L> in, out;                                                               \
+    load(in, matrix<decltype(in)>(x), 0, 0);                                                            \
+    if constexpr (is_same<T, int>)                                                                      \
+      plain_unary(out, in, op);                                                                         \
+    else                                                                                                \
+      unary(out, in, op);                                                                               \
+    store(matrix<decltype(out)>(y), out, 0, 0);                                                         \
+  }
+
+template <class Y, class A, class B>
+TK_DEVICE void binary(Y& y, const A& a, const B& b, int op) {
+  switch (op) {
+#define CASE2(N, NAME) \
+  case N:              \
+    NAME(y, a, b);     \
+    break;
+    CASE2(0, add) CASE2(1, sub) CASE2(2, mul) CASE2(3, max) CASE2(4, min)
+  }
+  if constexpr (is_same<typename Y::compute, float>) {
+    switch (op) { CASE2(5, div) CASE2(6, pow) }
+  }
+}
+// Operands by `mode`: tile tile, tile per_row, tile per_col, tile number, number tile, in place.
+template <class T, int Rows, int Cols, Layout L>
+TK_DEVICE void binaries(const T* x, const T* z, T* y, int op, int mode) {
+  using Tile = rt<T, Rows, Cols, L>;
+  Tile a, b, out;
+  typename Tile::per_row rows;
+  typename Tile::per_col cols;
+  load(a, matrix<Tile>(x), 0, 0);
+  load(b, matrix<Tile>(z), 0, 0);
+  load(rows, vec_view<const T>{z, Rows, Cols});  // the first column of z
+  load(cols, vec_view<const T>{z, Cols});        // its first row
+  const auto number = read(z);
+  if (mode == 0) binary(out, a, b, op);
+  if (mode == 1) binary(out, a, rows, op);
+  if (mode == 2) binary(out, a, cols, op);
+  if (mode == 3) binary(out, a, number, op);
+  if (mode == 4) binary(out, number, a, op);
+  if (mode == 5) {
+    binary(a, a, b, op);
+    out = a;
+  }
+  store(matrix<Tile>(y), out, 0, 0);
+}
+#define BINARY(NAME, T, ROWS, COLS, L)                                                                   \
+  extern "C" __global__ void __launch_bounds__(32) NAME(const T* x, const T* z, T* y, int op, int mode) { \
+    binaries<T, ROWS, COLS, Layout::L>(x, z, y, op, mode);                                               \
+  }
+
+// What is left: fills, broadcasts, fma, places, results of another type, maps of vectors.
+extern "C" __global__ void __launch_bounds__(128) others(const float* x, const float* v, float* y, bf16* z, int op) {
+  using Tile = rt_fl<16, 24>;
+  Tile a, out;
+  Tile::per_row rows;
+  Tile::per_col cols;
+  const int row = 16 * warp_index();
+  load<warpgroup>(a, view<const float>{x, 64, 24, 24}, 0, 0);
+  load(rows, vec_view<const float>{v, 64}, row);
+  load(cols, vec_view<const float>{v, 24});
+  if (op == 0) zero(out);
+  if (op == 1) one(out);
+  if (op == 2) fill(out, 2.5f);
+  if (op == 3) broadcast(out, rows);
+  if (op == 4) broadcast(out, cols);
+  if (op == 5) fma(out, a, rows, cols);
+  if (op == 6) fma(out, 2.0f, a, a);
+  if (op == 7) map_at<warpgroup>(out, a, [](int r, int c, float value) { return 100.0f * r + c + value; });
+  if (op == 8) {
+    rt_bf<16, 16> narrow;
+    rt_fl<16, 16> part;
+    columns(part, a, 8);
+    exp2(narrow, part);  // rounded once, into the result's type
+    store<warpgroup>(view<bf16>{z, 64, 16, 16}, narrow, 0, 0);
+    zero(out);
+  }
+  if (op == 9) {
+    Tile::per_row twice;
+    add(twice, rows, rows);
+    exp2(twice, twice);
+    mul(twice, twice, 3.0f);
+    broadcast(out, twice);
+  }
+  if (op == 10) map(out, a, rows, [](float p, float q) { return p > q ? p : -q; });
+  store<warpgroup>(view<float>{y, 64, 24, 24}, out, 0, 0);
+}
+
+// Complex tiles; b is a tile or one number per column.
+extern "C" __global__ void __launch_bounds__(32)
+    complexes(const float* a_re, const float* a_im, const float* b_re, const float* b_im, float* re, float* im, int op) {
+  using Tile = rt_fl<16, 16>;
+  complex<Tile> a, b, out;
+  complex<Tile::per_col> v;
+  load(a.re, matrix<Tile>(a_re), 0, 0);
+  load(a.im, matrix<Tile>(a_im), 0, 0);
+  load(b.re, matrix<Tile>(b_re), 0, 0);
+  load(b.im, matrix<Tile>(b_im), 0, 0);
+  load(v.re, vec_view<const float>{b_re, 16});
+  load(v.im, vec_view<const float>{b_im, 16});
+  zero(out);
+  if (op == 0) add(out, a, b);
+  if (op == 1) sub(out, a, b);
+  if (op == 2) mul(out, a, b);
+  if (op == 3) mul(out, a, v);
+  if (op == 4) {
+    mul(a, a, b);  // in place
+    copy(out, a);
+  }
+  if (op == 5) conj(out, a);
+  if (op == 6) norm(out.re, a);
+  if (op == 7) exp(out, a);
+  if (op == 8) transpose(out, a);
+  if (op == 9) {
+    complex<rt_fl<16, 16, Layout::col>> turned;
+    swap_layout(turned, a);
+    transpose(out, turned);
+  }
+  store(matrix<Tile>(re), out.re, 0, 0);
+  store(matrix<Tile>(im), out.im, 0, 0);
+}
