@@ -22,7 +22,7 @@ Family family_of(const AluKey& key) {
     case Alu::setp: case Alu::set: case Alu::selp: case Alu::slct: case Alu::pred_and: case Alu::pred_or:
     case Alu::pred_xor: case Alu::pred_not: case Alu::pred_mov: case Alu::unpack: case Alu::pack:
       return Family::compare;
-    case Alu::cvt: case Alu::cvt_pack: return Family::convert;
+    case Alu::cvt: case Alu::cvt_pack: case Alu::cvt_pack_integers: return Family::convert;
     case Alu::szext: return key.from == Type::none ? Family::integer : Family::convert;
     case Alu::fma: case Alu::rcp: case Alu::sqrt: case Alu::rsqrt: case Alu::sin: case Alu::cos: case Alu::ex2:
     case Alu::lg2: case Alu::tanh: case Alu::copysign: case Alu::testp:

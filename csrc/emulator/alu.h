@@ -10,17 +10,19 @@ enum class Alu : u8 {
   mov, add, sub, mul_lo, mul_hi, mul_wide, mad_lo, mad_hi, mad_wide, mul24_lo, mul24_hi, mad24_lo, mad24_hi, sad,
   div, rem, abs, neg, min, max, and_, or_, xor_, not_, cnot, shl, shr, bfe, bfi, bfind, bfind_shift, popc, clz, brev,
   lop3, prmt, shf_l, shf_r, dp4a, dp2a, szext, bmsk, fns, slct,
-  fma, rcp, sqrt, rsqrt, sin, cos, ex2, lg2, tanh, copysign, testp, setp, set, selp, cvt, cvt_pack, video,
+  fma, rcp, sqrt, rsqrt, sin, cos, ex2, lg2, tanh, copysign, testp, setp, set, selp, cvt, cvt_pack, cvt_pack_integers,
   pred_and, pred_or, pred_xor, pred_not, pred_mov, unpack, pack,
 };
-
-enum class Cmp : u8 { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, num, nan };
 
 // Rounding of a result: to nearest even, to zero, down, up, to nearest away; `odd` serves double rounding.
 enum Round : u8 { kRn = 0, kRz = 1, kRm = 2, kRp = 3, kRna = 4 };
 
 // Op::b of arithmetic: modifiers that select among the general handlers' paths.
-enum AluFlag : u8 { kFtz = 1, kSat = 2, kRelu = 4, kNan = 8, kCarryIn = 16, kCarryOut = 32, kApprox = 64, kFull = 128 };
+enum AluFlag : u8 {
+  kFtz = 1, kSat = 2, kRelu = 4, kNan = 8, kApprox = 64, kFull = 128,
+  kCarryIn = 16, kCarryOut = 32,   // of integers
+  kXorSign = 16, kOutOfBounds = 32,  // of floats: .xorsign.abs, .oob
+};
 
 struct AluKey {
   Alu op = Alu::mov;

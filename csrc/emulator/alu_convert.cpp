@@ -193,6 +193,19 @@ void convert_pack(Exec& x, const Op& op, u32 mask) {
   });
 }
 
+// cvt.pack (PTX ISA 9.7.9.23): two integers, clamped, above them the low bits of a third.
+void pack_integers(Exec& x, const Op& op, u32 mask) {
+  const u32 *a = x.row<u32>(op.s[0]), *b = x.row<u32>(op.s[1]), *c = x.row<u32>(op.s[op.c ? 2 : 0]);
+  const u32 bits = op.a, field = (1u << bits) - 1;
+  const i32 top = static_cast<i32>(op.b ? field >> 1 : field), bottom = op.b ? -top - 1 : 0;
+  auto clamped = [=](u32 v) TK_INLINE { return static_cast<u32>(std::clamp(static_cast<i32>(v), bottom, top)) & field; };
+  const bool third = op.c;
+  each(x.row<u32>(op.d[0]), mask, [=](u32 i) TK_INLINE {
+    const u32 low = clamped(a[i]) << bits | clamped(b[i]);
+    return third ? low | c[i] << (2 * bits) : low;
+  });
+}
+
 template <class From>
 ExecFn pick_int_to(Type to) {
   switch (to) {
@@ -244,6 +257,7 @@ ExecFn pick_convert(const AluKey& k) {
     }
     return convert_pack;
   }
+  if (k.op == Alu::cvt_pack_integers) return pack_integers;
   if (ExecFn fast = pick_fast(k)) return fast;
   const bool a = type_bits(k.from) == 64, d = type_bits(k.type) == 64;
   return a ? (d ? general<u64, u64> : general<u64, u32>) : (d ? general<u32, u64> : general<u32, u32>);

@@ -148,7 +148,15 @@ void rounded(Exec& x, const Op& op, u32 mask) {
   });
 }
 
-// min and max with their options (.NaN, .ftz), f32 and f64.
+// min and max (PTX ISA 9.7.3.12): .xorsign.abs compares magnitudes and gives the result the product's sign.
+template <class T, class F>
+T extremum_of(T p, T q, u32 flags) {
+  const bool sign = std::signbit(p) != std::signbit(q);
+  if (flags & kXorSign) p = std::fabs(p), q = std::fabs(q);
+  if ((flags & kNan) && (p != p || q != q)) return std::numeric_limits<T>::quiet_NaN();
+  const T r = F::apply(p, q);
+  return (flags & kXorSign) && r == r ? std::copysign(r, sign ? T(-1) : T(1)) : r;
+}
 template <class T, class F>
 void extremum(Exec& x, const Op& op, u32 mask) {
   using S = Storage<T>;
@@ -159,8 +167,7 @@ void extremum(Exec& x, const Op& op, u32 mask) {
   each_active(mask, [&](u32 i) {
     T p = std::bit_cast<T>(a[i]), q = std::bit_cast<T>(b[i]);
     if constexpr (sizeof(T) == 4) if (flags & kFtz) p = flush(p), q = flush(q);
-    T r = F::apply(p, q);
-    if ((flags & kNan) && (p != p || q != q)) r = std::numeric_limits<T>::quiet_NaN();
+    const T r = extremum_of<T, F>(p, q, flags);
     if constexpr (sizeof(T) == 4) d[i] = canonical(r);
     else d[i] = std::bit_cast<S>(r);
   });
@@ -185,6 +192,22 @@ struct Small {
   }
 };
 
+// The NaN that a tensor map fills with where a tile leaves its tensor; fma.oob makes it 0.
+bool out_of_bounds(u32 bits, u32 part) { return (bits >> (16 * part) & 0xffff) == kNan16; }
+
+template <class F>
+void small_extremum(Exec& x, const Op& op, u32 mask) {
+  const Small s(op);
+  const u32 *a = x.row<u32>(op.s[0]), *b = x.row<u32>(op.s[1]);
+  u32* d = x.row<u32>(op.d[0]);
+  each_active(mask, [&](u32 i) {
+    u32 r = 0;
+    for (u32 part = 0; part < 1u + s.packed; ++part)
+      r |= s.out(extremum_of<double, F>(s.in(a[i], part), s.in(b[i], part), s.flags)) << (16 * part);
+    d[i] = r;
+  });
+}
+
 template <class F, u32 arity>
 void small(Exec& x, const Op& op, u32 mask) {
   const Small s(op);
@@ -199,6 +222,7 @@ void small(Exec& x, const Op& op, u32 mask) {
       if constexpr (arity == 1) v = F::apply(s.in(a[i], part));
       else if constexpr (arity == 2) v = F::apply(s.in(a[i], part), s.in(b[i], part));
       else v = F::apply(s.in(a[i], part), s.in(b[i], part), s.in(c[i], part));
+      if (arity == 3 && (s.flags & kOutOfBounds) && (out_of_bounds(a[i], part) || out_of_bounds(b[i], part))) v = 0;
       r |= s.out(v) << (16 * part);
     }
     d[i] = r;
@@ -227,8 +251,6 @@ void half2_fast(Exec& x, const Op& op, u32 mask) {
 }
 
 struct FmaOdd { static double apply(double a, double b, double c) { return fma_to_odd(a, b, c); } };
-struct MinNan { static double apply(double a, double b) { return a != a || b != b ? NAN : Min::apply(a, b); } };
-struct MaxNan { static double apply(double a, double b) { return a != a || b != b ? NAN : Max::apply(a, b); } };
 
 // ---- approximations: computed in double and rounded, which is within every error bound the ISA states -----------------
 
@@ -304,8 +326,8 @@ ExecFn pick_single(const AluKey& k) {
       return !plain ? pick_rounded<Div, 2>(k) : ftz ? binary32<Div, true> : binary32<Div, false>;
     case Alu::sqrt: return !plain ? pick_rounded<Sqrt, 1>(k) : ftz ? unary32<Sqrt, true> : unary32<Sqrt, false>;
     case Alu::rcp: return !plain ? pick_rounded<Rcp, 1>(k) : ftz ? unary32<Rcp, true> : unary32<Rcp, false>;
-    case Alu::min: return k.flags & kNan ? extremum<float, Min> : ftz ? binary32<Min, true> : binary32<Min, false>;
-    case Alu::max: return k.flags & kNan ? extremum<float, Max> : ftz ? binary32<Max, true> : binary32<Max, false>;
+    case Alu::min: return k.flags & (kNan | kXorSign) ? extremum<float, Min> : ftz ? binary32<Min, true> : binary32<Min, false>;
+    case Alu::max: return k.flags & (kNan | kXorSign) ? extremum<float, Max> : ftz ? binary32<Max, true> : binary32<Max, false>;
     case Alu::abs: return ftz ? sign32<false, true> : sign32<false, false>;
     case Alu::neg: return ftz ? sign32<true, true> : sign32<true, false>;
     case Alu::copysign: return copysign<u32>;
@@ -354,8 +376,8 @@ ExecFn pick_small(const AluKey& k) {
     case Alu::sub: return !fast ? small<Sub, 2> : packed ? half2_fast<Sub> : half_fast<Sub>;
     case Alu::mul_lo: return !fast ? small<Mul, 2> : packed ? half2_fast<Mul> : half_fast<Mul>;
     case Alu::fma: return small<FmaOdd, 3>;
-    case Alu::min: return k.flags & kNan ? small<MinNan, 2> : small<Min, 2>;
-    case Alu::max: return k.flags & kNan ? small<MaxNan, 2> : small<Max, 2>;
+    case Alu::min: return small_extremum<Min>;
+    case Alu::max: return small_extremum<Max>;
     case Alu::abs: return sign16<false>;
     case Alu::neg: return sign16<true>;
     case Alu::tanh: return small<Tanh, 1>;

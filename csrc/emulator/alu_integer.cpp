@@ -360,7 +360,7 @@ void fns(Exec& x, const Op& op, u32 mask) {
   each_active(mask, [&](u32 i) { d[i] = find_nth_set(a[i], b[i], static_cast<i32>(c[i])); });
 }
 
-template <bool high, bool mad, class T>  // 24-bit products
+template <bool high, bool mad, class T>  // 24-bit products; .sat is mad24.hi.s32's alone
 void mul24(Exec& x, const Op& op, u32 mask) {
   const u32* a = x.row<u32>(op.s[0]);
   const u32* b = x.row<u32>(op.s[1]);
@@ -368,10 +368,19 @@ void mul24(Exec& x, const Op& op, u32 mask) {
   auto narrow = [](u32 v) -> i64 {
     return std::is_signed_v<T> ? i64{static_cast<i32>(v << 8) >> 8} : i64{v & 0xffffff};
   };
+  const bool saturate = op.b & kSat;
   each(x.row<u32>(op.d[0]), mask, [=](u32 i) TK_INLINE {
     const i64 p = narrow(a[i]) * narrow(b[i]);
+    if (saturate) return static_cast<u32>(std::clamp<i64>((p >> 16) + static_cast<i32>(c[i]), INT32_MIN, INT32_MAX));
     return static_cast<u32>(high ? p >> 16 : p) + (mad ? c[i] : 0);
   });
+}
+
+void move128(Exec& x, const Op& op, u32 mask) {  // a 128-bit register is two rows of 64 bits
+  for (u32 half = 0; half < 4; half += 2) {
+    const u64* a = x.row<u64>(op.s[0] + half);
+    each(x.row<u64>(op.d[0] + half), mask, [=](u32 i) TK_INLINE { return a[i]; });
+  }
 }
 
 ExecFn pick_packed(const AluKey& k) {
@@ -419,7 +428,9 @@ ExecFn pick_bit(const AluKey& k) {
     case Alu::xor_: TK_PICK_BITS(binary, Xor, k.type)
     case Alu::not_: TK_PICK_BITS(unary, Not, k.type)
     case Alu::cnot: TK_PICK_BITS(unary, Cnot, k.type)
-    case Alu::mov: TK_PICK_BITS(unary, Mov, k.type)
+    case Alu::mov:
+      if (type_bits(k.type) == 128) return move128;
+      TK_PICK_BITS(unary, Mov, k.type)
     case Alu::shl: TK_PICK_BITS(shift, Shl, k.type)
     case Alu::shr:
       if (is_bits(k.type)) { TK_PICK_BITS(shift, Shr, k.type) }

@@ -53,6 +53,8 @@ inline bool is_int(Type t) { return is_signed_int(t) || is_unsigned_int(t); }
 inline bool is_bits(Type t) { return t >= Type::b1 && t <= Type::b128; }
 inline bool is_float(Type t) { return t == Type::f16 || t == Type::bf16 || t == Type::f32 || t == Type::f64; }
 
+enum class Cmp : u8 { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, num, nan };
+
 // `param` is a kernel's parameter block; parameters of device functions live in the thread's own frame (`frame`).
 enum class Space : u8 { generic, reg, global, shared, shared_cluster, local, param, constant, frame };
 

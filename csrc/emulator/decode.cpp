@@ -55,6 +55,7 @@ void Decoder::decode_one() {
   const std::size_t refs_before = refs_.size();
   const std::size_t relocations_before = f_.relocations.size();
   try {
+    for (const Operand& o : in_->operands) refuse_negation(o);
     const bool known = decode_alu() || decode_memory() || decode_control() || decode_warp() || decode_sync() ||
                        decode_matrix() || decode_async();
     if (!known) throw NotModelled{"instruction '" + std::string(in_->opcode) + "'"};
@@ -72,6 +73,13 @@ void Decoder::decode_one() {
     op.imm = static_cast<i64>(f_.unmodelled.size() - 1);
     emit(op);
   }
+}
+
+// !p is a predicate's; only vmad negates registers.
+void Decoder::refuse_negation(const Operand& o) const {
+  for (const Operand& item : o.items) refuse_negation(item);
+  const bool predicate = o.kind == Operand::imm || (o.kind == Operand::reg && pred_slot_[o.index] != kNone);
+  if (o.negated && !predicate && in_->opcode != "vmad") throw NotModelled{"a negated operand"};
 }
 
 bool Decoder::has(std::string_view modifier) {
@@ -279,16 +287,19 @@ void Decoder::list(Op& op, const Operand& o, Type type, bool def, bool* wide) {
 
 void Decoder::list_more(Op& op, const Operand& o, Type type, bool def) {
   const bool wide = type_bits(type) == 64;
+  const u32 bits = std::max(type_bits(type), 32u);
   auto one = [&](const Operand& item) {
     const u32 at = static_cast<u32>(f_.lists.size());
     f_.lists.push_back(kNone);
     ++op.list_size;
     if (item.kind == Operand::sink) {
       if (!def) throw NotModelled{"a sink as a source"};
-      ref(Ref::list, at, temp(wide ? 64 : 32), true);
+      ref(Ref::list, at, temp(bits), true);
     } else if (item.kind == Operand::reg) {
-      if (vreg_bits(item.index) != (wide ? 64u : 32u)) throw NotModelled{"vector elements of another size"};
+      if (vreg_bits(item.index) != bits) throw NotModelled{"vector elements of another size"};
       ref(Ref::list, at, item.index, def);
+    } else if (bits == 128) {
+      throw NotModelled{"a 128-bit operand that is no register"};
     } else if (!def && (item.kind == Operand::imm || item.kind == Operand::f32 || item.kind == Operand::f64)) {
       f_.lists[at] = constant(immediate_bits(item, type), wide);
     } else if (!def) {

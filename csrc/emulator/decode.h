@@ -40,6 +40,7 @@ class Decoder {
   std::size_t count() const { return in_->operands.size(); }
   const Operand& arg(std::size_t i) const;
   void arity(std::size_t least, std::size_t most) const;
+  void refuse_negation(const Operand& o) const;
   void finish(Op op);                           // all modifiers consumed? then emit
   void emit(Op op);
   void emit_before(Op op, u32 vreg);
@@ -71,6 +72,11 @@ class Decoder {
   bool decode_compare();
   bool decode_move();
   bool decode_cvt();
+  void pack_integers();
+  bool decode_video();
+  void scalar_video(VideoOp& v);
+  void simd_video(VideoOp& v);
+  void emit_video(const VideoOp& v);
   bool decode_memory();
   bool decode_control();
   bool decode_warp();
@@ -87,10 +93,11 @@ class Decoder {
   void pin(std::size_t first_pending);
   void binary(Alu op, Type type, u32 flags);
   void alu(const AluKey& key, u32 sources, Op op = Op{});
+  void decode_stack();
   void load_store(bool load);
   void atomic(bool returns);
   void call();
-  void call_known(const std::string& name, const FunctionAst& target);
+  void call_known(const std::string& name);
   void mov();
 
   // allocation (regalloc.cpp)

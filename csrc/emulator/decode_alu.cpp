@@ -25,7 +25,9 @@ Type packed_half(Type t) { return t == Type::f16x2 ? Type::f16 : t == Type::bf16
 
 }  // namespace
 
-bool Decoder::decode_alu() { return decode_arith() || decode_bits() || decode_compare() || decode_move() || decode_cvt(); }
+bool Decoder::decode_alu() {
+  return decode_arith() || decode_bits() || decode_compare() || decode_move() || decode_cvt() || decode_video();
+}
 
 // One destination of the key's type, `sources` of the same type, then the handler for it.
 void Decoder::alu(const AluKey& key, u32 sources, Op op) {
@@ -88,13 +90,17 @@ bool Decoder::decode_arith() {
     k.round = rounding();
     k.flags |= static_cast<u8>(alu_flags(k.type != Type::f64 || k.op == Alu::rcp || k.op == Alu::rsqrt, true));
     if (has("relu")) k.flags |= kRelu;
-    if ((k.op == Alu::min || k.op == Alu::max) && has("NaN")) k.flags |= kNan;
+    if (k.op == Alu::min || k.op == Alu::max) {
+      if (has("NaN")) k.flags |= kNan;
+      if (has("xorsign") && has("abs")) k.flags |= kXorSign;
+    }
+    if (k.op == Alu::fma && type_bits(k.type) != 64 && k.type != Type::f32 && has("oob")) k.flags |= kOutOfBounds;
     if (has("approx")) k.flags |= kApprox;
     else if (k.op == Alu::div && has("full")) k.flags |= kFull;
     op.flops = k.op == Alu::fma ? 2 : k.op == Alu::add || k.op == Alu::sub || k.op == Alu::mul_lo ? 1 : 0;
     if (k.type == Type::f16x2 || k.type == Type::bf16x2) op.flops *= 2;
   } else {
-    if ((k.op == Alu::add || k.op == Alu::sub || k.op == Alu::mad_hi) && has("sat")) k.flags |= kSat;
+    if ((k.op == Alu::add || k.op == Alu::sub || k.op == Alu::mad_hi || k.op == Alu::mad24_hi) && has("sat")) k.flags |= kSat;
     if ((k.op == Alu::min || k.op == Alu::max) && has("relu")) k.flags |= kRelu;
   }
   if (k.op == Alu::mul_wide || k.op == Alu::mad_wide) {
@@ -190,15 +196,33 @@ bool Decoder::decode_bits() {
   if (name == "lop3") {
     k.type = need_type();
     k.op = Alu::lop3;
-    if (arg(0).kind == Operand::pair) return false;
+    const bool tests = arg(0).kind == Operand::pair;  // d|p: p is (d != 0) combined with another predicate
+    const u8 combine = has("and") ? 1 : has("or") ? 2 : 0;
+    if (tests != (combine != 0)) return false;
     op.fn = pick_alu(k);
     op.in_place = true;
-    arity(5, 5);
-    dst(op, 0, arg(0), k.type);
+    arity(5 + tests, 5 + tests);
+    const Operand& to = tests ? arg(0).items[0] : arg(0);
+    const bool sink = to.kind == Operand::sink;
+    const u32 result = sink ? temp(32) : to.index;
+    if (sink) ref(Ref::d, 0, result, true);
+    else dst(op, 0, to, k.type);
     for (u32 i = 0; i < 3; ++i) src(op, i, arg(i + 1), k.type);
     if (arg(4).kind != Operand::imm) throw NotModelled{"a table that is not an immediate"};
     op.imm = static_cast<i64>(arg(4).value & 0xff);
     finish(op);
+    if (!tests) return true;
+    AluKey test;
+    test.op = Alu::setp, test.type = Type::b32, test.cmp = Cmp::ne;
+    Op p;
+    p.fn = pick_alu(test);
+    p.helper = true;
+    p.c = combine;
+    p.d[0] = pred_dst(arg(0).items[1]), p.d[1] = kNone;
+    ref(Ref::s, 0, result, false);
+    p.s[1] = constant(0, false);
+    p.s[2] = pred_src(arg(5));
+    emit(p);
     return true;
   }
   if (name == "fns") {
@@ -319,6 +343,14 @@ void Decoder::mov() {
     op.a = 3;
     op.d[0] = pred_dst(to);
     if (op.d[0] == kNone) throw NotModelled{"a sink"};
+    if (from.kind == Operand::special) {  // %is_explicit_cluster
+      k.op = Alu::setp, k.type = Type::u32, k.cmp = Cmp::ne;
+      op.fn = pick_alu(k);
+      op.d[1] = kNone;
+      src(op, 0, from, Type::u32);
+      op.s[1] = constant(0, false);
+      return finish(op);
+    }
     op.s[0] = pred_src(from);
     return finish(op);
   }
@@ -347,7 +379,6 @@ void Decoder::mov() {
     dst(op, 0, to, k.type);
     return finish(op);
   }
-  if (type_bits(k.type) == 128) throw NotModelled{"a 128-bit register move"};
   k.op = Alu::mov;
   op.fn = pick_alu(k);
   op.in_place = true;
@@ -356,8 +387,29 @@ void Decoder::mov() {
   finish(op);
 }
 
+// cvt.pack.sat.<to>.s32{.b32} d, a, b{, c}: Op::a bits of a part, Op::b: it is signed, Op::c: c is there.
+void Decoder::pack_integers() {
+  static constexpr std::pair<std::string_view, u8> kTo[] = {{"u16", 16}, {"s16", 16}, {"u8", 8}, {"s8", 8},
+                                                            {"u4", 4},   {"s4", 4},   {"u2", 2}, {"s2", 2}};
+  Op op;
+  for (const auto& [name, bits] : kTo)
+    if (!op.a && has(name)) op.a = bits, op.b = name[0] == 's';
+  if (!op.a || !has("sat") || !has("s32")) throw NotModelled{"this kind of cvt.pack"};
+  op.c = op.a < 16;
+  if (op.c && !has("b32")) throw NotModelled{"no type of the third operand"};
+  AluKey k;
+  k.op = Alu::cvt_pack_integers;
+  op.fn = pick_alu(k);
+  op.in_place = true;
+  arity(3 + op.c, 3 + op.c);
+  dst(op, 0, arg(0), Type::b32);
+  for (u32 i = 0; i < 2u + op.c; ++i) src(op, i, arg(i + 1), Type::b32);
+  finish(op);
+}
+
 bool Decoder::decode_cvt() {
   if (in_->opcode != "cvt") return false;
+  if (has("pack")) return pack_integers(), true;
   AluKey k;
   Op op;
   k.op = Alu::cvt;

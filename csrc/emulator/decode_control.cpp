@@ -73,7 +73,7 @@ void Decoder::call() {
   op.list = site;
   if (target.kind == Operand::func) {
     known = &module_.ast->functions[target.index];
-    if (!known->has_body) return call_known(known->name, *known);
+    if (!known->has_body) return call_known(known->name);
     f_.calls[site].target = target.index;
     f_.callees.push_back(target.index);
   } else if (target.kind == Operand::reg && vreg_bits(target.index) == 64) {
@@ -111,15 +111,16 @@ void Decoder::call() {
   finish(op);
 }
 
-// Functions the driver provides (census: vprintf, __assertfail; malloc and free are not modelled).
-void Decoder::call_known(const std::string& name, const FunctionAst& target) {
-  (void)target;
+// Functions the driver provides.
+void Decoder::call_known(const std::string& name) {
   Op op;
   const Operand& params = arg(2);
   const Operand& returns = arg(0);
+  const bool of_heap = name == "malloc" || name == "free";
   auto offset = [&](const Operand& o) {
     if (o.kind != Operand::symbol || module_.ast->symbols[o.index].space != Space::frame)
       throw NotModelled{"an argument that is not a .param"};
+    if (of_heap && module_.ast->symbols[o.index].bytes < 8) throw NotModelled{"an argument of less than 64 bits"};
     return static_cast<u32>(module_.symbol_frame[o.index]);
   };
   op.list = static_cast<u32>(f_.lists.size());
@@ -131,7 +132,11 @@ void Decoder::call_known(const std::string& name, const FunctionAst& target) {
   op.imm = returns.items.empty() ? -1 : static_cast<i64>(offset(returns.items[0]));
   if (name == "vprintf" && params.items.size() == 2) op.fn = exec_vprintf;
   else if (name == "__assertfail" && params.items.size() == 5) op.fn = exec_assertfail;
-  else throw NotModelled{"external function '" + name + "'"};
+  else if (of_heap && params.items.size() == 1 && (op.imm >= 0) == (name == "malloc")) {
+    op.fn = name == "malloc" ? exec_malloc : exec_free;
+    if (!module_.heap) module_.heap = std::make_unique<DeviceHeap>();
+    f_.talks_across_ctas = true;  // who allocates first must not depend on the host's threads
+  } else throw NotModelled{"external function '" + name + "'"};
   finish(op);
 }
 

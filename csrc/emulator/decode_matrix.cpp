@@ -83,7 +83,7 @@ bool Decoder::decode_matrix() {
     if (!m.xor_popc && !has("and")) return false;
     has("popc");
   }
-  if (m.d == Type::f64) has("rn");
+  if (m.d == Type::f64) m.rounding = rounding();
   const std::string why = tensor::mma_reason(m);
   if (!why.empty()) throw NotModelled{why};
   const tensor::MmaRegisters r = tensor::mma_registers(m);

@@ -1,4 +1,6 @@
 // Decoding of loads, stores, atomics, address conversion and fences.
+#include <bit>
+
 #include "decode.h"
 
 namespace tkpy::emulator {
@@ -29,6 +31,7 @@ bool Decoder::decode_memory() {
   if (name == "red" && !(in_->modifiers.size() && in_->modifiers[0] == "async")) return atomic(false), true;
   if (name == "multimem") return decode_multimem();
   Op op;
+  if (name == "alloca" || name == "stacksave" || name == "stackrestore") return decode_stack(), true;
   if (name == "cvta") {
     op.a = has("to");
     const Space space = take_space(in_->modifiers, taken_, Space::generic);
@@ -48,7 +51,8 @@ bool Decoder::decode_memory() {
     arity(2, 2);
     op.d[0] = pred_dst(arg(0));
     if (op.d[0] == kNone) throw NotModelled{"a sink"};
-    src(op, 0, arg(1), Type::b64);
+    op.a = arg(1).kind != Operand::reg || vreg_bits(arg(1).index) == 64;
+    src(op, 0, arg(1), op.a ? Type::b64 : Type::b32);
     return finish(op), true;
   }
   if (name == "mapa" || name == "getctarank") {
@@ -102,11 +106,36 @@ bool Decoder::decode_memory() {
     has("mbarrier_init");  // orders less than a release fence (only earlier mbarrier.init); taken as one
     for (std::string_view order : {"acq_rel", "sc", "release", "acquire"}) has(order);
     for (std::string_view scope : {"cta", "gpu", "sys", "cluster", "gl"}) has(scope);
+    has_prefix("sync_restrict::");  // orders less than the whole fence, which stands for it
     op.fn = exec_fence;
     arity(0, 0);
     return finish(op), true;
   }
   return false;
+}
+
+// alloca.type ptr, size{, align}; stacksave.type d; stackrestore.type a (PTX ISA 9.7.16).
+void Decoder::decode_stack() {
+  Op op;
+  const Type type = need_type();
+  op.a = type_bits(type) == 64;
+  if (in_->opcode == "alloca") {
+    arity(2, 3);
+    const u64 alignment = count() == 3 ? arg(2).value : 8;
+    if (count() == 3 && (arg(2).kind != Operand::imm || !std::has_single_bit(alignment) || alignment > (1u << 16)))
+      throw NotModelled{"an alignment that is not a power of two of at most 65536"};
+    op.imm = static_cast<i64>(alignment);
+    op.fn = exec_alloca;
+    dst(op, 0, arg(0), type);
+    src(op, 0, arg(1), type);
+    return finish(op);
+  }
+  op.b = in_->opcode == "stackrestore";
+  op.fn = exec_stack;
+  arity(1, 1);
+  if (op.b) src(op, 0, arg(0), type);
+  else dst(op, 0, arg(0), type);
+  finish(op);
 }
 
 void Decoder::load_store(bool load) {
@@ -128,8 +157,9 @@ void Decoder::load_store(bool load) {
   op.b = has("v2") ? 2 : has("v4") ? 4 : has("v8") ? 8 : 1;
   has("unified");
   const Type type = need_type();
-  if (type == Type::b128 || type == Type::pred) throw NotModelled{"elements of this type"};
+  if (type == Type::pred || (type == Type::b128 && op.b != 1)) throw NotModelled{"elements of this type"};
   op.a = static_cast<u8>(type_bytes(type));
+  if (u32{op.a} * op.b > 16) throw NotModelled{"a vector of more than 16 bytes: not sm_90"};
   arity(hint ? 3 : 2, hint ? 3 : 2);
   const Operand& data = arg(load ? 0 : 1);
   const u32 got = data.kind == Operand::vector ? static_cast<u32>(data.items.size()) : 1;
@@ -146,6 +176,22 @@ void Decoder::load_store(bool load) {
   if (op.f & kStrong && space != Space::shared && space != Space::shared_cluster) f_.talks_across_ctas = true;
   address(op, arg(load ? 1 : 0), space);
   finish(op);
+}
+
+// atom and red (PTX ISA 9.7.13.4, 9.7.13.5), as ptxas has them for sm_90a.
+static bool atomic_exists(AtomicOp what, Type type, u32 elements) {
+  const bool half = type == Type::f16 || type == Type::bf16 || type == Type::f16x2 || type == Type::bf16x2;
+  if (elements > 1 && (what == AtomicOp::add ? !half && type != Type::f32 : !half)) return false;
+  switch (what) {
+    case AtomicOp::add: return half || (!is_bits(type) && type != Type::s64 && type_bits(type) >= 32);
+    case AtomicOp::min:
+    case AtomicOp::max: return (half && elements > 1) || (is_int(type) && type_bits(type) >= 32);
+    case AtomicOp::inc:
+    case AtomicOp::dec: return type == Type::u32;
+    case AtomicOp::cas: return is_bits(type) && type_bits(type) >= 16;
+    case AtomicOp::exch: return is_bits(type) && type_bits(type) >= 32;
+    default: return type == Type::b32 || type == Type::b64;
+  }
 }
 
 void Decoder::atomic(bool returns) {
@@ -172,7 +218,7 @@ void Decoder::atomic(bool returns) {
   const bool hint = has("L2::cache_hint");
   op.b = has("v2") ? 2 : has("v4") ? 4 : has("v8") ? 8 : 1;
   const Type type = need_type();
-  if (type_bits(type) == 128) throw NotModelled{"128-bit atomics"};
+  if (!atomic_exists(what, type, op.b)) throw NotModelled{"an operation that sm_90 does not have on this type"};
   op.a = static_cast<u8>(type_bytes(type));
   op.d[1] = static_cast<u32>(what) << 8 | static_cast<u32>(type);
   const std::size_t operands = what == AtomicOp::cas ? 2 : 1;

@@ -68,7 +68,7 @@ bool Decoder::decode_wmma() {
     const Type third = next_type();
     if (third == Type::none) w.d = first, w.a = w.b = Type::f16, w.c = second;
     else w.d = first, w.a = second, w.b = third, w.c = need_type();
-    if (w.d == Type::f64) has("rn");
+    if (w.d == Type::f64) w.rounding = rounding();
     if (const std::string why = tensor::wmma_reason(w); !why.empty()) throw NotModelled{why};
     if ((w.a == Type::b1) != bits) return false;
     arity(4, 4);

@@ -16,6 +16,8 @@ enum class AtomicOp : u8 { add, and_, or_, xor_, exch, cas, min, max, inc, dec }
 void exec_load(Exec& x, const Op& op, u32 mask);
 void exec_store(Exec& x, const Op& op, u32 mask);
 void exec_address_of(Exec& x, const Op& op, u32 mask);   // c: 0 frame, 1 kernel parameter; a: 64-bit result
+void exec_alloca(Exec& x, const Op& op, u32 mask);        // s[0] bytes; a: 64 bits wide; imm alignment
+void exec_stack(Exec& x, const Op& op, u32 mask);         // b: 0 save to d[0], 1 restore from s[0]; a as above
 void exec_cvta(Exec& x, const Op& op, u32 mask);         // c: Space; a: to that space; b: 64-bit source; e: 64-bit result
 void exec_isspacep(Exec& x, const Op& op, u32 mask);
 void exec_mapa(Exec& x, const Op& op, u32 mask);         // a: 64-bit generic form
@@ -35,6 +37,7 @@ void exec_elect(Exec& x, const Op& op, u32 mask);
 void exec_activemask(Exec& x, const Op& op, u32 mask);
 void exec_warp_barrier(Exec& x, const Op& op, u32 mask);
 void exec_movmatrix(Exec& x, const Op& op, u32 mask);
+void exec_video(Exec& x, const Op& op, u32 mask);        // imm: Function::video_ops
 // control (exec_control.cpp)
 void exec_special(Exec& x, const Op& op, u32 mask);
 void exec_bra(Exec& x, const Op& op, u32 mask);
@@ -47,6 +50,8 @@ void exec_brkpt(Exec& x, const Op& op, u32 mask);
 void exec_unmodelled(Exec& x, const Op& op, u32 mask);
 void exec_nanosleep(Exec& x, const Op& op, u32 mask);
 void exec_vprintf(Exec& x, const Op& op, u32 mask);
+void exec_malloc(Exec& x, const Op& op, u32 mask);
+void exec_free(Exec& x, const Op& op, u32 mask);
 void exec_assertfail(Exec& x, const Op& op, u32 mask);
 // barriers (exec_barrier.cpp)
 void exec_barrier(Exec& x, const Op& op, u32 mask);

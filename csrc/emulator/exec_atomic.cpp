@@ -1,5 +1,6 @@
 // atom and red (PTX ISA 9.7.13.4, 9.7.13.5). Lanes take effect one after another, in lane order.
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "exec.h"
@@ -68,6 +69,18 @@ u64 apply(AtomicOp what, Type type, u64 old, u64 b, u64 c, bool flush_f32) {
   }
 }
 
+// .b128 has exch and cas alone; its registers are two rows of 64 bits.
+void exchange_wide(Exec& x, AtomicOp what, const u32* list, u32 lane, u8* at) {
+  using Wide = std::array<u64, 2>;
+  auto read = [&](u32 row) { return Wide{x.row<u64>(row)[lane], x.row<u64>(row + 2)[lane]}; };
+  Wide old;
+  std::memcpy(&old, at, sizeof old);
+  const bool replaces = what == AtomicOp::exch || old == read(list[1]);
+  const Wide value = read(list[what == AtomicOp::exch ? 1 : 2]);
+  if (replaces) std::memcpy(at, &value, sizeof value);
+  for (u32 half = 0; half < 2; ++half) x.row<u64>(list[0] + 2 * half)[lane] = old[half];
+}
+
 }  // namespace
 
 void exec_atomic(Exec& x, const Op& op, u32 mask) {
@@ -98,6 +111,10 @@ void exec_atomic(Exec& x, const Op& op, u32 mask) {
       const u32 as = (x.warp->alive & ~mask) == 0 ? mask : 1u << lane;
       acquire_from(x, location, op.f, as);
       release_to(x, location, op.f, as);
+    }
+    if (element == 16) {
+      exchange_wide(x, what, list, lane, a.where[lane]);
+      continue;
     }
     u64 results[8] = {};
     for (u32 k = 0; k < op.b; ++k) {

@@ -1,4 +1,4 @@
-// Branches, calls, exits, special registers, printf (PTX ISA 9.7.12, 10).
+// Branches, calls, exits, special registers (PTX ISA 9.7.12, 10).
 #include <algorithm>
 #include <bit>
 
@@ -69,7 +69,10 @@ u64 special_value(const Exec& x, u32 special, u32 lane) {
     case Special::total_smem_size:
     case Special::aggr_smem_size: return cta.shared.data.size();
     case Special::warp_size: return kLanes;
-    default: return 0;  // %gridid, %clock_hi, %globaltimer_hi, %envreg
+    case Special::clock_hi:
+    case Special::globaltimer_hi: return (x.cluster->executed + x.cluster->clock_offset) >> 32;
+    case Special::reserved_smem_end: return kSharedBase;  // the system's part of shared memory starts at 0
+    default: return 0;  // %gridid, %envreg, %current_graph_exec (no graph), %pm (no profiler)
   }
 }
 
@@ -114,81 +117,52 @@ void exec_brx(Exec& x, const Op& op, u32 mask) {
 namespace {
 
 // A sibling frame (same call from the same place, made earlier by other lanes) is joined, so that lanes which diverged
-// before a call can still meet inside it.
-Frame* find_sibling(Warp& w, Frame* parent, const LinkedFunction* fn, u32 return_pc) {
+// before a call can still meet inside it; unless it lies in what these lanes have taken by alloca since.
+Frame* find_sibling(Warp& w, Frame* parent, const LinkedFunction* fn, u32 return_pc, u32 base) {
   for (const auto& f : w.frames)
-    if (f->live && f->parent == parent && f->fn == fn && f->return_pc == return_pc) return f.get();
+    if (f->live && f->parent == parent && f->fn == fn && f->return_pc == return_pc && f->local_base >= base) return f.get();
   return nullptr;
 }
 
-void copy_in(Exec& x, Frame* callee, const CallSite& site, const Function& fn, u32 lanes) {
-  Warp& w = *x.warp;
-  const u32 caller_base = x.frame->local_base;
-  u8* callee_rows = callee->rows;
-  const std::size_t n = std::min(site.params.size(), fn.params.size());
-  for (std::size_t k = 0; k < n; ++k) {
-    const CallSlot& from = site.params[k];
-    const Slot& to = fn.params[k];
-    for (u32 rest = lanes; rest; rest &= rest - 1) {
-      const u32 lane = static_cast<u32>(std::countr_zero(rest));
-      u8* local = w.local.data() + u64{lane} * w.local_stride;
-      u8 buffer[8] = {};
-      const u8* source = buffer;
-      u32 bytes = std::min(from.bytes, to.bytes);
-      if (from.reg_row != kNone) {
-        const u64 v = from.wide ? x.row<u64>(from.reg_row)[lane] : x.row<u32>(from.reg_row)[lane];
-        std::memcpy(buffer, &v, 8);
-        bytes = std::min(to.bytes, 8u);
-      } else {
-        source = local + caller_base + from.frame_offset;
-      }
-      if (to.reg_row != kNone) {
-        u64 v = 0;
-        std::memcpy(&v, source, std::min(bytes, 8u));
-        u8* row = callee_rows + std::size_t{to.reg_row} * kRowBytes;
-        if (to.wide) reinterpret_cast<u64*>(row)[lane] = v;
-        else reinterpret_cast<u32*>(row)[lane] = static_cast<u32>(v);
-      } else {
-        std::memmove(local + callee->local_base + to.frame_offset, source, bytes);
-      }
-    }
+// One side of an argument or a result: a register of `frame`, or a piece of its slice of local memory.
+struct Place {
+  const Frame& frame;
+  u32 reg_row;
+  bool wide;
+  u32 frame_offset, bytes;
+  template <class S>
+  Place(const Frame& f, const S& s) : frame(f), reg_row(s.reg_row), wide(s.wide), frame_offset(s.frame_offset), bytes(s.bytes) {}
+
+  // Arguments may be constants of the running function.
+  u8* row(Exec& x) const { return &frame == x.frame ? x.row<u8>(reg_row) : frame.rows + std::size_t{reg_row} * kRowBytes; }
+};
+
+void move_value(Exec& x, const Place& from, const Place& to, u32 lane) {
+  u8* local = x.warp->local.data() + u64{lane} * x.warp->local_stride;
+  u8 buffer[8] = {};
+  const u8* source = local + from.frame.local_base + from.frame_offset;
+  u32 bytes = std::min(from.bytes, to.bytes);
+  if (from.reg_row != kNone) {
+    const u64 v = from.wide ? reinterpret_cast<u64*>(from.row(x))[lane] : reinterpret_cast<u32*>(from.row(x))[lane];
+    std::memcpy(buffer, &v, 8);
+    source = buffer;
+    bytes = std::min(to.bytes, 8u);
   }
+  if (to.reg_row == kNone) {
+    std::memmove(local + to.frame.local_base + to.frame_offset, source, bytes);
+    return;
+  }
+  u64 v = 0;
+  std::memcpy(&v, source, std::min(bytes, 8u));
+  if (to.wide) reinterpret_cast<u64*>(to.row(x))[lane] = v;
+  else reinterpret_cast<u32*>(to.row(x))[lane] = static_cast<u32>(v);
 }
 
-void copy_out(Exec& x, const Frame& callee, u32 lanes) {
-  Warp& w = *x.warp;
-  const CallSite& site = *callee.site;
-  const Function& fn = *callee.fn->function;
-  Frame* caller = callee.parent;
-  const std::size_t n = std::min(site.returns.size(), fn.returns.size());
-  for (std::size_t k = 0; k < n; ++k) {
-    const CallSlot& to = site.returns[k];
-    const Slot& from = fn.returns[k];
-    for (u32 rest = lanes; rest; rest &= rest - 1) {
-      const u32 lane = static_cast<u32>(std::countr_zero(rest));
-      u8* local = w.local.data() + u64{lane} * w.local_stride;
-      u8 buffer[8] = {};
-      const u8* source = buffer;
-      u32 bytes = std::min(from.bytes, to.bytes);
-      if (from.reg_row != kNone) {
-        const u8* row = callee.rows + std::size_t{from.reg_row} * kRowBytes;
-        const u64 v = from.wide ? reinterpret_cast<const u64*>(row)[lane] : reinterpret_cast<const u32*>(row)[lane];
-        std::memcpy(buffer, &v, 8);
-        bytes = std::min(to.bytes, 8u);
-      } else {
-        source = local + callee.local_base + from.frame_offset;
-      }
-      if (to.reg_row != kNone) {
-        u64 v = 0;
-        std::memcpy(&v, source, std::min(bytes, 8u));
-        u8* row = caller->rows + std::size_t{to.reg_row} * kRowBytes;
-        if (to.wide) reinterpret_cast<u64*>(row)[lane] = v;
-        else reinterpret_cast<u32*>(row)[lane] = static_cast<u32>(v);
-      } else {
-        std::memmove(local + caller->local_base + to.frame_offset, source, bytes);
-      }
-    }
-  }
+template <class From, class To>
+void move_values(Exec& x, const Frame& from, const std::vector<From>& sources, const Frame& to, const std::vector<To>& targets, u32 lanes) {
+  for (std::size_t k = 0; k < std::min(sources.size(), targets.size()); ++k)
+    for (u32 rest = lanes; rest; rest &= rest - 1)
+      move_value(x, Place(from, sources[k]), Place(to, targets[k]), static_cast<u32>(std::countr_zero(rest)));
 }
 
 bool enter(Exec& x, const Op& op, const CallSite& site, u32 target, u32 lanes) {
@@ -197,8 +171,10 @@ bool enter(Exec& x, const Op& op, const CallSite& site, u32 target, u32 lanes) {
     x.report(Check::bad_call, op, static_cast<u32>(std::countr_zero(lanes)), "call of a function without a body");
     return false;
   }
-  const u32 base = static_cast<u32>(align_up(x.frame->local_base + x.frame->fn->function->frame_bytes + x.frame->extra_bytes, 16));
-  Frame* callee = find_sibling(*x.warp, x.frame, &fn, x.pc);
+  const auto& extra = x.frame->extra_bytes;
+  const u32 above = x.frame->local_base + x.frame->fn->function->frame_bytes + *std::max_element(extra.begin(), extra.end());
+  const u32 base = static_cast<u32>(align_up(above, 16));
+  Frame* callee = find_sibling(*x.warp, x.frame, &fn, x.pc, base);
   if (callee) callee->live |= lanes, start_watching(*callee, lanes);
   else callee = push_frame(*x.warp, &fn, lanes, x.frame, base);
   if (!callee || !grow_local(*x.warp, base + fn.function->frame_bytes, x.checked)) {
@@ -208,7 +184,7 @@ bool enter(Exec& x, const Op& op, const CallSite& site, u32 target, u32 lanes) {
   }
   callee->return_pc = x.pc;
   callee->site = &site;
-  copy_in(x, callee, site, *fn.function, lanes);
+  move_values(x, *x.frame, site.params, *callee, fn.function->params, lanes);
   x.split_into(lanes, callee);
   return true;
 }
@@ -253,7 +229,7 @@ void exec_ret(Exec& x, const Op& op, u32 mask) {
   if (!frame->parent) return exec_exit(x, op, mask);
   const u32 stay = x.active & ~mask;
   if (stay) x.split(stay, x.pc);
-  copy_out(x, *frame, mask);
+  move_values(x, *frame, frame->fn->function->returns, *frame->parent, frame->site->returns, mask);
   Frame* parent = frame->parent;
   x.pc = frame->return_pc;
   x.active = mask;
@@ -297,116 +273,6 @@ void exec_nanosleep(Exec& x, const Op& op, u32 mask) {
   for (u32 rest = mask; rest; rest &= rest - 1) longest = std::max(longest, x.row<u32>(op.s[0])[std::countr_zero(rest)]);
   x.cluster->clock_offset += longest;
   x.event |= Exec::preempt | Exec::spin;
-}
-
-// ---- printf and assert -------------------------------------------------------------------------------------------------
-
-namespace {
-
-// Reads `bytes` at a generic address as `lane` sees it; false when there is nothing there.
-bool read_generic(Exec& x, u32 lane, u64 address, u32 bytes, void* out) {
-  if (address >> kWindowShift == 2) {
-    const u64 offset = address & ((u64{1} << kWindowShift) - 1);
-    if (offset + bytes > x.warp->local_stride) return false;
-    std::memcpy(out, x.warp->local.data() + u64{lane} * x.warp->local_stride + offset, bytes);
-    return true;
-  }
-  if (address >> kWindowShift == 1) {
-    Cta* cta = nullptr;
-    const u8* at = shared_range(x, static_cast<u32>(address), bytes, cta);
-    if (at) std::memcpy(out, at, bytes);
-    return at != nullptr;
-  }
-  const u8* at = address >> kWindowShift == 0 ? global_range(x, address, bytes, false) : nullptr;
-  if (at) std::memcpy(out, at, bytes);
-  return at != nullptr;
-}
-
-std::string read_string(Exec& x, u32 lane, u64 address, u32 limit = 4096) {
-  std::string text;
-  char c = 0;
-  while (text.size() < limit && read_generic(x, lane, address + text.size(), 1, &c) && c) text += c;
-  return text;
-}
-
-// One conversion of a format; `spec` runs from '%' to its letter.
-void format_one(Exec& x, u32 lane, const std::string& spec, u64& arguments, std::string& out) {
-  const char letter = spec.back();
-  const bool longer = spec.find('l') != std::string::npos || spec.find('z') != std::string::npos ||
-                      spec.find('j') != std::string::npos || letter == 'p';
-  const bool real = std::string_view("fFeEgGaA").find(letter) != std::string_view::npos;
-  const bool eight = longer || real || letter == 's';
-  if (eight) arguments = align_up(arguments, 8);
-  u64 bits = 0;
-  if (!read_generic(x, lane, arguments, eight ? 8 : 4, &bits)) bits = 0;
-  arguments += eight ? 8 : 4;
-  std::string clean;
-  for (char c : spec.substr(0, spec.size() - 1))
-    if (c != 'l' && c != 'h' && c != 'z' && c != 'j' && c != 't') clean += c;
-  if (clean.size() > 16) clean = "%";
-  char buffer[512];
-  if (real) {
-    std::snprintf(buffer, sizeof buffer, (clean + letter).c_str(), std::bit_cast<double>(bits));
-  } else if (letter == 's') {
-    std::snprintf(buffer, sizeof buffer, (clean + "s").c_str(), read_string(x, lane, bits, 256).c_str());
-  } else if (letter == 'c') {
-    std::snprintf(buffer, sizeof buffer, (clean + "c").c_str(), static_cast<int>(bits));
-  } else if (letter == 'p') {
-    std::snprintf(buffer, sizeof buffer, "0x%llx", static_cast<unsigned long long>(bits));
-  } else {
-    const bool sign = letter == 'd' || letter == 'i';
-    const long long v = sign ? (longer ? static_cast<i64>(bits) : i64{static_cast<i32>(bits)}) : static_cast<i64>(bits);
-    std::snprintf(buffer, sizeof buffer, (clean + "ll" + letter).c_str(), v);
-  }
-  out += buffer;
-}
-
-std::string format(Exec& x, u32 lane, const std::string& text, u64 arguments) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != '%') {
-      out += text[i];
-      continue;
-    }
-    const std::size_t end = text.find_first_not_of("0123456789.-+ #lhzjt", i + 1);
-    if (end == std::string::npos) break;
-    if (text[end] == '%') out += '%';
-    else if (std::string_view("diouxXcspfFeEgGaA").find(text[end]) != std::string_view::npos)
-      format_one(x, lane, text.substr(i, end - i + 1), arguments, out);
-    i = end;
-  }
-  return out;
-}
-
-u64 frame_value(Exec& x, u32 lane, u32 offset, u32 bytes) {
-  u64 v = 0;
-  const u64 at = u64{x.frame->local_base} + offset;
-  if (at + bytes <= x.warp->local_stride) std::memcpy(&v, x.warp->local.data() + u64{lane} * x.warp->local_stride + at, bytes);
-  return v;
-}
-
-}  // namespace
-
-void exec_vprintf(Exec& x, const Op& op, u32 mask) {
-  const u32* list = x.frame->fn->function->lists.data() + op.list;
-  for (u32 rest = mask; rest; rest &= rest - 1) {
-    const u32 lane = static_cast<u32>(std::countr_zero(rest));
-    const std::string text = read_string(x, lane, frame_value(x, lane, list[0], 8));
-    if (x.cluster->output.size() < (1u << 22)) x.cluster->output += format(x, lane, text, frame_value(x, lane, list[1], 8));
-    const u64 at = u64{x.frame->local_base} + static_cast<u64>(op.imm);
-    if (op.imm >= 0 && at + 4 <= x.warp->local_stride) {
-      const u32 count = static_cast<u32>(std::count(text.begin(), text.end(), '%'));
-      std::memcpy(x.warp->local.data() + u64{lane} * x.warp->local_stride + at, &count, 4);
-    }
-  }
-}
-
-void exec_assertfail(Exec& x, const Op& op, u32 mask) {
-  const u32* list = x.frame->fn->function->lists.data() + op.list;
-  const u32 lane = static_cast<u32>(std::countr_zero(mask));
-  x.report(Check::assertion, op, lane, "assertion failed: " + read_string(x, lane, frame_value(x, lane, list[0], 8)) + " at " +
-                                           read_string(x, lane, frame_value(x, lane, list[1], 8)) + ":" +
-                                           std::to_string(frame_value(x, lane, list[2], 4)));
 }
 
 }  // namespace tkpy::emulator

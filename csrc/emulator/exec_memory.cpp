@@ -59,7 +59,7 @@ const Region* find_region(Exec& x, u64 address, u64 bytes) {
 u8* resolve_local(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind, bool strict) {
   Warp& w = *x.warp;
   const u64 offset = address & ((u64{1} << kWindowShift) - 1);
-  const u64 limit = x.frame->local_base + u64{x.frame->fn->function->frame_bytes};
+  const u64 limit = x.frame->local_base + u64{x.frame->fn->function->frame_bytes} + x.frame->extra_bytes[lane];
   if (offset + bytes > std::min<u64>(limit, w.local_stride)) {
     report_range(x, op, lane, address, bytes, kind, Space::local);
     return nullptr;
@@ -86,6 +86,11 @@ u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acce
   }
   if (kind != AccessKind::read && !r->writable) {
     x.report(Check::out_of_bounds, op, lane, std::string(verb(kind)) + " at " + hex(address) + ", a read-only buffer");
+    return nullptr;
+  }
+  if (r->heap && !r->heap->holds(address, bytes)) {
+    x.report(Check::out_of_bounds, op, lane, std::string(verb(kind)) + " of " + std::to_string(bytes) + " bytes at " + hex(address) +
+                                                 " of the device heap, which malloc did not give or free took back");
     return nullptr;
   }
   return reinterpret_cast<u8*>(address);
@@ -137,6 +142,16 @@ void read_elements(Exec& x, const Op& op, u32 mask, const Addresses& a) {
   }
 }
 
+// .b128: one element, in a register of two rows of 64 bits.
+void read_wide(Exec& x, const Op& op, u32 mask, const Addresses& a) {
+  const u32 row = x.frame->fn->function->lists[op.list];
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    std::memcpy(&x.row<u64>(row)[lane], a.where[lane], 8);
+    std::memcpy(&x.row<u64>(row + 2)[lane], a.where[lane] + 8, 8);
+  }
+}
+
 template <class T>
 void write_elements(Exec& x, const Op& op, u32 lane, const u32* list, u8* to) {
   for (u32 k = 0; k < op.b; ++k) {
@@ -155,6 +170,7 @@ bool is_shared(const Op& op, u64 address) {
 
 u8* global_range(Exec& x, u64 address, u64 bytes, bool write) {
   const Region* r = find_region(x, address, bytes);
+  if (r && r->heap && !r->heap->holds(address, bytes)) return nullptr;
   return r && (!write || r->writable) ? reinterpret_cast<u8*>(address) : nullptr;
 }
 
@@ -254,6 +270,7 @@ void exec_load(Exec& x, const Op& op, u32 mask) {
     case 2: read_elements<u16>(x, op, mask, a); break;
     case 4: read_elements<u32>(x, op, mask, a); break;
     case 8: read_elements<u64>(x, op, mask, a); break;
+    case 16: read_wide(x, op, mask, a); break;
   }
   if ((op.f & kStrong) && x.checked) {
     for (u32 rest = mask; rest; rest &= rest - 1) {
@@ -280,6 +297,10 @@ void exec_store(Exec& x, const Op& op, u32 mask) {
       case 2: write_elements<u16>(x, op, lane, list, data); break;
       case 4: write_elements<u32>(x, op, lane, list, data); break;
       case 8: write_elements<u64>(x, op, lane, list, data); break;
+      case 16:
+        std::memcpy(data, &x.row<u64>(list[0])[lane], 8);
+        std::memcpy(data + 8, &x.row<u64>(list[0] + 2)[lane], 8);
+        break;
     }
     if (x.checked && is_shared(op, a.value[lane])) {
       Cta* cta = nullptr;
@@ -301,6 +322,50 @@ void exec_address_of(Exec& x, const Op& op, u32 mask) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     if (op.a) x.row<u64>(op.d[0])[lane] = value;
     else x.row<u32>(op.d[0])[lane] = static_cast<u32>(value);
+  }
+}
+
+namespace {
+
+u32 frame_end(const Frame& f) { return f.local_base + f.fn->function->frame_bytes; }
+
+u64 read_row(const Exec& x, u32 row, bool wide, u32 lane) { return wide ? x.row<u64>(row)[lane] : x.row<u32>(row)[lane]; }
+void write_row(const Exec& x, u32 row, bool wide, u32 lane, u64 value) {
+  if (wide) x.row<u64>(row)[lane] = value;
+  else x.row<u32>(row)[lane] = static_cast<u32>(value);
+}
+
+}  // namespace
+
+// alloca (PTX ISA 9.7.16.3): the call's stack frame grows, each lane's by what it asks for, until the call returns.
+void exec_alloca(Exec& x, const Op& op, u32 mask) {
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    const u32 base = frame_end(*x.frame);
+    const u64 start = align_up(u64{base} + x.frame->extra_bytes[lane], static_cast<u64>(op.imm));
+    const u64 bytes = read_row(x, op.s[0], op.a, lane), end = start + std::min<u64>(bytes, u64{1} << 32);
+    if (end > kFullMask || !grow_local(*x.warp, static_cast<u32>(end), x.checked)) {
+      x.report(Check::stack_overflow, op, lane, "alloca of " + std::to_string(bytes) + " bytes: the thread's stack would pass 512 KiB");
+      return;
+    }
+    x.frame->extra_bytes[lane] = static_cast<u32>(end) - base;
+    write_row(x, op.d[0], op.a, lane, start);
+  }
+}
+
+// stacksave and stackrestore: what alloca took since is given back.
+void exec_stack(Exec& x, const Op& op, u32 mask) {
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    const u32 base = frame_end(*x.frame);
+    u32& extra = x.frame->extra_bytes[lane];
+    if (!op.b) {
+      write_row(x, op.d[0], op.a, lane, u64{base} + extra);
+      continue;
+    }
+    const u64 to = read_row(x, op.s[0], op.a, lane);
+    if (to >= base && to <= u64{base} + extra) extra = static_cast<u32>(to) - base;
+    else x.report(Check::stack_overflow, op, lane, "stackrestore of an address that no stacksave of this call gave");
   }
 }
 
@@ -327,7 +392,7 @@ void exec_isspacep(Exec& x, const Op& op, u32 mask) {
   u32 result = 0;
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
-    const u64 v = x.row<u64>(op.s[0])[lane];
+    const u64 v = op.a ? x.row<u64>(op.s[0])[lane] : x.row<u32>(op.s[0])[lane];
     const u32 rank = static_cast<u32>(v) >> kRankShift;
     const bool in_param = v >= x.launch->param_address && v < x.launch->param_address + x.launch->param_bytes;
     bool yes = false;

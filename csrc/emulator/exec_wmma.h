@@ -14,13 +14,13 @@ void exec_wmma(Exec& x, const Op& op, u32 mask);
 // A and B have one type.
 constexpr i64 pack_wmma(const tensor::WmmaOp& w) {
   const u64 types = u64(w.a) | u64(w.c) << 8 | u64(w.d) << 16;
-  return static_cast<i64>(u64{w.m} | u64{w.n} << 8 | u64{w.k} << 16 | types << 24 | u64(w.satfinite) << 48 | u64(w.xor_popc) << 49);
+  return static_cast<i64>(u64{w.m} | u64{w.n} << 8 | u64{w.k} << 16 | types << 24 | u64(w.satfinite) << 48 | u64(w.xor_popc) << 49 | u64{w.rounding} << 50);
 }
 
 constexpr tensor::WmmaOp unpack_wmma(i64 packed) {
   const auto byte = [&](u32 at) { return static_cast<u32>(static_cast<u64>(packed) >> (8 * at) & 0xff); };
   const auto a = static_cast<Type>(byte(3));
-  return {byte(0), byte(1), byte(2), a, a, static_cast<Type>(byte(4)), static_cast<Type>(byte(5)), (byte(6) & 1) != 0, (byte(6) & 2) != 0};
+  return {byte(0), byte(1), byte(2), a, a, static_cast<Type>(byte(4)), static_cast<Type>(byte(5)), (byte(6) & 1) != 0, (byte(6) & 2) != 0, static_cast<u8>(byte(6) >> 2)};
 }
 
 }  // namespace tkpy::emulator

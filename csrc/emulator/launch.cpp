@@ -84,6 +84,7 @@ std::vector<Region> sorted_regions(const Linked& linked, const LaunchConfig& con
   std::vector<Region> all = config.regions;
   for (const Module::Region& r : linked.module->regions)
     if (r.bytes) all.push_back({r.address, r.address + r.bytes, r.writable});
+  if (const DeviceHeap* heap = linked.module->heap.get()) all.push_back({heap->address(), heap->address() + DeviceHeap::kBytes, true});
   std::erase_if(all, [](const Region& r) { return r.hi <= r.lo; });
   std::sort(all.begin(), all.end(), [](const Region& a, const Region& b) { return a.lo < b.lo; });
   std::vector<Region> merged;  // overlapping arguments (views of one buffer) become one range
@@ -95,6 +96,9 @@ std::vector<Region> sorted_regions(const Linked& linked, const LaunchConfig& con
       merged.push_back(r);
     }
   }
+  if (DeviceHeap* heap = linked.module->heap.get())
+    for (Region& r : merged)
+      if (r.lo == heap->address()) r.heap = heap;
   return merged;
 }
 

@@ -37,7 +37,7 @@ Frame* push_frame(Warp& w, const LinkedFunction* fn, u32 lanes, Frame* parent, u
   frame->depth = depth;
   frame->live = lanes;
   frame->local_base = local_base;
-  frame->extra_bytes = 0;
+  frame->extra_bytes.fill(0);
   frame->storage.assign(std::size_t{fn->function->rows()} * kLanes + 16, kPoison);
   frame->rows = reinterpret_cast<u8*>(align_up(reinterpret_cast<u64>(frame->storage.data()), 64));
   frame->preds.assign(fn->function->preds, 0);

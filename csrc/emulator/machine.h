@@ -26,6 +26,7 @@ struct Dim3 {
 struct Region {
   u64 lo, hi;
   bool writable;
+  DeviceHeap* heap = nullptr;  // the memory that malloc gives out
 };
 
 struct InstrCount {
@@ -101,7 +102,7 @@ struct Frame {
   const CallSite* site = nullptr;
   u32 depth = 0;
   u32 live = 0;             // lanes still inside
-  u32 extra_bytes = 0;      // alloca
+  std::array<u32, kLanes> extra_bytes{};  // alloca, above the slice
   u32 local_base = 0;       // offset of this call's slice in each lane's local memory
   std::vector<u32> storage;
   u8* rows = nullptr;

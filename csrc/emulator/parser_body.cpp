@@ -245,7 +245,8 @@ Operand Parser::atom(FunctionAst& f, u32 depth) {
   const Token& token = lexer_.peek();
   if (token.is('[')) return address(f, depth);
   if (token.is('{')) return vector(f, depth);
-  if (accept('!')) {
+  if (token.is('!') || (token.is('-') && lexer_.peek(1).kind == Tok::identifier)) {  // - of a register: vmad alone
+    lexer_.next();
     Operand o = atom(f, depth + 1);
     o.negated = !o.negated;
     return o;

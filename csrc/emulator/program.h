@@ -6,9 +6,11 @@
 #pragma once
 
 #include "ast.h"
+#include "device_heap.h"
 #include "tensor/mma.h"
 #include "tensor/tensor_map.h"
 #include "tensor/wgmma.h"
+#include "video.h"
 
 namespace tkpy::emulator {
 
@@ -126,6 +128,7 @@ struct Function {
   std::vector<u32> watch_refs;      // indices into `watched`
   std::vector<u32> watch_of_op;     // kNone: the Op touches no watched register; empty when no Op does
   u32 most_registers = 0;           // the largest operand of its setmaxnreg
+  std::vector<VideoOp> video_ops;
   std::vector<u32> callees;
   bool has_indirect_call = false;
   bool talks_across_ctas = false;  // global atomics, strong accesses: CTAs then run in one host thread
@@ -157,6 +160,7 @@ struct Module {
     std::string name;
   };
   std::vector<Region> regions;          // one per global or const variable
+  std::unique_ptr<DeviceHeap> heap;     // where a function calls malloc or free
   u32 param_bytes(u32 function) const;
 };
 

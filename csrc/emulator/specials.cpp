@@ -26,15 +26,21 @@ u32 special_from_name(std::string_view name) {
       {"%clock_hi", Special::clock_hi}, {"%clock64", Special::clock64}, {"%globaltimer", Special::globaltimer},
       {"%globaltimer_lo", Special::globaltimer_lo}, {"%globaltimer_hi", Special::globaltimer_hi},
       {"%dynamic_smem_size", Special::dynamic_smem_size}, {"%total_smem_size", Special::total_smem_size},
-      {"%aggr_smem_size", Special::aggr_smem_size}, {"WARP_SZ", Special::warp_size}};
+      {"%aggr_smem_size", Special::aggr_smem_size}, {"WARP_SZ", Special::warp_size},
+      {"%current_graph_exec", Special::current_graph_exec},
+      {"%reserved_smem_offset_begin", Special::reserved_smem_begin},
+      {"%reserved_smem_offset_end", Special::reserved_smem_end},
+      {"%reserved_smem_offset_cap", Special::reserved_smem_end},
+      {"%reserved_smem_offset_0", Special::reserved_smem_begin},
+      {"%reserved_smem_offset_1", Special::reserved_smem_begin}};
   const auto found = table.find(name);
   if (found != table.end()) return static_cast<u32>(found->second);
   if (name.size() >= 8 && name.size() <= 9 && name.substr(0, 7) == "%envreg") return static_cast<u32>(Special::envreg);
+  if (name.size() >= 4 && name.substr(0, 3) == "%pm" && name[3] >= '0' && name[3] <= '7') {
+    if (name.size() == 4) return static_cast<u32>(Special::performance_monitor);
+    if (name.substr(4) == "_64") return static_cast<u32>(Special::performance_monitor64);
+  }
   return kNone;
-}
-
-bool special_is_64(Special special) {
-  return special == Special::clock64 || special == Special::globaltimer || special == Special::gridid;
 }
 
 }  // namespace tkpy::emulator

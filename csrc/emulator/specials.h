@@ -1,4 +1,4 @@
-// Special registers (PTX ISA 10): name to number, number to width.
+// Special registers (PTX ISA 10): name to number.
 #pragma once
 
 #include "common.h"
@@ -12,11 +12,11 @@ enum class Special : u8 {
   cluster_ctarank, cluster_nctarank, is_explicit_cluster, laneid, warpid, nwarpid, smid, nsmid, gridid,
   lanemask_eq, lanemask_le, lanemask_lt, lanemask_ge, lanemask_gt, clock, clock_hi, clock64,
   globaltimer, globaltimer_lo, globaltimer_hi, dynamic_smem_size, total_smem_size, aggr_smem_size,
+  reserved_smem_begin, reserved_smem_end, current_graph_exec, performance_monitor, performance_monitor64,
   envreg, warp_size, count
 };
 
 // kNone when `name` (with its % and suffix) is no special register.
 u32 special_from_name(std::string_view name);
-bool special_is_64(Special special);
 
 }  // namespace tkpy::emulator

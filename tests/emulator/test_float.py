@@ -268,3 +268,50 @@ def test_properties() -> None:
     for name, want in truths.items():
         got = lanewise(f"testp.{name}.f32 %p1, $0; selp.b32 $d, 1, 0, %p1;", [a], np.uint32)
         assert np.array_equal(got.astype(bool), want), name
+
+
+@pytest.mark.parametrize("nan", ["", ".NaN"])
+@pytest.mark.parametrize("op", ["min", "max"])
+@pytest.mark.parametrize("t", ["f16", "bf16", "f32"])
+def test_xorsign_abs(t: str, op: str, nan: str) -> None:
+    """The magnitude of min or max of magnitudes with the sign of the product (PTX ISA 9.7.3.12)."""
+    a, b = columns_of(t, 2)
+    got = lanewise(f"{op}{nan}.xorsign.abs.{t} $d, $0, $1;", [a, b], DTYPES[t])
+    x, y = np.abs(a.astype(np.float64)), np.abs(b.astype(np.float64))
+    pick = {("min", ""): np.fmin, ("max", ""): np.fmax, ("min", ".NaN"): np.minimum, ("max", ".NaN"): np.maximum}
+    magnitude = pick[op, nan](x, y)
+    sign = np.signbit(a) != np.signbit(b)
+    with np.errstate(all="ignore"):
+        same_floats(got, np.where(np.isnan(magnitude), np.nan, np.where(sign, -magnitude, magnitude)).astype(DTYPES[t]))
+
+
+@pytest.mark.parametrize("t", ["f16", "bf16"])
+def test_fma_oob_ignores_what_lies_outside_a_tensor(t: str) -> None:
+    """An operand that is the NaN of a tensor map's fill makes the result 0; other NaNs go on."""
+    a, b, c = columns_of(t, 3)
+    plain = lanewise(f"fma.rn.{t} $d, $0, $1, $2;", [a, b, c], DTYPES[t])
+    for column in (a, b):
+        column[::5] = np.array(0x7FFF, np.uint16).view(DTYPES[t])
+    got = lanewise(f"fma.rn.oob.{t} $d, $0, $1, $2;", [a, b, c], DTYPES[t])
+    filled = (a.view(np.uint16) == 0x7FFF) | (b.view(np.uint16) == 0x7FFF)
+    assert filled.sum() > 100
+    assert not got[filled].view(np.uint16).any()
+    same_floats(got[~filled], plain[~filled])
+
+
+@pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
+def test_mma_f64_rounds_every_step_by_its_mode(mode: str) -> None:
+    """m8n8k4: element (g, 2t) of D by lane 4g + t is a chain of four fused multiply-adds, k ascending."""
+    rng = np.random.default_rng(5)
+    a, b, c = rng.standard_normal((8, 4)), rng.standard_normal((4, 8)), rng.standard_normal((8, 8))
+    lane = np.arange(32)
+    g, k = lane // 4, lane % 4
+    columns = [a[g, k].copy(), b[k, g].copy(), c[g, 2 * k].copy(), c[g, 2 * k + 1].copy()]
+    text = f"mma.sync.aligned.m8n8k4.row.col.{mode}.f64.f64.f64.f64 {{$d, %d10}}, {{$0}}, {{$1}}, {{$2, $3}};"
+    # Four threads a warp would be idle in a grid of 128: pad to whole warps.
+    got = lanewise(text, [np.tile(column, 4) for column in columns], np.float64)[:32]
+    for i in range(32):
+        total = float(c[g[i], 2 * k[i]])
+        for step in range(4):
+            total = exact("fma", "f64", mode, a[g[i], step], b[step, 2 * k[i]], total)
+        assert got[i] == total

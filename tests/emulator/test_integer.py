@@ -282,3 +282,51 @@ def test_moves_pack_and_unpack() -> None:
     )
     text = "{ .reg .b8 a, b, c, e; mov.b32 {a, b, c, e}, $0; mov.b32 $d, {e, c, b, a}; }"
     assert np.array_equal(lanewise(text, [a], np.uint32), a.byteswap())
+
+
+def clamp(value: int, low: int, high: int) -> int:
+    return min(max(value, low), high)
+
+
+def low_24_bits(value: int, signed: bool) -> int:
+    value &= 0xFFFFFF
+    return (value ^ 0x800000) - 0x800000 if signed else value
+
+
+@pytest.mark.parametrize("part, shift", [("lo", 0), ("hi", 16)])
+@pytest.mark.parametrize("t", ["u32", "s32"])
+def test_products_of_24_bits(t: str, part: str, shift: int) -> None:
+    a, b = integers(DTYPES[t])
+    c = b[::-1].copy()
+    product = lambda a, b: low_24_bits(a, t == "s32") * low_24_bits(b, t == "s32") >> shift  # noqa: E731
+    check(f"mul24.{part}.{t} $d, $0, $1;", [a, b], DTYPES[t], product)
+    check(f"mad24.{part}.{t} $d, $0, $1, $2;", [a, b, c], DTYPES[t], lambda a, b, c: product(a, b) + c)
+    if (t, part) == ("s32", "hi"):
+        check("mad24.hi.sat.s32 $d, $0, $1, $2;", [a, b, c], np.int32,
+              lambda a, b, c: clamp(product(a, b) + c, -(2**31), 2**31 - 1))  # fmt: skip
+
+
+@pytest.mark.parametrize("t", ["u16", "s16", "u8", "s8", "u4", "s4", "u2", "s2"])
+def test_cvt_pack(t: str) -> None:
+    bits, sign = int(t[1:]), t[0] == "s"
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if sign else (0, (1 << bits) - 1)
+    a, b = integers(np.int32)
+    near = np.resize(np.arange(-40, 300, dtype=np.int32), len(a))
+    field = (1 << bits) - 1
+    pack = lambda a, b: (clamp(a, low, high) & field) << bits | clamp(b, low, high) & field  # noqa: E731
+    for columns in ([a, b], [near, near[::-1].copy()]):
+        if bits == 16:
+            check(f"cvt.pack.sat.{t}.s32 $d, $0, $1;", columns, np.uint32, pack)
+        else:
+            check(f"cvt.pack.sat.{t}.s32.b32 $d, $0, $1, $2;", [*columns, b], np.uint32,
+                  lambda a, b, c: pack(a, b) | c << 2 * bits)  # fmt: skip
+
+
+@pytest.mark.parametrize("combine", ["and", "or"])
+def test_lop3_tests_its_result(combine: str) -> None:
+    a, b = integers(np.uint32, random=6)
+    c = np.where(np.arange(len(a)) % 3, a ^ b, 0).astype(np.uint32)  # the xor of all three is often 0
+    both = {"and": lambda p, q: p and q, "or": lambda p, q: p or q}[combine]
+    text = (f"setp.lt.u32 %p3, $0, $1; lop3.{combine}.b32 %r7|%p1, $0, $1, $2, 0x96, %p3; selp.b32 %r8, 1, 0, %p1;"
+            f" lop3.{combine}.b32 _|%p2, $0, $1, $2, 0x96, !%p3; selp.b32 $d, 2, 0, %p2; or.b32 $d, $d, %r8;")  # fmt: skip
+    check(text, [a, b, c], np.uint32, lambda a, b, c: both(a ^ b ^ c != 0, a < b) + 2 * both(a ^ b ^ c != 0, not a < b))

@@ -180,9 +180,9 @@ def test_errors_name_their_line(text: str, message: str) -> None:
 
 def test_unmodelled_instructions_are_listed_and_stop() -> None:
     module = kernel(
-        ".reg .b32 %r<4>; .reg .pred %p; setp.eq.u32 %p, 1, 2;\n@%p vadd4.u32.u32.u32 %r1, %r2, %r3, %r1;\nfrobnicate.b32 %r1, %r2;"
+        ".reg .b32 %r<4>; .reg .pred %p; setp.eq.u32 %p, 1, 2;\n@%p shfl.idx.b32 %r1, %r2, %r3, %r1;\nfrobnicate.b32 %r1, %r2;"
     )
-    assert [u.text.split(".")[0] for u in module.unmodelled] == ["vadd4", "frobnicate"]
+    assert [u.text.split(".")[0] for u in module.unmodelled] == ["shfl", "frobnicate"]
     with pytest.raises(tkpy.emulator.KernelError, match="frobnicate") as error:
         module.launch("k", args=[np.zeros(1)])
     assert error.value.findings[0].code == "unmodelled"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cfenv>
 #include <cmath>
 #include <limits>
 
@@ -190,10 +191,13 @@ void mma_f64(const MmaOp& op, const double* const* a, const double* const* b, co
              double* const* d) {
   const u32 registers = mma_registers(op).c;
   double out[4][kLanes];
+  static constexpr int kHost[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
+  const int before = std::fegetround();
+  std::fesetround(kHost[op.rounding]);
   for (u32 reg = 0; reg < registers; ++reg) {
     for (u32 lane = 0; lane < kLanes; ++lane) {
       const Cell at = c_cell(op.m, lane, reg);
-      double sum = c[reg][lane];
+      volatile double sum = c[reg][lane];  // volatile: kept between the changes of rounding
       for (u32 k = 0; k < op.k; ++k) {
         const Place x = a_place(64, op.m, at.row, k), y = b_place(64, k, at.col);
         sum = std::fma(a[x.reg][x.lane], b[y.reg][y.lane], sum);
@@ -201,6 +205,7 @@ void mma_f64(const MmaOp& op, const double* const* a, const double* const* b, co
       out[reg][lane] = sum;
     }
   }
+  std::fesetround(before);
   for (u32 reg = 0; reg < registers; ++reg) std::memcpy(d[reg], out[reg], sizeof out[reg]);
 }
 

@@ -13,6 +13,7 @@ struct MmaOp {
   Type a, b, c, d;  // c and d alike
   bool satfinite = false;
   bool xor_popc = false;  // b1 only: .xor.popc; otherwise .and.popc
+  u8 rounding = 0;         // f64 only: 0 .rn, 1 .rz, 2 .rm, 3 .rp
 };
 
 // Why sm_90a has no such instruction; empty when it has.

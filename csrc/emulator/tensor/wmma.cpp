@@ -141,7 +141,7 @@ void wmma(const WmmaOp& op, const u32* const* a, const u32* const* b, const u32*
 
 void wmma_f64(const WmmaOp& op, const double* const* a, const double* const* b, const double* const* c,
               double* const* d) {
-  mma_f64({op.m, op.n, op.k, op.a, op.b, op.c, op.d, false, false}, a, b, c, d);
+  mma_f64({op.m, op.n, op.k, op.a, op.b, op.c, op.d, false, false, op.rounding}, a, b, c, d);
 }
 
 }  // namespace tkpy::emulator::tensor

@@ -15,6 +15,7 @@ struct WmmaOp {
   Type a, b, c, d;
   bool satfinite = false;
   bool xor_popc = false;  // b1 only: .xor.popc; otherwise .and.popc
+  u8 rounding = 0;         // f64 only: 0 .rn, 1 .rz, 2 .rm, 3 .rp
 };
 
 enum class WmmaMatrix : u8 { a, b, c };  // c also for d

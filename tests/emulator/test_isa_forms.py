@@ -1,0 +1,53 @@
+"""Every spelling of the ISA's instructions that sm_90a has decodes (isa_forms.py), but for those listed here."""
+
+from __future__ import annotations
+
+import isa_forms
+import pytest
+
+#: Statements that ptxas assembles for sm_90a and the emulator refuses, and why.
+REFUSED = {
+    "mma.sp": "sparse products",
+    "mma.sync.aligned.m8n8k4": "products of quarter warps, which sm_90 has no hardware for",
+    "mma.sync.aligned.m16n8k16.row.col.f": "fp8 operands of another length than the ISA's",
+    "wgmma.mma_async.sp": "sparse products",
+    "cp.async.bulk.tensor": "im2col tensor maps",
+    "cp.reduce.async.bulk.tensor": "im2col tensor maps",
+    "mov.v2.": "not in the ISA: mov has no vectors on both sides",
+    "st.async.weak.b32 [%d1],%w1;": "not in the ISA: st.async completes on an mbarrier",
+}
+
+
+def test_every_statement_of_the_gpu_is_modelled() -> None:
+    statements = isa_forms.of_the_gpu()
+    assert len(statements) > 10_000
+    missing = {statements[i]: why for i, why in isa_forms.unmodelled(statements).items()}
+    assert not {s: why for s, why in missing.items() if not s.startswith(tuple(REFUSED))}
+    assert all(
+        any(s.startswith(prefix) for s in missing) for prefix in REFUSED
+    )  # what becomes modelled leaves the list
+
+
+def test_families_of_other_gpus_are_refused() -> None:
+    """Patterns of which sm_90a has no spelling at all: instructions of older and newer GPUs."""
+    for pattern, mask in isa_forms.read_table():
+        if mask:
+            continue
+        statements = isa_forms.spellings(pattern)
+        refused = isa_forms.unmodelled(statements)
+        accepted = [s for i, s in enumerate(statements) if i not in refused]
+        assert not accepted, pattern
+
+
+def test_the_table_is_what_ptxas_says() -> None:
+    ptxas = isa_forms.find_ptxas()
+    if ptxas is None:
+        pytest.skip("ptxas not found (PATH, triton)")
+    version = isa_forms.ptxas_version(ptxas)
+    if version < (13, 0):
+        pytest.skip(f"ptxas {version} is older than the table's PTX version")
+    rows = isa_forms.read_table()
+    said = iter(isa_forms.assembles([s for pattern, _ in rows for s in isa_forms.spellings(pattern)], ptxas))
+    for pattern, mask in rows:
+        for i, statement in enumerate(isa_forms.spellings(pattern)):
+            assert next(said) == bool(mask >> i & 1), statement
