@@ -6,11 +6,13 @@
 
 namespace tk {
 
+// complex<rt_fl<16, 64>> x; x.re and x.im are tiles.
 template <class Part>
 struct complex {
   Part re, im;
 };
 
+// Part by part.
 template <class P>
 TK_DEVICE void zero(complex<P>& dst) {
   zero(dst.re);
@@ -42,6 +44,7 @@ TK_DEVICE void mul(complex<P>& dst, const complex<A>& a, const complex<B>& b) {
   fma(dst.im, a.re, b.im, im);
   dst.re = re;
 }
+// dst = the conjugate of a
 template <class P>
 TK_DEVICE void conj(complex<P>& dst, const complex<P>& a) {
   dst.re = a.re;
@@ -63,6 +66,7 @@ TK_DEVICE void exp(complex<P>& dst, const complex<P>& a) {
   mul(dst.re, dst.re, size);
   mul(dst.im, dst.im, size);
 }
+// Part by part; the transpose is not conjugated.
 template <class A, class B>
 TK_DEVICE void transpose(complex<A>& dst, const complex<B>& src) {
   transpose(dst.re, src.re);

@@ -6,6 +6,8 @@
 
 namespace tk {
 
+namespace detail {
+
 // ---- Exchanges within a quad: lane t of four ---------------------------------------------------------------------
 // 16 columns of a row of 8-bit elements. As a run of 4: bytes are columns 4 t ... As pairs: bytes are columns 2 t,
 // 2 t + 1, 8 + 2 t, 8 + 2 t + 1.
@@ -45,8 +47,6 @@ TK_DEVICE void set_pair(Tile& tile, int b, int p, typename Tile::compute low, ty
   }
 }
 
-namespace detail {
-
 template <class A, class B>
 TK_DEVICE void copy_same_run(A& dst, const B& src) {
   using To = typename A::compute;
@@ -85,8 +85,8 @@ TK_DEVICE void copy_narrow_in(A& dst, const B& src) {
 #pragma unroll
     for (int w = 0; w < A::words; ++w) {
       const int e = 2 * (4 * (w / 2) + w % 2);
-      dst.x[b][w] = pairs_to_run4(packed<typename A::type>::make({value_as<To>(src.get(b, e)), value_as<To>(src.get(b, e + 1)),
-                                                                 value_as<To>(src.get(b, e + 4)), value_as<To>(src.get(b, e + 5))}));
+      const auto at = [&](int i) { return value_as<To>(src.get(b, i)); };
+      dst.x[b][w] = pairs_to_run4(packed<typename A::type>::make({at(e), at(e + 1), at(e + 4), at(e + 5)}));
     }
 }
 // tf32 -> runs of 2, and back.
@@ -109,7 +109,8 @@ TK_DEVICE void copy_tf32_in(A& dst, const B& src) {
 #pragma unroll
     for (int p = 0; p < A::elements / 2; ++p) {
       const int e = 4 * (p / 2) + p % 2;
-      const float2 runs = pair_to_run1(ptx::to_tf32(value_as<float>(src.get(b, 2 * p))), ptx::to_tf32(value_as<float>(src.get(b, 2 * p + 1))));
+      const auto at = [&](int i) { return ptx::to_tf32(value_as<float>(src.get(b, i))); };
+      const float2 runs = pair_to_run1(at(2 * p), at(2 * p + 1));
       dst.x[b][e] = runs.x;
       dst.x[b][e + 2] = runs.y;
     }

@@ -83,6 +83,7 @@ TK_DEVICE void write_masked(const view<T>& dst, int row, int col, bool aligned, 
 }  // namespace detail
 
 // ---- Shared tiles ------------------------------------------------------------------------------------------------
+// The tile from (row, col) of the view on; the types are the same.
 template <class Scope = warp, class Tile, class T>
   requires shared_tile<plain_tile<Tile>>
 TK_DEVICE void load(Tile&& dst, const view<const T>& src, int row, int col, T fill = {}) {
@@ -101,6 +102,7 @@ TK_DEVICE void load(Tile&& dst, const view<const T>& src, int row, int col, T fi
   }
 }
 
+// The tile to (row, col) of the view on.
 template <class Scope = warp, class T, shared_tile Tile>
 TK_DEVICE void store(const view<T>& dst, const Tile& src, int row, int col) {
   using Chunks = detail::chunks<Tile>;
@@ -118,7 +120,7 @@ TK_DEVICE void store(const view<T>& dst, const Tile& src, int row, int col) {
 }
 
 // The same load by cp.async where the view is aligned: it returns at once; commit_loads() closes a group,
-// wait_loads<n>() until at most n of this thread's groups are in flight, then a barrier. What lies outside reads as zero.
+// wait_loads<n>() until at most n of this thread's groups are in flight, then a barrier. What lies outside reads as 0.
 template <class Scope = warp, class Tile, class T>
   requires shared_tile<plain_tile<Tile>>
 TK_DEVICE void load_async(Tile&& dst, const view<const T>& src, int row, int col) {
@@ -191,6 +193,7 @@ TK_DEVICE void load(rt<D, Rows, Cols, L>& dst, const view<const T>& src, int row
   }
 }
 
+// The same the other way.
 template <class Scope = warp, class T, class D, int Rows, int Cols, Layout L>
 TK_DEVICE void store(const view<T>& dst, const rt<D, Rows, Cols, L>& src, int row, int col) {
   using Tile = rt<D, Rows, Cols, L>;
@@ -235,6 +238,7 @@ TK_DEVICE void load(V& dst, const vec_view<const T>& src, int first = 0, typenam
     dst.x[k] = some ? value_as<typename V::type>(read(src.at(i))) : fill;
   }
 }
+// The same the other way; of the lanes that hold one value, one writes it.
 template <class T, class V>
   requires is_rv<V>
 TK_DEVICE void store(const vec_view<T>& dst, const V& src, int first = 0) {
@@ -245,6 +249,7 @@ TK_DEVICE void store(const vec_view<T>& dst, const V& src, int first = 0) {
       write(dst.at(i), value_as<typename element<T>::compute>(src.x[k]));
   }
 }
+// Shared vectors, by all threads of Scope.
 template <class Scope = warp, class T, int Length>
 TK_DEVICE void load(sv<T, Length>& dst, const vec_view<const T>& src, int first = 0, T fill = {}) {
   for (int i = Scope::thread(); i < Length; i += Scope::threads)

@@ -11,7 +11,8 @@ TK_DEVICE int warpgroup_index() { return warp_index() / 4; }
 TK_DEVICE int lane_index() { return static_cast<int>(threadIdx.x % 32); }
 
 // `Warps` warps of a one-dimensional block that act together, of which the first group begins at warp First: the scope
-// of load, store and whatever else many warps do. Its tile is its warps' tiles stacked by slabs of 16 rows (group_slab).
+// of load, store and whatever else many warps do. Its tile is its warps' tiles stacked by slabs of 16 rows
+// (group_slab).
 template <int Warps, int First = 0>
 struct group {
   static_assert(Warps >= 1 && Warps <= 32, "a group has 1 to 32 warps");

@@ -47,12 +47,14 @@ TK_DEVICE typename Tile::compute lowest() {
 
 // Keeps col <= row + offset. In attention offset = (first query - first key) + (keys - queries).
 template <class Scope = warp, class Tile>
-TK_DEVICE void mask_causal(Tile& dst, const Tile& src, int offset = 0, typename Tile::compute fill = detail::lowest<Tile>()) {
+TK_DEVICE void mask_causal(Tile& dst, const Tile& src, int offset = 0,
+                           typename Tile::compute fill = detail::lowest<Tile>()) {
   detail::mask_diagonal<Scope>(dst, src, fill, [offset](int lane, int step) { return step <= offset - lane; });
 }
 // Keeps col >= row + offset.
 template <class Scope = warp, class Tile>
-TK_DEVICE void mask_upper(Tile& dst, const Tile& src, int offset = 0, typename Tile::compute fill = detail::lowest<Tile>()) {
+TK_DEVICE void mask_upper(Tile& dst, const Tile& src, int offset = 0,
+                          typename Tile::compute fill = detail::lowest<Tile>()) {
   detail::mask_diagonal<Scope>(dst, src, fill, [offset](int lane, int step) { return step >= offset - lane; });
 }
 // Keeps row + offset - left <= col <= row + offset + right.

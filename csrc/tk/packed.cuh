@@ -1,4 +1,4 @@
-// Elements in 32-bit registers: taking one out, making a register of several. Arithmetic is fp32, or int32 for integers.
+// Elements in 32-bit registers: taking one out, making a register of several. Arithmetic is fp32, int32 for integers.
 #pragma once
 
 #include "ptx_data.cuh"

@@ -163,10 +163,10 @@ TK_DEVICE void reduce_group(V& value, sv<T, Length>& scratch, int barrier) {
 #define TK_OP_max max_op
 #define TK_OP_min min_op
 #define TK_OP_prod mul_op
-TK_REDUCE(sum)   // row_sum, col_sum, sum
-TK_REDUCE(max)   // row_max, col_max, max
-TK_REDUCE(min)   // row_min, col_min, min
-TK_REDUCE(prod)  // row_prod, col_prod, prod
+TK_REDUCE(sum)   // the sum
+TK_REDUCE(max)   // the largest
+TK_REDUCE(min)   // the smallest
+TK_REDUCE(prod)  // the product
 #undef TK_OP_sum
 #undef TK_OP_max
 #undef TK_OP_min

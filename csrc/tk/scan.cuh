@@ -157,8 +157,8 @@ TK_DEVICE void decay_scan(Tile& dst, const Tile& src, const Decay& decay, V& sta
     zero(state);                                                                                                \
     detail::decay_scan<D>(dst, src, decay, state);                                                              \
   }
-TK_SCAN(row, per_row)  // row_cumsum, row_decay_scan
-TK_SCAN(col, per_col)  // col_cumsum, col_decay_scan
+TK_SCAN(row, per_row)  // along each row
+TK_SCAN(col, per_col)  // down each column
 #undef TK_SCAN
 
 }  // namespace tk

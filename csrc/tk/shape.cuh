@@ -5,8 +5,8 @@
 
 namespace tk {
 
-// Columns first .. first + Cols - 1 of a row tile, rows first .. of a column tile: elements stay in their lanes. `first`
-// must be known when compiling, or the tile leaves registers.
+// Columns first .. first + Cols - 1 of a row tile, rows first .. of a column tile: elements stay in their lanes.
+// `first` must be known when compiling, or the tile leaves registers.
 template <class T, int Rows, int Cols, int Whole>
 TK_DEVICE void columns(rt<T, Rows, Cols>& dst, const rt<T, Rows, Whole>& src, int first) {
   using Tile = rt<T, Rows, Cols>;
@@ -59,7 +59,8 @@ namespace detail {
 // Two neighbouring 32-bit elements of a row in each lane of an 8 x 8 matrix, transposed: their halves one after the
 // other through movmatrix.
 TK_DEVICE uint2 transpose_8x8(u32 x, u32 y) {
-  const u32 low = ptx::movmatrix_trans(__byte_perm(x, y, 0x5410)), high = ptx::movmatrix_trans(__byte_perm(x, y, 0x7632));
+  const u32 low = ptx::movmatrix_trans(__byte_perm(x, y, 0x5410));
+  const u32 high = ptx::movmatrix_trans(__byte_perm(x, y, 0x7632));
   return make_uint2(__byte_perm(low, high, 0x5410), __byte_perm(low, high, 0x7632));
 }
 TK_DEVICE u32 bits_of(float x) { return __float_as_uint(x); }

@@ -1,6 +1,6 @@
-// load and store between registers and shared memory, called by all warps of Scope: load<warpgroup>(dst, src) gives each
-// warp its slabs of 16 rows of the group's tile (group_slab). Nothing here waits: put a barrier between writers and
-// readers.
+// load and store between registers and shared memory, called by all warps of Scope: load<warpgroup>(dst, src) gives
+// each warp its slabs of 16 rows of the group's tile (group_slab). Nothing here waits: put a barrier between writers
+// and readers.
 //   16-bit        ldmatrix / stmatrix, 16 rows x 32 bytes an instruction, transposed for column tiles
 //   8-bit, tf32   row tiles the same way, column tiles through registers (swap_layout)
 //   32-bit        64-bit accesses, in an order that keeps them free of bank conflicts under every swizzle
@@ -156,12 +156,14 @@ TK_DEVICE void load(rt<T, Rows, Cols, L>& dst, const Tile& src, int row = 0, int
   } else if constexpr (is_16bit<T>) {
     detail::load_matrices_trans<Scope>(dst, src, row, col);
   } else {
-    static_assert(detail::turns<Register>, "a column tile of this type needs a multiple of 16 (fp8: 32) rows and columns");
+    static_assert(detail::turns<Register>,
+                  "a column tile of this type needs a multiple of 16 (fp8: 32) rows and columns");
     rt<T, Rows, Cols> rows;
     load<Scope>(rows, src, row, col);
     swap_layout(dst, rows);
   }
 }
+// The same the other way.
 template <class Scope = warp, class T, int Rows, int Cols, Layout L, class Tile>
   requires shared_tile<plain_tile<Tile>>
 TK_DEVICE void store(Tile&& dst, const rt<T, Rows, Cols, L>& src, int row = 0, int col = 0) {
@@ -174,14 +176,15 @@ TK_DEVICE void store(Tile&& dst, const rt<T, Rows, Cols, L>& src, int row = 0, i
   } else if constexpr (is_16bit<T>) {
     detail::store_matrices_trans<Scope>(dst, src, row, col);
   } else {
-    static_assert(detail::turns<Register>, "a column tile of this type needs a multiple of 16 (fp8: 32) rows and columns");
+    static_assert(detail::turns<Register>,
+                  "a column tile of this type needs a multiple of 16 (fp8: 32) rows and columns");
     rt<T, Rows, Cols> rows;
     swap_layout(rows, src);
     store<Scope>(dst, rows, row, col);
   }
 }
 
-// Register vectors and shared vectors, in any spread and type. A store needs one warp only: the others may have the same.
+// Register vectors and shared vectors from element `first` on, in any spread and type.
 template <class V, class T, int Length>
   requires is_rv<V>
 TK_DEVICE void load(V& dst, const sv<T, Length>& src, int first = 0) {
@@ -193,6 +196,7 @@ TK_DEVICE void load(V& dst, const sv<T, Length>& src, int first = 0) {
       dst.x[k] = value_as<typename V::type>(read(src.data + first + i));
   }
 }
+// The same the other way; of the lanes that hold one value, one writes it.
 template <class T, int Length, class V>
   requires is_rv<V>
 TK_DEVICE void store(sv<T, Length>& dst, const V& src, int first = 0) {

@@ -12,8 +12,10 @@ namespace tk {
 template <class T, int Length, Spread S, int Run = 2>
 struct rv {
   static_assert(is_same<T, float> || is_same<T, int>, "register vectors hold float or int");
-  static_assert(S != Spread::across || Length % 16 == 0, "a vector across a tile covers a multiple of 16 rows or columns");
-  static_assert(S != Spread::along || Length % (4 * Run) == 0, "a vector along a tile covers whole runs of its elements");
+  static_assert(S != Spread::across || Length % 16 == 0,
+                "a vector across a tile covers a multiple of 16 rows or columns");
+  static_assert(S != Spread::along || Length % (4 * Run) == 0,
+                "a vector along a tile covers whole runs of its elements");
   static constexpr int length = Length, slots = vector_slots(S, Length), run = Run;
   static constexpr Spread spread = S;
   using type = T;
@@ -102,6 +104,7 @@ template <class T, int N, Spread S, int Run>
 constexpr bool is_rv<rv<T, N, S, Run>> = true;
 
 // ---- Shared tiles -----------------------------------------------------------------------------------------------
+// Rows x Cols in shared memory, in panels of `Swizzle` bytes of columns (layout.h); the widest that fits unless given.
 template <class T, int Rows, int Cols, int Swizzle = widest_swizzle(Cols * static_cast<int>(sizeof(T)))>
 struct alignas(Swizzle ? swizzle_period(Swizzle) : 128) st {
   static_assert(Swizzle == 0 || Swizzle == 32 || Swizzle == 64 || Swizzle == 128,

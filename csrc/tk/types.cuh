@@ -8,16 +8,16 @@ namespace tk {
 
 #define TK_DEVICE __device__ __forceinline__
 
-struct bf16 {
+struct bf16 {  // the upper half of a binary32
   unsigned short bits;
 };
-struct fp16 {
+struct fp16 {  // binary16
   unsigned short bits;
 };
 struct e4m3 {  // finite: 448 is the largest, there is no infinity
   unsigned char bits;
 };
-struct e5m2 {
+struct e5m2 {  // the upper half of a binary16
   unsigned char bits;
 };
 struct tf32 {  // a float of which the matrix unit reads 19 bits
