@@ -17,11 +17,26 @@
 
 namespace tk {
 
+namespace detail {
+
+template <class Tile>
+TK_DEVICE void hold(Tile& tile) {
+#pragma unroll
+  for (int b = 0; b < Tile::blocks; ++b)
+#pragma unroll
+    for (int w = 0; w < Tile::words; ++w) ptx::hold(tile.x[b][w]);
+}
+
+}  // namespace detail
+
 TK_DEVICE void mma_fence() { ptx::wgmma_fence(); }
 TK_DEVICE void mma_commit() { ptx::wgmma_commit_group(); }
-template <int Pending = 0>
-TK_DEVICE void mma_wait() {
+// Names as arguments the register tiles that are ready now: the compiler, to whom their registers were written when the
+// product was issued, then moves no use of them above the wait.
+template <int Pending = 0, class... Tiles>
+TK_DEVICE void mma_wait(Tiles&... ready) {
   ptx::wgmma_wait_group<Pending>();
+  (detail::hold(ready), ...);
 }
 
 template <class Tile, Major major>

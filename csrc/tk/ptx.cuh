@@ -20,6 +20,11 @@ TK_DEVICE void wgmma_wait_group() {
   TK_PTX_MEMORY("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending));
 }
 
+// No instruction: a use and a definition of the register, which the compiler keeps in order with what is volatile.
+TK_DEVICE void hold(float& x) { TK_PTX_MEMORY("" : "+f"(x) :); }
+TK_DEVICE void hold(u32& x) { TK_PTX_MEMORY("" : "+r"(x) :); }
+TK_DEVICE void hold(int& x) { TK_PTX_MEMORY("" : "+r"(x) :); }
+
 // ---- Warps, warpgroups, clusters, grids ------------------------------------------------------------------------
 template <int Registers>
 TK_DEVICE void setmaxnreg_inc() {

@@ -214,10 +214,21 @@ def values(
 
 
 def supports(backend: str, call: Call) -> list[Refusal]:
-    width = max(call["q"].shape[-1], call["v"].shape[-1])
-    if backend == "triton" and width > MAX_TRITON_WIDTH:
-        return [Refusal("head_dim", f"needs at most {MAX_TRITON_WIDTH} channels a head, got {width}")]
-    return []
+    q, widths = call["q"], (call["q"].shape[-1], call["v"].shape[-1])
+    if backend == "triton" and max(widths) > MAX_TRITON_WIDTH:
+        return [Refusal("head_dim", f"needs at most {MAX_TRITON_WIDTH} channels a head, got {max(widths)}")]
+    if backend not in ("cuda", "emulator"):
+        return []
+    reasons = []
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(q.dtype).removeprefix('torch.')}"))
+    if any(width % 8 or not 8 <= width <= 256 for width in widths):
+        reasons.append(Refusal("head_dim", f"needs head dimensions that are multiples of 8 from 8 to 256, got {widths}"))
+    if call["blocks"]:
+        reasons.append(Refusal("block_mask", "needs masks given by rule, got a BlockMask"))
+    if max(*q.shape, *call["k"].shape) >= 2**30:
+        reasons.append(Refusal("size", f"needs sizes below 2^30, got {tuple(q.shape)} and {tuple(call['k'].shape)}"))
+    return reasons
 
 
 def _seen_pairs(call: Call) -> int:
@@ -399,4 +410,5 @@ OP = Op(
     values=values,
     supports=supports,
     saves=(0, 1, 2),
+    kernel="attention_forward_hd64",
 )

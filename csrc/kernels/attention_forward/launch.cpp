@@ -1,0 +1,224 @@
+// Host side of the attention forward: which kernel serves a call, and the call itself.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "params.h"
+#include "runtime/launcher.h"
+
+namespace tkpy::attention_forward {
+
+namespace {
+
+using runtime::DType;
+using runtime::Machine;
+using runtime::View;
+
+constexpr std::int64_t kLongest = std::int64_t{1} << 30;    // rows, and bounds of a window
+constexpr std::int64_t kKeysInL2 = std::int64_t{32} << 20;  // bytes of k and v that may be expected to stay in L2
+
+struct Call {
+  View q, k, v, out, lse;
+  std::optional<View> plain, sinks, out_scale, out_bias, kv_head_map, cu_seqlens_q, cu_seqlens_k;
+  double scale;
+  std::int64_t left, right;
+  double softcap;
+  std::int64_t max_seqlen_q;
+  bool packed() const { return cu_seqlens_q.has_value(); }
+};
+
+[[noreturn]] void refuse(const char* what, const std::string& needed, const View& got) {
+  throw std::invalid_argument(std::string("attention_forward: ") + what + ": need " + needed + ", got " + got.describe());
+}
+
+void check(bool holds, const char* what, const std::string& needed, const View& got) {
+  if (!holds) refuse(what, needed, got);
+}
+
+// [B, S, H, D] or packed [S, H, D] as the maps see it, [B, H, S, D]; strides of single rows are never used, and made fit.
+View heads_first(const View& v) {
+  View out = v;
+  out.rank = 4;
+  const int at = v.rank - 3;
+  out.shape[0] = at ? v.shape[0] : 1;
+  out.stride[0] = at ? v.stride[0] : 0;
+  const int from[3] = {at + 1, at, at + 2};
+  for (int d = 0; d < 3; ++d) {
+    out.shape[d + 1] = v.shape[from[d]];
+    out.stride[d + 1] = v.stride[from[d]];
+  }
+  for (int d = 0; d < 3; ++d)
+    if (out.shape[d] == 1) out.stride[d] = (out.shape[3] + 7) / 8 * 8;
+  return out;
+}
+
+void check_tensor(const char* what, const View& v, const Call& call) {
+  check(v.rank == (call.packed() ? 3 : 4), what, call.packed() ? "three dimensions" : "four dimensions", v);
+  check(v.dtype == call.q.dtype && (v.dtype == DType::bf16 || v.dtype == DType::f16), what, "bf16 or f16, that of q", v);
+  check(v.device == call.q.device, what, "the device of q", v);
+  const View seen = heads_first(v);
+  check(seen.shape[3] >= 8 && seen.shape[3] <= 256 && seen.shape[3] % 8 == 0, what, "8 to 256 columns, a multiple of 8", v);
+  check(seen.shape[2] < kLongest && seen.shape[1] < kLongest && seen.shape[0] < kLongest, what, "sizes below 2^30", v);
+  if (v.elements() == 0) return;
+  bool fits = v.stride[v.rank - 1] == 1 && reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0;
+  for (int d = 0; d < 3; ++d) fits = fits && seen.stride[d] > 0 && seen.stride[d] % 8 == 0;
+  check(fits, what, "columns contiguous, and the address and every other stride a multiple of 16 bytes", v);
+}
+
+void check_extra(const char* what, const std::optional<View>& v, DType dtype, std::int64_t elements, const Call& call) {
+  if (!v) return;
+  check(v->dtype == dtype && v->elements() == elements && v->extent() == elements * dtype_bytes(dtype) &&
+            v->device == call.q.device,
+        what, std::to_string(elements) + " contiguous elements of " + dtype_name(dtype) + " on the device of q", *v);
+}
+
+void check(const Call& call) {
+  check_tensor("q", call.q, call);
+  check_tensor("k", call.k, call);
+  check_tensor("v", call.v, call);
+  check_tensor("out", call.out, call);
+  const View q = heads_first(call.q), k = heads_first(call.k), v = heads_first(call.v), out = heads_first(call.out);
+  check(k.shape[0] == q.shape[0] && k.shape[3] == q.shape[3], "k", "the batch and columns of q", call.k);
+  check(v.shape[0] == k.shape[0] && v.shape[1] == k.shape[1] && v.shape[2] == k.shape[2], "v", "the rows of k", call.v);
+  check(out.shape[0] == q.shape[0] && out.shape[1] == q.shape[1] && out.shape[2] == q.shape[2] && out.shape[3] == v.shape[3] &&
+            call.out.extent() == 2 * call.out.elements(),
+        "out", "the rows of q and the columns of v, contiguous", call.out);
+  if (call.plain) {
+    check_tensor("plain", *call.plain, call);
+    check(std::equal(call.out.shape, call.out.shape + call.out.rank, call.plain->shape) &&
+              call.plain->extent() == call.out.extent(),
+          "plain", "the shape of out, contiguous", *call.plain);
+  }
+  const std::int64_t heads = q.shape[1], columns = heads * v.shape[3];
+  check(call.kv_head_map || (k.shape[1] > 0 && heads % k.shape[1] == 0), "k", "heads that divide those of q", call.k);
+  check_extra("lse", call.lse, DType::f32, q.shape[0] * heads * q.shape[2], call);
+  check_extra("sinks", call.sinks, DType::f32, heads, call);
+  check_extra("out_scale", call.out_scale, DType::f32, columns, call);
+  check_extra("out_bias", call.out_bias, DType::f32, columns, call);
+  check_extra("kv_head_map", call.kv_head_map, DType::i32, heads, call);
+  if (!call.packed()) return;
+  const std::int64_t offsets = call.cu_seqlens_q->elements();
+  check(offsets >= 1 && call.cu_seqlens_k, "cu_seqlens_q", "at least one offset, and cu_seqlens_k", *call.cu_seqlens_q);
+  check_extra("cu_seqlens_q", call.cu_seqlens_q, DType::i32, offsets, call);
+  check_extra("cu_seqlens_k", call.cu_seqlens_k, DType::i32, offsets, call);
+}
+
+std::size_t shape_for(const Call& call) {
+  const std::int64_t dim = call.q.shape[call.q.rank - 1], dim_v = call.v.shape[call.v.rank - 1];
+  std::size_t i = 0;
+  while (kShapes[i].dim < dim || kShapes[i].dim_v < dim_v) ++i;  // the last takes all that is not refused
+  return i;
+}
+
+// Scores are positive multiples of q k^T, as the plain kernels need it: 2^(c s) is then taken of s itself.
+bool capped(const Call& call) {
+  return call.softcap != 0.0 || !(call.scale * 1.4426950408889634 >= std::numeric_limits<float>::min());
+}
+
+template <class T = void>
+const T* data_of(const std::optional<View>& v) {
+  return v ? static_cast<const T*>(v->data) : nullptr;
+}
+
+void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Params& p) {
+  const auto encode = [&](const View& v, std::uint32_t rows) {
+    const std::uint32_t box[4] = {1, 1, rows, 64};
+    return machine.encode(runtime::tensor_map_of(heads_first(v), box, 128));
+  };
+  const auto keys = static_cast<std::uint32_t>(shape.keys);
+  p.q = encode(call.q, 64);
+  p.out = encode(call.out, 64);
+  p.plain = call.plain ? encode(*call.plain, 64) : p.out;
+  const bool any = call.k.elements() > 0;  // without keys no block is ever loaded
+  p.k = any ? encode(call.k, keys) : p.q;
+  p.v = any ? encode(call.v, keys) : p.q;
+  p.out_data = call.out.data;
+  p.plain_data = call.plain ? call.plain->data : nullptr;
+  p.lse = static_cast<float*>(call.lse.data);
+  p.sinks = data_of<float>(call.sinks);
+  p.out_scale = data_of<float>(call.out_scale);
+  p.out_bias = data_of<float>(call.out_bias);
+  p.kv_head_map = data_of<int>(call.kv_head_map);
+  p.cu_seqlens_q = data_of<int>(call.cu_seqlens_q);
+  p.cu_seqlens_k = data_of<int>(call.cu_seqlens_k);
+}
+
+Params params_of(Machine& machine, const Call& call, const Shape& shape) {
+  Params p{};
+  describe_tensors(machine, call, shape, p);
+  const View q = heads_first(call.q), k = heads_first(call.k), v = heads_first(call.v);
+  p.sequences = static_cast<int>(call.packed() ? call.cu_seqlens_q->elements() - 1 : q.shape[0]);
+  p.heads = static_cast<int>(q.shape[1]);
+  p.group = std::max(1, p.heads / static_cast<int>(std::max<std::int64_t>(1, k.shape[1])));
+  p.seq_q = static_cast<int>(q.shape[2]);
+  p.seq_k = static_cast<int>(k.shape[2]);
+  p.dim_v = static_cast<int>(v.shape[3]);
+  const int rows = shape.rows(), whole = (p.seq_q + rows - 1) / rows;
+  p.tiles = whole;
+  if (call.packed()) {  // each sequence adds at most one tile that is not full; none has more than the longest
+    p.tiles += p.sequences;
+    if (call.max_seqlen_q >= 0) {
+      const std::int64_t most = std::min<std::int64_t>(call.max_seqlen_q, p.seq_q);
+      p.tiles = static_cast<int>(std::min<std::int64_t>(p.tiles, (most + rows - 1) / rows * p.sequences));
+    }
+  }
+  const std::int64_t bytes = std::max<std::int64_t>(1, 2 * k.shape[2] * (k.shape[3] + v.shape[3]));  // of one key head
+  p.heads_at_once = static_cast<int>(std::clamp<std::int64_t>(kKeysInL2 / bytes, 1, kLongest) * (call.kv_head_map ? 1 : p.group));
+  p.heads_at_once = static_cast<int>(std::min<std::int64_t>(p.heads_at_once, std::int64_t{p.sequences} * p.heads));
+  p.left = static_cast<int>(std::min(call.left, kLongest));
+  p.right = static_cast<int>(std::min(call.right, kLongest));
+  p.scale_log2 = static_cast<float>(call.scale * 1.4426950408889634);
+  p.cap_outer = static_cast<float>(call.softcap * 1.4426950408889634);
+  p.cap_inner = static_cast<float>(call.softcap != 0.0 ? call.scale / call.softcap : call.scale * 1.4426950408889634);
+  return p;
+}
+
+std::string launch(Machine& machine, void* stream, const Call& call) {
+  check(call);
+  const std::size_t index = shape_for(call);
+  const Shape& shape = kShapes[index];
+  constexpr const char* sizes[] = {"64", "128", "192x128", "256"};
+  constexpr const char* modules[] = {"attention_forward_hd64", "attention_forward_hd128", "attention_forward_hd192",
+                                     "attention_forward_hd256"};
+  const std::string name = std::string("attention_forward_") + (call.q.dtype == DType::bf16 ? "bf16_" : "fp16_") +
+                           sizes[index] + (capped(call) ? "_capped" : "_plain");
+  if (call.out.elements() == 0) return name;
+  const Params p = params_of(machine, call, shape);
+  const std::int64_t tasks = std::int64_t{call.packed() ? 1 : p.sequences} * p.heads * p.tiles;
+  if (tasks >= std::numeric_limits<int>::max() / 2)
+    throw std::invalid_argument("attention_forward: need fewer than 2^30 query tiles, got " + std::to_string(tasks));
+  std::vector<View> views = {call.q.read_only(), call.k.read_only(), call.v.read_only(), call.out, call.lse};
+  if (call.plain) views.push_back(*call.plain);
+  for (const auto* extra : {&call.sinks, &call.out_scale, &call.out_bias, &call.kv_head_map, &call.cu_seqlens_q, &call.cu_seqlens_k})
+    if (*extra) views.push_back((*extra)->read_only());
+  const auto grid = std::min<std::int64_t>(tasks, machine.multiprocessors(call.q.device));
+  machine.launch(machine.kernel(modules[index], name), {.grid = {static_cast<std::uint32_t>(grid), 1, 1},
+                                                        .block = {static_cast<std::uint32_t>(shape.threads()), 1, 1},
+                                                        .cluster = {},
+                                                        .shared = static_cast<std::uint32_t>(shape.shared_bytes()),
+                                                        .params = runtime::bytes_of(p),
+                                                        .views = views,
+                                                        .stream = stream,
+                                                        .device = call.q.device});
+  return name;
+}
+
+using Optional = std::optional<View>;
+
+std::string from_python(Machine& machine, void* stream, const View& q, const View& k, const View& v, const View& out,
+                        const View& lse, const Optional& plain, const Optional& sinks, const Optional& out_scale,
+                        const Optional& out_bias, const Optional& kv_head_map, const Optional& cu_seqlens_q,
+                        const Optional& cu_seqlens_k, double scale, std::int64_t left, std::int64_t right, double softcap,
+                        std::int64_t max_seqlen_q) {
+  return launch(machine, stream, {q, k, v, out, lse, plain, sinks, out_scale, out_bias, kv_head_map, cu_seqlens_q,
+                                  cu_seqlens_k, scale, left, right, softcap, max_seqlen_q});
+}
+
+const runtime::Launcher registered("attention_forward", from_python,
+                                   {"q", "k", "v", "out", "lse", "plain", "sinks", "out_scale", "out_bias", "kv_head_map",
+                                    "cu_seqlens_q", "cu_seqlens_k", "scale", "left", "right", "softcap", "max_seqlen_q"});
+
+}  // namespace
+
+}  // namespace tkpy::attention_forward

@@ -1,0 +1,47 @@
+// What the two sides of the attention forward share: the parameter block and the shapes of its kernels.
+#pragma once
+
+#include "tk/tensor_map.h"
+
+namespace tkpy::attention_forward {
+
+// One kernel: the widest q, k (`dim`) and v (`dim_v`) it takes, warpgroups of 64 query rows, keys of a block. Narrower
+// tensors are served too: TMA fills the missing columns with zeros and does not write them.
+struct Shape {
+  int dim, dim_v, consumers, keys;
+  constexpr int rows() const { return 64 * consumers; }
+  constexpr int threads() const { return 128 * (1 + consumers); }
+  // The output has shared tiles of its own where there is room; otherwise it goes out through those of q.
+  constexpr bool own_out() const { return dim <= 128; }
+  constexpr int shared_bytes() const {
+    const int tiles = 2 * (rows() * dim + kStages * keys * (dim + dim_v) + (own_out() ? rows() * dim_v : 0));
+    return tiles + 1024;  // barriers, in the tiles' alignment
+  }
+  static constexpr int kStages = 2;  // of k, and of v
+};
+constexpr Shape kShapes[] = {{64, 64, 3, 128}, {128, 128, 2, 128}, {192, 128, 2, 128}, {256, 256, 2, 80}};
+
+// The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of 64 columns, of 64 query
+// rows or `keys` keys, swizzle 128.
+struct Params {
+  tk::tensor_map q, k, v, out, plain;
+  void* out_data;    // rows contiguous, of heads * dim_v elements
+  void* plain_data;  // the output before out_scale and out_bias, or null
+  float* lse;        // [B, heads, seq_q], packed [heads, seq_q]
+  const float* sinks;                // [heads] or null
+  const float* out_scale;            // [heads, dim_v] or null
+  const float* out_bias;             // [heads, dim_v] or null
+  const int* kv_head_map;            // [heads] or null
+  const int *cu_seqlens_q, *cu_seqlens_k;  // [sequences + 1] or null: packed
+  int sequences;      // batch entries, or packed sequences
+  int heads, group;   // query heads; how many of them share a key head, without a map
+  int seq_q, seq_k;   // rows of each batch entry, or of all packed sequences together
+  int dim_v;
+  int tiles;          // query tiles of a batch entry; packed: a bound on those of all sequences together
+  int heads_at_once;  // (batch entry, head) pairs whose keys and values should be in L2 at a time
+  int left, right;    // the band around the diagonal, -1: open
+  float scale_log2;           // plain kernels: scale * log2 e, positive
+  float cap_outer, cap_inner;  // capped kernels: scores in units of log2 are outer tanh(inner s), or inner s: outer is 0
+};
+
+}  // namespace tkpy::attention_forward
