@@ -39,10 +39,15 @@ TK_DEVICE void mma_wait(Tiles&... ready) {
   (detail::hold(ready), ...);
 }
 
+// The descriptor of a tile, and how it grows to that of k-step `step`: one addition instead of one register a step.
 template <class Tile, Major major>
-TK_DEVICE u64 descriptor(const Tile& tile, int step) {
+TK_DEVICE u64 descriptor(const Tile& tile) {
   static_assert(Tile::swizzle != 0, "wgmma reads swizzled tiles: give the tile a swizzle of 32, 64 or 128 bytes");
-  return tile_descriptor(ptx::shared_address(tile.data), major, Tile::rows, Tile::swizzle, step);
+  return tile_descriptor(ptx::shared_address(tile.data), major, Tile::rows, Tile::swizzle, 0);
+}
+template <class Tile, Major major>
+TK_DEVICE u64 step_of(int step) {
+  return encode_offset(step_offset(major, Tile::rows, Tile::swizzle, step));
 }
 
 namespace detail {
@@ -66,9 +71,10 @@ TK_DEVICE void mma_shared(D& d, const A& a, const B& b, bool accumulate) {
   static_assert(!at || is_16bit<typename A::type>,
                 "wgmma reads tf32 and 8-bit operands along K only: A must be stored M x K");
   static_assert(depth % Form::depth == 0, "the inner dimension must be a multiple of 32 bytes");
+  const u64 first_a = descriptor<A, MajorA>(a), first_b = descriptor<B, MajorB>(b);
 #pragma unroll
   for (int step = 0; step < depth / Form::depth; ++step)
-    ptx::wgmma<Form, at, bt>(d.x[0], descriptor<A, MajorA>(a, step), descriptor<B, MajorB>(b, step),
+    ptx::wgmma<Form, at, bt>(d.x[0], first_a + step_of<A, MajorA>(step), first_b + step_of<B, MajorB>(step),
                              step > 0 || accumulate);
 }
 
@@ -78,11 +84,12 @@ TK_DEVICE void mma_register(D& d, const A& a, const B& b, bool accumulate) {
   using Form = ptx::wgmma_form<typename D::type, typename A::type, typename B::type>;
   static_assert(A::rows == 16 && A::layout == Layout::row,
                 "A in registers must be the warp's 16 rows of it, in row layout, stored M x K");
+  const u64 first_b = descriptor<B, MajorB>(b);
 #pragma unroll
   for (int step = 0; step < A::cols / Form::depth; ++step) {
     u32 words[4];
     operand(words, a, 0, step);
-    ptx::wgmma<Form, MajorB == Major::mn>(d.x[0], words, descriptor<B, MajorB>(b, step), step > 0 || accumulate);
+    ptx::wgmma<Form, MajorB == Major::mn>(d.x[0], words, first_b + step_of<B, MajorB>(step), step > 0 || accumulate);
   }
 }
 

@@ -191,6 +191,9 @@ void descriptors() {
           const unsigned base = 1024 * 3;
           for (int step = 0; step < depth / 16; ++step) {
             const tk::u64 bits = tk::tile_descriptor(base, major, rows, swizzle, step);
+            require(bits == tk::tile_descriptor(base, major, rows, swizzle, 0) +
+                                tk::encode_offset(tk::step_offset(major, rows, swizzle, step)),
+                    "a step adds to the descriptor", swizzle, mn, step);
             for (int i = 0; i < mn; ++i)
               for (int k = 0; k < 16; ++k) {
                 const int row = k_major ? i : step * 16 + k, col = k_major ? step * 16 + k : i;

@@ -76,6 +76,7 @@ struct Forward {
     phase ^= 1;
     constexpr int width = 8;  // elements of 16 bytes
     const int valid = tile.seq_k - block * Keys;
+#pragma unroll 1
     for (int i = lane_index(); i < (Keys - valid) * (VTile::cols / width); i += 32) {
       const int row = valid + i / (VTile::cols / width), col = i % (VTile::cols / width) * width;
       *reinterpret_cast<uint4*>(&v.at(row, col)) = make_uint4(0, 0, 0, 0);
@@ -135,7 +136,7 @@ struct Forward {
     u32 q_phase = 0;
   };
 
-  // O (before division), with the softmax's state, of a tile that sees at least one block.
+  // O += P v (before division), with the softmax's state, of a tile that sees at least one block.
   TK_DEVICE static void accumulate(Shared& shared, const Params& p, const Tile& tile, int consumer, Positions& at,
                                    Output& o, Soft& soft) {
     Barriers& bars = shared.barriers;
@@ -161,7 +162,7 @@ struct Forward {
       mma_commit();
       await(bars.values, at.v);
       mma_fence();
-      mma_AB(o, weights, shared.v[at.v.slot], block != tile.end - 2);
+      mma_AB(o, weights, shared.v[at.v.slot]);
       mma_commit();
       pass_turn(consumer);
       mma_wait<1>(s);
@@ -178,7 +179,7 @@ struct Forward {
       if (lane_index() == 0) arrive(bars.q_free);
     await(bars.values, at.v);
     mma_fence();
-    mma_AB(o, weights, shared.v[at.v.slot], tile.blocks() > 1);
+    mma_AB(o, weights, shared.v[at.v.slot]);
     mma_commit();
     mma_wait(o);
     release(bars.values, at.v);
@@ -193,11 +194,17 @@ struct Forward {
   // (1 + out_scale) O + out_bias
   TK_DEVICE static void move_output(Output& o, const Params& p, int head) {
 #pragma unroll
-    for (int e = 0; e < Output::elements; ++e) {
+    for (int e = 0; e < Output::elements; e += 4) {  // two columns of two rows; dim_v is a multiple of eight
       const int col = fragment_col(lane_index(), e);
-      if (col >= p.dim_v) continue;
-      if (p.out_scale) o.x[0][e] *= 1.0f + p.out_scale[head * p.dim_v + col];
-      if (p.out_bias) o.x[0][e] += p.out_bias[head * p.dim_v + col];
+      if (8 * (e / 4) >= p.dim_v) break;
+      const float2 none = make_float2(0.0f, 0.0f);
+      const float2 scale = p.out_scale ? *reinterpret_cast<const float2*>(p.out_scale + head * p.dim_v + col) : none;
+      const float2 bias = p.out_bias ? *reinterpret_cast<const float2*>(p.out_bias + head * p.dim_v + col) : none;
+#pragma unroll
+      for (int half = 0; half < 4; half += 2) {
+        o.x[0][e + half] = fmaf(o.x[0][e + half], 1.0f + scale.x, bias.x);
+        o.x[0][e + half + 1] = fmaf(o.x[0][e + half + 1], 1.0f + scale.y, bias.y);
+      }
     }
   }
 
@@ -208,11 +215,19 @@ struct Forward {
     OTile& stage = shared.out(consumer);
     const bool leader = threadIdx.x % 128 == 0;
     const int row = tile.row + 64 * consumer, valid = tile.seq_q - row;
-    rt<T, 16, shape.dim_v> rounded;
-    copy(rounded, o);
     if (leader) wait_stores_read();  // the store before this one
     sync(1 + consumer, 128);
-    store(stage, rounded, 16 * (warp_index() % 4), 0);
+    int stage_row = 16 * (warp_index() % 4), stage_col = 0;
+    ptx::hold(stage_row);  // or the addresses of all parts wait in registers from the start of the kernel
+    ptx::hold(stage_col);
+#pragma unroll
+    for (int col = 0; col < shape.dim_v; col += 32) {
+      rt_fl<16, 32> part;
+      rt<T, 16, 32> rounded;
+      columns(part, o, col);
+      copy(rounded, part);
+      store(stage, rounded, stage_row, stage_col + col);
+    }
     publish_tile();
     sync(1 + consumer, 128);
     if (p.cu_seqlens_q == nullptr || valid >= 64) {
@@ -223,6 +238,7 @@ struct Forward {
       return;
     }
     constexpr int width = 8, chunks = OTile::cols / width;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) % 128; i < valid * chunks; i += 128) {
       const int r = i / chunks, col = i % chunks * width;
       if (col >= p.dim_v) continue;
@@ -231,11 +247,12 @@ struct Forward {
     }
   }
 
+  // Of the warp's 16 rows from `row` on.
   TK_DEVICE static void write_lse(const Params& p, const Tile& tile, int first_row, const float (&lse)[2]) {
-    if (lane_index() % 4 != 0) return;
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = first_row + 16 * (warp_index() % 4) + 8 * half + lane_index() / 4;
-      if (row >= tile.seq_q) continue;
+      const int row = first_row + 8 * half + lane_index() / 4;
+      if (row >= tile.seq_q || lane_index() % 4 != 0) continue;
       p.lse[(static_cast<long long>(tile.batch) * p.heads + tile.head) * p.seq_q + tile.q_begin + row] = lse[half];
     }
   }
@@ -251,14 +268,12 @@ struct Forward {
       Soft soft;
       soft.begin(p, tile, tile.row + 64 * consumer);
       Output o;
-      if (tile.blocks() > 0)
-        accumulate(shared, p, tile, consumer, at, o, soft);
-      else
-        zero(o);
+      zero(o);
+      if (tile.blocks() > 0) accumulate(shared, p, tile, consumer, at, o, soft);
       float factor[2], lse[2];
       soft.finish(factor, lse, p, tile.head);
       scale_rows(o, factor);
-      write_lse(p, tile, tile.row + 64 * consumer, lse);
+      write_lse(p, tile, tile.row + 64 * consumer + 16 * (warp_index() % 4), lse);
       if (p.plain_data) {
         write_out(shared, p, tile, consumer, o, p.plain, p.plain_data);
         move_output(o, p, tile.head);
@@ -290,10 +305,10 @@ struct Forward {
     }
     __syncthreads();
     if (warpgroup_index() == 0) {
-      give_registers<W == 3 ? 32 : 24>();
+      give_registers<W == 3 ? 32 : 40>();
       if (warp_index() == 0) produce(shared, p);
     } else {
-      take_registers<W == 3 ? 160 : 240>();
+      take_registers<W == 3 ? 160 : 232>();
       consume(shared, p, warpgroup_index() - 1);
     }
   }

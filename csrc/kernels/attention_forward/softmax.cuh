@@ -80,7 +80,7 @@ struct Softmax {
         }
         exponent = larger;
       }
-      factor[half] = sum > 0.0f || sum != sum ? share / sum : 0.0f;  // no key and no sink: 0; NaN stays
+      factor[half] = sum > 0.0f || sum != sum ? share * fn::rcp(sum) : 0.0f;  // no key and no sink: 0; NaN stays
       lse[half] = sum == 0.0f ? -fn::infinity : fn::ln2 * (exponent + fn::log2(sum));
     }
   }
