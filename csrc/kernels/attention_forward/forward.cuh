@@ -208,6 +208,12 @@ struct Forward {
     }
   }
 
+  // Of a row of the sequence in the output, in elements.
+  TK_DEVICE static long long offset(const Params& p, const Tile& tile, int row) {
+    const long long at = static_cast<long long>(tile.batch) * p.seq_q + tile.q_begin + row;
+    return (at * p.heads + tile.head) * p.dim_v;
+  }
+
   // The consumer's 64 rows, from registers to memory. TMA bounds the rows of a batch entry; those of a packed sequence
   // are followed by another's.
   TK_DEVICE static void write_out(Shared& shared, const Params& p, const Tile& tile, int consumer, const Output& o,
@@ -242,12 +248,29 @@ struct Forward {
     for (int i = static_cast<int>(threadIdx.x) % 128; i < valid * chunks; i += 128) {
       const int r = i / chunks, col = i % chunks * width;
       if (col >= p.dim_v) continue;
-      T* to = static_cast<T*>(data) + (static_cast<long long>(tile.q_begin + row + r) * p.heads + tile.head) * p.dim_v;
-      *reinterpret_cast<uint4*>(to + col) = *reinterpret_cast<const uint4*>(&stage.at(r, col));
+      T* to = static_cast<T*>(data) + offset(p, tile, row + r) + col;
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&stage.at(r, col));
     }
   }
 
-  // Of the warp's 16 rows from `row` on.
+  // A tile that sees no key: (1 + out_scale) 0 + out_bias. Its consumers hold no shared tile.
+  TK_DEVICE static void write_empty(const Params& p, const Tile& tile, int consumer) {
+    const int row = tile.row + 64 * consumer, chunks = p.dim_v / 8, valid = min(64, tile.seq_q - row);
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x) % 128; i < valid * chunks; i += 128) {
+      const long long at = offset(p, tile, row + i / chunks) + i % chunks * 8;
+      u32 words[4];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const float* bias = p.out_bias + tile.head * p.dim_v + i % chunks * 8 + 2 * w;
+        words[w] = p.out_bias ? ptx::pack<T>(bias[0], bias[1]) : 0u;
+      }
+      *reinterpret_cast<uint4*>(static_cast<T*>(p.out_data) + at) = make_uint4(words[0], words[1], words[2], words[3]);
+      if (p.plain_data) *reinterpret_cast<uint4*>(static_cast<T*>(p.plain_data) + at) = make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  // Of the warp's 16 rows from `first_row` on.
   TK_DEVICE static void write_lse(const Params& p, const Tile& tile, int first_row, const float (&lse)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -272,14 +295,18 @@ struct Forward {
       if (tile.blocks() > 0) accumulate(shared, p, tile, consumer, at, o, soft);
       float factor[2], lse[2];
       soft.finish(factor, lse, p, tile.head);
-      scale_rows(o, factor);
       write_lse(p, tile, tile.row + 64 * consumer + 16 * (warp_index() % 4), lse);
+      if (tile.blocks() == 0) {
+        write_empty(p, tile, consumer);
+        continue;
+      }
+      scale_rows(o, factor);
       if (p.plain_data) {
         write_out(shared, p, tile, consumer, o, p.plain, p.plain_data);
         move_output(o, p, tile.head);
       }
       write_out(shared, p, tile, consumer, o, p.out, p.out_data);
-      if (!own_out && tile.blocks() > 0) {  // q's tile is the producer's again
+      if constexpr (!own_out) {  // q's tile is the producer's again
         sync(1 + consumer, 128);
         if (leader) {
           wait_stores_read();

@@ -25,7 +25,7 @@ constexpr Shape kShapes[] = {{64, 64, 3, 128}, {128, 128, 2, 128}, {192, 128, 2,
 // rows or `keys` keys, swizzle 128.
 struct Params {
   tk::tensor_map q, k, v, out, plain;
-  void* out_data;    // rows contiguous, of heads * dim_v elements
+  void* out_data;    // contiguous [B, seq_q, heads, dim_v]
   void* plain_data;  // the output before out_scale and out_bias, or null
   float* lse;        // [B, heads, seq_q], packed [heads, seq_q]
   const float* sinks;                // [heads] or null

@@ -223,7 +223,9 @@ def supports(backend: str, call: Call) -> list[Refusal]:
     if q.dtype not in (torch.bfloat16, torch.float16):
         reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(q.dtype).removeprefix('torch.')}"))
     if any(width % 8 or not 8 <= width <= 256 for width in widths):
-        reasons.append(Refusal("head_dim", f"needs head dimensions that are multiples of 8 from 8 to 256, got {widths}"))
+        reasons.append(
+            Refusal("head_dim", f"needs head dimensions that are multiples of 8 from 8 to 256, got {widths}")
+        )
     if call["blocks"]:
         reasons.append(Refusal("block_mask", "needs masks given by rule, got a BlockMask"))
     if max(*q.shape, *call["k"].shape) >= 2**30:

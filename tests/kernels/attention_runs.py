@@ -1,0 +1,66 @@
+"""The attention forward kernels on a machine of the test's choice, against the op's float64 reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import tkpy
+from tkpy import build_info, machine, numerics, registry
+
+MODULES = ("hd64", "hd128", "hd192", "hd256")
+OP = registry.get("attention")
+
+
+def gather(folder: Path, parts: list[Path]) -> Path:
+    """One folder with the files of all parts: a machine has one folder."""
+    for part in parts:
+        for path in part.iterdir():
+            if path.suffix in (".ptx", ".cubin", ".json") and not (folder / path.name).exists():
+                (folder / path.name).symlink_to(path)
+    return folder
+
+
+def on_machine(monkeypatch, folder: Path, seed: int = 0, multiprocessors: int = 132) -> None:
+    """Launches of this test go to an emulator with this seed and so many multiprocessors (persistent CTAs)."""
+    from tkpy import _C
+
+    made = _C.Machine.emulator(str(folder), seed=seed, multiprocessors=multiprocessors, threads=2)
+    monkeypatch.setattr(build_info, "KERNELS", folder)
+    monkeypatch.setattr(machine, "_machine", lambda kind, folder: made)
+
+
+def inputs(b, sq, sk, h, hkv, d, dv=None, dtype=torch.bfloat16, seed=0, **options):
+    make = registry.Maker(dtype, seed=seed)
+    return {
+        "q": make.randn(b, sq, h, d),
+        "k": make.randn(b, sk, hkv, d),
+        "v": make.randn(b, sk, hkv, dv or d),
+        **options,
+    }
+
+
+def packed(lengths_q, lengths_k, h=2, hkv=1, d=64, dtype=torch.bfloat16, seed=0, **options):
+    make = registry.Maker(dtype, seed=seed)
+    offsets = [torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).int() for lengths in (lengths_q, lengths_k)]
+    tensors = {name: make.randn(sum(n), heads, d) for name, n, heads in
+               (("q", lengths_q, h), ("k", lengths_k, hkv), ("v", lengths_k, hkv))}  # fmt: skip
+    return {**tensors, "cu_seqlens_q": offsets[0], "cu_seqlens_k": offsets[1], **options}
+
+
+def wide(value):
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def disagreement(kwargs, backend: str = "emulator") -> str:
+    """Empty if out and lse agree with float64; the tolerance is the dtype's own."""
+    with torch.no_grad():
+        got = tkpy.attention(**kwargs, return_lse=True, backend=backend)
+        want = tkpy.attention(**{k: wide(v) for k, v in kwargs.items()}, return_lse=True, backend="reference")
+    tolerances = (numerics.TOLERANCE[kwargs["q"].dtype], 1e-5)
+    for name, a, b, tolerance in zip(("out", "lse"), got, want, tolerances, strict=True):
+        comparison = numerics.compare(a, b, tolerance)
+        if not comparison:
+            return f"{name}: {comparison}"
+    return ""
