@@ -36,7 +36,7 @@ def refused(case) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_of_the_op(built, case, dtype):
     if refused(case):
-        with pytest.raises(tkpy.Unsupported, match="head_dim|block_mask"):
+        with pytest.raises(tkpy.Unsupported, match=r"head_dim|block_mask"):
             list(conformance.check_case(OP, case, backend="emulator", dtype=dtype, grad=False))
         return
     with tkpy.record_dispatches() as log:
@@ -193,8 +193,8 @@ def counted(kwargs):
 
 @pytest.mark.parametrize("d", [64, 128, 256])
 def test_no_more_work_than_needed(folder, monkeypatch, d):
-    """Products within 5 % of the formula (softmax included) without a mask, those of whole blocks under a causal one; and
-    the output's way through shared memory has no bank conflict: 4 passes for 512 bytes."""
+    """Within 5 % of the formula (softmax included) without a mask, of whole blocks under a causal one; and no bank
+    conflict on the output's way through shared memory: 4 passes for 512 bytes."""
     on_machine(monkeypatch, folder)
     rows, keys = {64: (192, 128), 128: (128, 128), 256: (128, 80)}[d]
     sq, sk = 2 * rows, 6 * keys
