@@ -145,7 +145,7 @@ void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
       continue;
     }
     // try_wait may come back without success at any time; it does so sometimes, and when nothing else can run.
-    if (!blocking || x.timed_out || x.cluster->random(8) == 0) continue;
+    if (!blocking || x.timed_out || x.cluster->come_back_early()) continue;
     Wait wait;
     wait.kind = Wait::mbarrier;
     wait.id = parity;

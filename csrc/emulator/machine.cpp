@@ -1,8 +1,5 @@
-// Scheduling: which warp, which of its lane groups, for how long; frames; findings; deadlock.
-//
-// Within a cluster everything happens in one host thread. A seeded generator picks the next warp and its quantum, so a seed
-// names a schedule. Synchronising instructions are places where it may change its mind. Seeds also choose a policy: all
-// warps alike, one warp starved until nothing else can run, or one warp always first.
+// What runs inside a cluster: frames, lane groups of a warp and how long they run, findings. Which warp is next, and when
+// asynchronous work lands, is schedule.cpp.
 #include <algorithm>
 #include <bit>
 
@@ -115,40 +112,6 @@ bool Cluster::agents_done(const std::vector<u64>& ids, bool read_only) const {
     for (const Agent& a : agents)
       if (a.id == id && !(read_only && a.has_read)) return false;
   return true;
-}
-
-bool Cluster::run_agent() {
-  const u32 copies = static_cast<u32>(agents.size());
-  const u32 first = random(copies + 1);
-  if (first == copies && run_wgmma(*this)) return true;
-  for (u32 i = 0; i < copies; ++i) {
-    const std::size_t at = (first + i) % copies;
-    const bool had_read = agents[at].has_read;
-    Agent agent = std::move(agents[at]);  // the step may add agents
-    agents[at].step = nullptr;
-    const bool done = agent.step(agent);
-    if (done) {
-      agents.erase(agents.begin() + static_cast<std::ptrdiff_t>(at));
-      ++progress;
-      return true;
-    }
-    const bool moved = agent.has_read != had_read;
-    agents[at] = std::move(agent);
-    if (moved) {
-      ++progress;
-      return true;
-    }
-  }
-  return run_wgmma(*this);
-}
-
-u32 Cluster::random(u32 below) {  // splitmix64
-  rng += 0x9e3779b97f4a7c15ull;
-  u64 z = rng;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-  z ^= z >> 31;
-  return static_cast<u32>((z >> 32) * below >> 32);
 }
 
 // ---- groups ------------------------------------------------------------------------------------------------------------
@@ -355,65 +318,7 @@ void Cluster::start() {
     w->order.clock.seen.assign(warps.size(), 0);
     components.push_back({Component::warp});
   }
-  policy_ = random(4);
-  favourite_ = random(static_cast<u32>(warps.size()));
-}
-
-bool Cluster::runnable(Warp& w) {
-  if (!w.alive) return false;
-  for (Group& g : w.groups)
-    if (ready(w, g)) return true;
-  return false;
-}
-
-Warp* Cluster::pick() {
-  const u32 n = static_cast<u32>(warps.size());
-  Warp& favourite = *warps[favourite_];
-  if (policy_ == 3 && runnable(favourite)) return &favourite;
-  const u32 first = random(n);
-  for (u32 i = 0; i < n; ++i) {
-    Warp& w = *warps[(first + i) % n];
-    if (policy_ == 2 && &w == &favourite) continue;  // starved
-    if (runnable(w)) return &w;
-  }
-  return policy_ == 2 && runnable(favourite) ? &favourite : nullptr;
-}
-
-bool Cluster::step() {
-  if (stopped) return false;
-  // Asynchronous work lands early, late or in between, as the seed's policy has it.
-  const bool eager = (policy_ & 1) != 0;
-  if (random(eager ? 2 : 12) == 0) run_agent();
-  if (Warp* w = pick()) {
-    // A rushed warp that spins must not keep the others out for ever.
-    if (policy_ == 3 && random(16) == 0) favourite_ = random(static_cast<u32>(warps.size()));
-    run_warp(*w);
-    return !stopped;
-  }
-  if (run_agent()) return !stopped;
-  if (stopped || std::none_of(warps.begin(), warps.end(), [](const Warp* w) { return w->alive != 0; })) return false;
-  if (wake_timeouts()) return true;
-  report_deadlock();
-  return false;
-}
-
-// Nothing can run. A try_wait may time out and let its thread look at something else; if that has happened several times
-// over without any progress, nothing ever will.
-bool Cluster::wake_timeouts() {
-  if (progress != stalled_progress_) {
-    stalled_progress_ = progress;
-    timeouts_ = 0;
-  }
-  if (++timeouts_ > 8) return false;
-  bool any = false;
-  for (Warp* w : warps) {
-    for (Group& g : w->groups) {
-      if (g.wait.kind != Wait::mbarrier) continue;
-      g.timed_out = true;
-      any = true;
-    }
-  }
-  return any;
+  choose_policy();
 }
 
 }  // namespace tkpy::emulator

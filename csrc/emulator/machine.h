@@ -288,6 +288,17 @@ struct Exec {
   SiteKey site(const Op& op) const;
 };
 
+// What a seed decides about a schedule once and for all (schedule.cpp).
+struct Policy {
+  enum Turns : u8 { alike, rushed, starved, ranked } turns = alike;
+  u32 copies = 0, wgmma = 0;       // before one turn in so many a copy makes progress, a wgmma runs; 0: when all else waits
+  enum Order : u8 { any, newest, oldest } order = any;
+  u32 hold_every = 0, held = 0;    // of every so many copies one waits until nothing else can happen; 0: none
+  u32 early_return = 0;            // one try_wait in so many comes back early; 0: none
+  std::vector<u8> chosen;          // rushed, starved: which warps
+  std::vector<u32> rank;           // ranked: the greatest that can run goes first
+};
+
 struct Cluster {
   Launch* launch = nullptr;
   u32 linear = 0;
@@ -329,11 +340,11 @@ struct Cluster {
   void start();
   u64 add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work);
   bool agents_done(const std::vector<u64>& ids, bool read_only) const;
-  bool run_agent();           // one step of one of them, chosen by the seed; false when there is none
   Issue issue(const Exec& x, const Op& op, u32 lanes);  // an asynchronous operation that starts now
   // A finding with two sides, each a site, a warp and a lane; the text is made once a pair of sites.
   void report_pair(Check check, u32 here, const Warp& warp, u32 lane, u32 other, const Warp& other_warp, u32 other_lane,
                    const std::function<std::string()>& message);
+  bool come_back_early();     // a try_wait returns without success though nothing has timed out
   void report_at(Check check, const SiteKey& key, const Warp& warp, u32 lane, std::string message);
   bool step();                // runs one warp for one turn; false when everything has ended or stopped
   u32 random(u32 below);
@@ -355,9 +366,15 @@ struct Cluster {
   std::vector<Group> stuck_groups(const Warp& w) const;
   std::string describe_barriers(const Cta& cta) const;
   std::string describe_mbarriers(const Cta& cta) const;
+  void choose_policy();
+  bool run_agent(bool also_held);  // one step of one of them; false when there is none
+  bool run_async(bool also_held);  // of them, or a wgmma
+  bool step_agent(std::size_t at);
   u32 timeouts_ = 0;
   u64 stalled_progress_ = 0;
-  u32 policy_ = 0, favourite_ = 0;
+  Policy policy_;
+  u64 turn_progress_ = 0;          // `progress` when a turn last followed the policy
+  u32 idle_turns_ = 0;
 };
 
 struct Launch {
