@@ -37,7 +37,8 @@ class CMakeBuild(build_ext):
         # TKPY_BUILD_DIR keeps the objects (and libemulator.a) from one build to the next.
         build = Path(os.environ.get("TKPY_BUILD_DIR") or self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        generator = ["-G", "Ninja"] if shutil.which("ninja", path=TOOLS) else []
+        ninja = shutil.which("ninja", path=TOOLS)  # said each time: the last one may have lived in an isolated build
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         run("cmake", *generator, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}")
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.cpu_count() or 1
         run("cmake", "--build", build, "--target", "_C", "tkpy_kernels", "--parallel", jobs)

@@ -48,8 +48,8 @@ std::string device_name(int device) { return device < 0 ? "the CPU" : "cuda:" + 
 // other Python threads go on.
 class PyMachine {
  public:
-  static std::unique_ptr<PyMachine> driver(const std::string& kernels) {
-    return std::make_unique<PyMachine>(std::make_unique<DriverMachine>(kernels), false);
+  static std::unique_ptr<PyMachine> driver(const std::string& kernels, const std::string& library) {
+    return std::make_unique<PyMachine>(std::make_unique<DriverMachine>(kernels, library), false);
   }
   static std::unique_ptr<PyMachine> emulator(const std::string& kernels, std::uint64_t seed, std::uint32_t checks,
                                              std::uint32_t threads, int multiprocessors, bool counters) {
@@ -167,7 +167,7 @@ void bind_runtime(py::module_& m) {
   py::register_exception<MachineError>(m, "MachineError", PyExc_RuntimeError);
   py::register_exception<MachineUnavailable>(m, "MachineUnavailable", PyExc_RuntimeError);
   py::class_<PyMachine>(m, "Machine")
-      .def_static("driver", &PyMachine::driver, py::arg("kernels"))
+      .def_static("driver", &PyMachine::driver, py::arg("kernels"), py::arg("library") = "libcuda.so.1")
       .def_static("emulator", &PyMachine::emulator, py::arg("kernels"), py::arg("seed") = 0, py::arg("checks") = ~0u,
                   py::arg("threads") = 1, py::arg("multiprocessors") = 132, py::arg("counters") = false)
       .def("counters", &PyMachine::counters)

@@ -269,3 +269,5 @@ ExecFn pick_compare(const AluKey& k) {
 }
 
 }  // namespace tkpy::emulator::TK_ISA
+
+#include "lanes_end.h"

@@ -264,3 +264,5 @@ ExecFn pick_convert(const AluKey& k) {
 }
 
 }  // namespace tkpy::emulator::TK_ISA
+
+#include "lanes_end.h"

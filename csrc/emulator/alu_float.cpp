@@ -395,3 +395,5 @@ ExecFn pick_float(const AluKey& k) {
 }
 
 }  // namespace tkpy::emulator::TK_ISA
+
+#include "lanes_end.h"

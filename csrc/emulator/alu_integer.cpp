@@ -509,3 +509,5 @@ ExecFn pick_integer(const AluKey& k) {
 }
 
 }  // namespace tkpy::emulator::TK_ISA
+
+#include "lanes_end.h"
