@@ -2,6 +2,7 @@
 # make test    the same set-up, then the whole test suite
 # make check   format, lint, types, house rules and the fastest tests
 # make bench   time the ops against their peers, on a machine with a GPU
+# make fuzz    fuzz the emulator (needs clang): tests/emulator/fuzz/README.md
 # make clean   remove what the above made
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Tests run in two processes of one thread each: on small tensors more threads only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench fuzz format clean
 
 demo: $(VENV)/ready
 	$(BIN)/tkpy demo
@@ -26,6 +27,15 @@ check: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/tkpy bench ops
+
+FUZZ := build/fuzz
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/emulator/fuzz/corpus.py $(FUZZ)
+	PATH=$(CURDIR)/$(BIN):$$PATH cmake -G Ninja -S . -B $(FUZZ)/cmake -DCMAKE_CXX_COMPILER=clang++ -DTKPY_PYTHON=OFF -DTKPY_FUZZ=ON -DTKPY_SANITIZE=ON
+	PATH=$(CURDIR)/$(BIN):$$PATH cmake --build $(FUZZ)/cmake --target fuzz_ptx
+	mkdir -p $(FUZZ)/corpus $(FUZZ)/crashes
+	$(FUZZ)/cmake/fuzz_ptx -max_len=6000 -timeout=20 -max_total_time=$(FUZZ_SECONDS) -dict=$(FUZZ)/words.dict -artifact_prefix=$(FUZZ)/crashes/ $(FUZZ)/corpus $(FUZZ)/seeds
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -1,10 +1,10 @@
 """What one launch costs on the host, through Python: `python -m bench.launch_cost`.
 
-With a GPU the launches go to the CUDA driver; without, to a libcuda that does nothing (tests/kernels/fake_cuda.cpp), which
-leaves the driver's own time out. The first line says which. Prints microseconds: the best and the median of many short
-repeats. The goal: at most 10 microseconds for the launch, which comes on top of torch's own dispatch. The last rows are
-the whole call of an op (argument checks, the choice of a backend, torch's dispatch, the output, the launch), and what
-torch takes for an op that does nothing.
+With a GPU the launches go to the CUDA driver; without, to a libcuda that does nothing (tests/kernels/fake_cuda.cpp),
+which leaves the driver's own time out. The first line says which. Prints microseconds: the best and the median of many
+short repeats. The goal: at most 10 microseconds for the launch, which comes on top of torch's own dispatch. The last
+rows are what torch takes for an op that does nothing, and the whole call of an op: argument checks, the choice of a
+backend, torch's dispatch, the output, the launch.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         driver, view = fake_driver(folder), machine.view
         on_gpu = mock.patch.object(machine, "view", lambda t: (*view(t)[:4], 0))
-        with on_gpu, mock.patch.object(machine, "_machine_of", lambda tensor: driver):
+        with on_gpu, mock.patch.object(machine, "_machine_of", return_value=driver):
             report("cpu")
 
 

@@ -165,7 +165,7 @@ class PyModule {
         const InstrCount& n = r.counters[f][i];
         if (n.issues)
           counts.append(py::make_tuple(f, i, n.issues, n.lanes, n.shared_requests, n.shared_wavefronts, n.global_requests,
-                                       n.global_sectors, n.bytes, n.flops));
+                                       n.global_sectors, n.global_bytes, n.shared_bytes, n.local_bytes, n.flops));
       }
     }
     out["counters"] = counts;

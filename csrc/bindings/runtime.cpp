@@ -104,7 +104,9 @@ class PyMachine {
     d["shared_wavefronts"] = total.shared_wavefronts;
     d["global_requests"] = total.global_requests;
     d["global_sectors"] = total.global_sectors;
-    d["bytes"] = total.bytes;
+    d["global_bytes"] = total.global_bytes;
+    d["shared_bytes"] = total.shared_bytes;
+    d["local_bytes"] = total.local_bytes;
     d["flops"] = total.flops;
     return d;
   }

@@ -156,7 +156,8 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
   if (x.counting) {
     u32 good = 0;
     for (const Piece& p : pieces) good |= 1u << p.lane;
-    x.count->bytes += u64{bytes} * pieces.size();
+    x.count->shared_bytes += u64{bytes} * pieces.size();
+    for (const Piece& p : pieces) x.count->global_bytes += p.bytes;
     count_shared(x, counted, good, bytes);
   }
   WarpOrder& o = x.warp->order;
@@ -217,7 +218,10 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
       x.report(Check::misaligned, op, lane, "cp.async.bulk: " + why);
       continue;
     }
-    if (x.counting) x.count->bytes += bytes;
+    if (x.counting) {
+      x.count->shared_bytes += kind == BulkKind::shared_to_shared ? 2 * u64{bytes} : bytes;
+      if (kind != BulkKind::shared_to_shared) x.count->global_bytes += bytes;
+    }
     auto apply = [=](const u8* source, u8* target) {
       if (reduces) tensor::reduce_elements(reduction, type, source, target, bytes);
       else std::memcpy(target, source, bytes);
@@ -329,7 +333,7 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
     if (why = tensor::tile_doubt(map, s.offset); !why.empty()) x.report(Check::tensor_map, op, lane, why);
     if (!runs_are_known(x, op, lane, map, at.data(), s.offset, !load)) continue;
     const u32 bytes = tensor::tile_bytes(map);
-    if (x.counting) x.count->bytes += bytes;
+    if (x.counting) x.count->global_bytes += bytes, x.count->shared_bytes += bytes;
     auto memory = [](Cta& cta) {
       return tensor::SharedBytes{cta.shared.data.data(), kSharedBase, static_cast<u32>(cta.shared.data.size())};
     };

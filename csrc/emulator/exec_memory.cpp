@@ -223,10 +223,17 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
   }
   if (x.counting && good) {
     const u32 first = static_cast<u32>(std::countr_zero(good));
-    x.count->bytes += u64{bytes} * static_cast<u32>(std::popcount(good));
-    if (is_shared(op, out.value[first])) count_shared(x, out, good, bytes);
-    else if (declared == Space::global || (declared == Space::generic && space_of(out.value[first]) == Space::global))
+    const u64 moved = u64{bytes} * static_cast<u32>(std::popcount(good));
+    const Space space = declared == Space::generic ? space_of(out.value[first]) : declared;
+    if (is_shared(op, out.value[first])) {
+      x.count->shared_bytes += moved;
+      count_shared(x, out, good, bytes);
+    } else if (space == Space::global) {
+      x.count->global_bytes += moved;
       count_global(x, out, good, bytes);
+    } else if (space == Space::local) {
+      x.count->local_bytes += moved;
+    }
   }
   return good;
 }

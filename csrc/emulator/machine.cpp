@@ -11,7 +11,8 @@ void InstrCount::add(const InstrCount& o) {
   issues += o.issues, lanes += o.lanes;
   shared_requests += o.shared_requests, shared_wavefronts += o.shared_wavefronts;
   global_requests += o.global_requests, global_sectors += o.global_sectors;
-  bytes += o.bytes, flops += o.flops;
+  global_bytes += o.global_bytes, shared_bytes += o.shared_bytes, local_bytes += o.local_bytes;
+  flops += o.flops;
 }
 
 // ---- frames ------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ struct InstrCount {
   u64 issues = 0, lanes = 0;
   u64 shared_requests = 0, shared_wavefronts = 0;
   u64 global_requests = 0, global_sectors = 0;
-  u64 bytes = 0, flops = 0;
+  u64 global_bytes = 0, shared_bytes = 0, local_bytes = 0;  // a copy counts where it reads and where it writes
+  u64 flops = 0;
   void add(const InstrCount& o);
 };
 

@@ -120,11 +120,19 @@ SCALE_ARGS = ["zeros:float32:8", "rand:float32:8", "f32:1", "i32:8"]
     "place, text, sentence",
     [
         (0, "zeros:float33:8", "no dtype 'float33'; the dtypes are float64, "),
-        (0, "zeros:float32", "a buffer is written fill:dtype:shape"),
+        (0, "zeros:float32", "an array is written fill:dtype:shape"),
         (0, "zeros:float32:8by8", "a shape is written 1024 or 64x64, not '8by8'"),
         (0, "zeros:uint8:99999999999", "at most 2^31 elements"),
         (0, "nowhere.npy", "not readable as a NumPy file"),
         (0, "full:float32:8", "no kind of argument 'full'"),
+        (0, "x.npz:y", "not readable as a NumPy file"),
+        (0, "@b", "no --buffer 'b'; there are none"),
+        (0, "map:b:8", "no --buffer 'b'"),
+        (0, "hex:0", "two digits of 0..9, a..f for each"),
+        (0, "hex:00", "takes 8 bytes, got 1"),
+        (2, "1e300", "1e+300 does not fit parameter .f32 a"),
+        (2, "z=1", "scale has no parameter 'z'; it has y, x, a, n"),
+        (2, "9=1", "scale has no parameter '9'"),
         (2, "f64:1", "parameter .f32 a has 32 bits, not 64"),
         (2, "i32:1", "parameter .f32 a is not of type i32"),
         (2, "f32:one", "'one' is no number"),
@@ -152,7 +160,13 @@ def test_a_bad_argument_gets_one_sentence(ptx: Path, place: int, text: str, sent
         (["--kernel", "waits", "--grid", "3", "--cluster", "2"], "is not a multiple of cluster"),
         (["--kernel", "waits", "--checks", "races"], "no check races; it may be all, none or some of"),
         (["--kernel", "waits", "--shared", "-1"], "dynamic bytes, at most"),
-        (["--kernel", "waits", "--save", "x.npy"], "1 times --save, but the kernel has 0 buffers"),
+        (["--kernel", "waits", "--save", "x.npy"], "--save x.npy: the kernel has 0 arrays"),
+        (["--kernel", "waits", "--save", "a=x.npy"], "no array 'a'; there are none"),
+        (["--kernel", "waits", "--json", "/nowhere/x.json"], "cannot be written: there is no folder /nowhere"),
+        (["--kernel", "waits", "--buffer", "a"], "a buffer is written name=array"),
+        (["--kernel", "waits", "--buffer", "a=7"], "no array: fill:dtype:shape"),
+        (["--kernel", "waits", "--sort", "speed"], "'speed' is not one of"),
+        (["--kernel", "waits", "--max-instructions", "-1"], "-1 is not in the range"),
         (["--kernel", "waits", "--seeds", "0"], "0 is not in the range"),
     ],
 )
@@ -169,3 +183,100 @@ def test_a_text_that_is_no_ptx(tmp_path: Path) -> None:
     result = emulate(path)
     assert result.exit_code == 2
     assert "line 4" in result.output
+
+
+COPY = """
+.visible .entry copy_tile(.param .align 64 .b8 copy_tile_map[128], .param .u64 copy_tile_out, .param .align 8 .b8 extra[16]) {
+.reg .b32 %r<8>; .reg .b64 %d<8>; .reg .pred %p<3>; .reg .b16 %h<2>;
+.shared .align 128 .b8 tile[1024]; .shared .align 8 .b64 bar;
+mov.u32 %r1, %tid.x; setp.ne.u32 %p1, %r1, 0; mov.b64 %d1, copy_tile_map; mov.u32 %r2, tile; mov.u32 %r3, bar;
+@%p1 bra wait;
+mbarrier.init.shared.b64 [%r3], 1; fence.mbarrier_init.release.cluster;
+mbarrier.arrive.expect_tx.shared.b64 %d2, [%r3], 1024;
+cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r2], [%d1, {0, 0}], [%r3];
+wait: bar.sync 0;
+again: mbarrier.try_wait.parity.shared.b64 %p2, [%r3], 0; @!%p2 bra again;
+ld.param.u64 %d3, [copy_tile_out]; mul.wide.u32 %d4, %r1, 2; add.u64 %d3, %d3, %d4; shl.b32 %r4, %r1, 1; add.u32 %r2, %r2, %r4;
+ld.shared.b16 %h1, [%r2]; st.global.b16 [%d3], %h1; ret; }
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    path = tmp_path / "copy.ptx"
+    path.write_text(HEADER + COPY)
+    return path
+
+
+def test_tensor_maps_structures_archives_and_names(copy: Path, tmp_path: Path) -> None:
+    tile = np.arange(512, dtype=np.float16).reshape(16, 32)
+    np.savez(tmp_path / "all.npz", tile=tile, other=tile[:2])
+    launch = [copy, "--block", 512, "--buffer", f"a={tmp_path}/all.npz:tile", "--buffer", "out=poison:float16:512"]
+    launch += ["--arg", "extra=hex:" + "00" * 16, "--arg", "_out=@out", "--arg", "map:a:16x32", "--save",
+               f"out={tmp_path}/out.npy", "--json", tmp_path / "report.json"]  # fmt: skip
+    result = emulate(*launch)
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(np.load(tmp_path / "out.npy"), tile.ravel())
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["launch"]["block"] == [512]
+    assert report["total"]["global_bytes"] == 2 * 1024  # the TMA load, the stores
+    assert report["total"]["shared_bytes"] == 2 * 1024
+    for bad, sentence in (
+        ("map:a:16x32:32", "tensor map: "),
+        ("map:a:16", "as many as the array has dimensions"),
+        ("map:a:16x32:half", "a swizzle is 0, 32, 64 or 128"),
+        ("zeros:float16:16x32", "is no pointer, but got an array"),
+    ):
+        wrong = [bad if word == "map:a:16x32" else word for word in launch]
+        result = emulate(*wrong)
+        assert result.exit_code == 2, result.output
+        assert sentence in " ".join(result.output.split())
+    assert "file holds other, tile" in emulate(copy, "--buffer", f"a={tmp_path}/all.npz:x").output
+    assert "holds several arrays" in emulate(copy, "--buffer", f"a={tmp_path}/all.npz").output
+
+
+def test_a_parameter_given_twice(ptx: Path) -> None:
+    result = emulate(ptx, "--kernel", "scale", "--arg", "y=null", "--arg", "0=null", "--arg", 1, "--arg", 1)
+    assert result.exit_code == 2
+    assert "parameter .u64 y is given twice" in result.output
+
+
+def test_kernels_are_listed(ptx: Path, copy: Path) -> None:
+    text = emulate(ptx, "--list").output
+    assert "scale: PTX line 5, " in text
+    assert "  2  .f32 a\n" in text
+    assert "race: PTX line" in text
+    assert "4 bytes of static shared memory" in text
+    assert "race" not in emulate(ptx, "--list", "--kernel", "scale").output
+    assert "  0  .b8 copy_tile_map[128] (a tensor map?)" in emulate(copy, "--list").output
+
+
+def test_poison_shows_what_was_not_written(ptx: Path, tmp_path: Path) -> None:
+    out = tmp_path / "y.npy"
+    emulate(ptx, "--kernel", "scale", "--block", 8, "--arg", "poison:float32:8", "--arg", "2.5:float32:8", "--arg", 2,
+            "--arg", 6, "--save", out)  # fmt: skip
+    assert np.load(out)[:6].tolist() == [5.0] * 6
+    assert np.isnan(np.load(out)[6:]).all()
+
+
+def test_counters_by_source_line_and_none(ptx: Path, tmp_path: Path) -> None:
+    source = tmp_path / "scale.cu"
+    source.write_text("// one\ny[i] = a * x[i];\n")
+    text = ptx.read_text().replace("ld.global.f32", ".loc 1 2 0\nld.global.f32")
+    lined = tmp_path / "lined.ptx"
+    lined.write_text(text + f'\n.file 1 "{source}"\n')
+    launch = [lined, "--kernel", "scale", "--block", 8, *(word for a in SCALE_ARGS for word in ("--arg", a))]
+    result = emulate(*launch, "--counters", "source", "--sort", "flops")
+    assert "scale.cu:2" in result.output, result.output
+    assert "y[i] = a * x[i];" in result.output
+    assert "issues" not in emulate(*launch, "--counters", "none").output
+
+
+def test_files_that_are_no_ptx_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "k.ptx"
+    path.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(99))
+    assert "is machine code: `cuobjdump --dump-ptx`" in emulate(path).output
+    path.write_text("#include <cuda.h>\n__global__ void k() {}\n")
+    assert "nvcc -ptx -arch=sm_90a -lineinfo" in emulate(path).output
+    path.write_bytes(b"")
+    assert emulate(path).exit_code == 2

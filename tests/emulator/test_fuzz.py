@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import random
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tkpy.emulator
+
+HERE = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("fuzz_corpus", HERE / "fuzz" / "corpus.py")
+assert _spec is not None
+assert _spec.loader is not None
+corpus = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(corpus)
 
 SEED = (Path(__file__).parent / "fuzz_seed.ptx").read_text()
 TOKENS = SEED.replace(",", " , ").replace(";", " ; ").replace("[", " [ ").replace("]", " ] ").split(" ")
@@ -95,3 +103,17 @@ def test_truncated(length: int) -> None:
 def test_arbitrary_text(text: str) -> None:
     survive(".version 8.0\n" + text)
     survive(".version 8.0\n.entry k() {\n" + text)
+
+
+def test_every_form_of_the_census_runs_on_odd_operands() -> None:
+    """The seeds of the fuzzer: addresses that are wrong, barriers misused, whatever an instruction makes of them."""
+    census = (HERE / "ptx_forms.tsv").read_text().splitlines()[1:]
+    programs = corpus.programs([line.split("\t")[0] for line in census if line])
+    assert len(programs) > 300
+    for text in programs.values():
+        survive(text)
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "fuzz" / "regressions").glob("*")), ids=lambda path: path.name)
+def test_inputs_that_once_were_faults(path: Path) -> None:
+    survive(path.read_text(encoding="utf-8", errors="surrogateescape"))

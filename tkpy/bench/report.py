@@ -122,12 +122,12 @@ def counters_of(rows: Sequence[Row]) -> str:
                     " ".join(f"{k}={v}" for k, v in row["shapes"].items()),
                     str(c["issues"]),
                     f"{c['flops'] / row['flops']:.2f}" if row["flops"] else "",
-                    f"{c['bytes'] / row['bytes']:.2f}" if row["bytes"] else "",
+                    f"{c['global_bytes'] / row['bytes']:.2f}" if row["bytes"] else "",
                     f"{c['global_sectors'] / c['global_requests']:.1f}" if c["global_requests"] else "",
                     f"{c['shared_wavefronts'] / c['shared_requests']:.2f}" if c["shared_requests"] else "",
                 ]
             )
-    ratios = ["flops / ideal", "bytes at all levels / ideal", "sectors / request", "wavefronts / request"]
+    ratios = ["flops / ideal", "global bytes / ideal", "sectors / request", "wavefronts / request"]
     head = ["counted in the emulator", "sizes", "warp instructions", *ratios]
     parts = [table(head, body, numbers=(2, 3, 4, 5, 6))] if body else []
     return "\n".join([*parts, *_reasons([r for r in rows if r["status"] != "counted"])]) or "no rows"

@@ -53,6 +53,13 @@ def _array_address(value: Any) -> int:
     return int(value.data_ptr()) if hasattr(value, "data_ptr") else int(value.__array_interface__["data"][0])
 
 
+def _pack_float(kernel: str, param: Param, code: str, value: float) -> bytes:
+    try:
+        return struct.pack("<" + code, value)
+    except OverflowError:
+        raise ValueError(f"{kernel}: {value} does not fit parameter {param}") from None
+
+
 def _scalar(kernel: str, param: Param, value: Any) -> bytes:
     code = _FORMATS.get(param.type)
     if code is None:
@@ -61,10 +68,10 @@ def _scalar(kernel: str, param: Param, value: Any) -> bytes:
     if code in "fde":
         if not integer and not isinstance(value, float) and not hasattr(value, "__float__"):
             raise TypeError(f"{kernel}: parameter {param} needs a number, got {type(value).__name__}")
-        return struct.pack("<" + code, float(value))
+        return _pack_float(kernel, param, code, float(value))
     if isinstance(value, float) or not integer:
         if param.type in ("b32", "b64", "b16") and isinstance(value, float):  # untyped declarations (Triton)
-            return struct.pack("<" + {"b16": "e", "b32": "f", "b64": "d"}[param.type], value)
+            return _pack_float(kernel, param, {"b16": "e", "b32": "f", "b64": "d"}[param.type], value)
         raise TypeError(f"{kernel}: parameter {param} needs an int, got {type(value).__name__}")
     number = int(value)
     bits = 8 * param.bytes

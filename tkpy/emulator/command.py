@@ -5,121 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from tkpy.emulator.arguments import Param
 from tkpy.emulator.module import CHECKS, Function, Module, load
-from tkpy.emulator.run import Finding, KernelError, Run
-
-DTYPES = (
-    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2",
-    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
-)  # fmt: skip
-FILLS = ("zeros", "ones", "rand", "arange")
-
-ARGUMENT_HELP = """An argument of the kernel, one option each, in the order of its parameters.
-
-\b
-  i32:7  u64:7  f32:1.5     a number, of the type that is named
-  7  1.5  null              a number of the type that the kernel declares; a null pointer
-  zeros:float32:1024        a buffer: zeros, ones, rand (normal; whole numbers 0..9) or arange, : dtype : shape
-  rand:bfloat16:64x64
-  x.npy                     a buffer with the contents of a NumPy file
-"""
-
-
-def _bad(text: str, why: str) -> click.UsageError:
-    return click.UsageError(f"--arg {text}: {why}")
-
-
-def buffer(text: str, seed: int) -> torch.Tensor:
-    """`rand:bfloat16:64x64` as a tensor."""
-    parts = text.split(":")
-    if len(parts) != 3:
-        raise _bad(text, "a buffer is written fill:dtype:shape, such as zeros:float32:1024")
-    fill, dtype_name, shape_text = parts
-    if dtype_name not in DTYPES:
-        raise _bad(text, f"no dtype {dtype_name!r}; the dtypes are {', '.join(DTYPES)}")
-    if not re.fullmatch(r"\d+(x\d+)*", shape_text):
-        raise _bad(text, f"a shape is written 1024 or 64x64, not {shape_text!r}")
-    shape, dtype = [int(n) for n in shape_text.split("x")], getattr(torch, dtype_name)
-    size = 1
-    for n in shape:
-        size *= n
-    if size > 1 << 31:
-        raise _bad(text, f"a buffer has at most 2^31 elements, not {size}")
-    if fill == "zeros":
-        return torch.zeros(shape, dtype=dtype)
-    if fill == "ones":
-        return torch.ones(shape).to(dtype)
-    if fill == "arange":
-        return torch.arange(size).reshape(shape).to(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(0, 2 if dtype is torch.bool else 10, shape, generator=generator).to(dtype)
-
-
-def read_array(text: str) -> torch.Tensor:
-    """The contents of a .npy file, copied."""
-    import numpy as np
-
-    try:
-        array = np.load(text, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise _bad(text, f"not readable as a NumPy file ({error})") from error
-    try:
-        return torch.from_numpy(np.array(array, order="C"))
-    except TypeError as error:
-        raise _bad(text, f"elements of type {array.dtype} are not numbers") from error
-
-
-def number(text: str, value: str, kind: str) -> int | float:
-    """A number of a PTX type: `1.5` as `f32`, `0x10` as `u32`; b32 and its kin take either."""
-    try:
-        if kind[0] != "f":
-            return int(value, 0)
-    except ValueError:
-        if kind[0] != "b":
-            raise _bad(text, f"{value!r} is no whole number, which type {kind} needs") from None
-    try:
-        return float(value)
-    except ValueError:
-        raise _bad(text, f"{value!r} is no number") from None
-
-
-def argument(text: str, param: Param, seed: int) -> Any:
-    """One --arg as the value of one parameter."""
-    head, _, value = text.partition(":")
-    if text == "null":
-        return None
-    if text.endswith(".npy"):
-        return read_array(text)
-    if head in FILLS:
-        return buffer(text, seed)
-    typed = re.fullmatch(r"([iusbf])(8|16|32|64)", head) if value else None
-    if typed and head != "f8":
-        if int(typed[2]) != 8 * param.bytes:
-            raise _bad(text, f"parameter {param} has {8 * param.bytes} bits, not {typed[2]}")
-        if (typed[1] == "f") != (param.type[0] == "f") and param.type[0] != "b":
-            raise _bad(text, f"parameter {param} is not of type {head}")
-        result = number(text, value, head)
-        return float(result) if typed[1] == "f" else result
-    if value:
-        raise _bad(text, f"no kind of argument {head!r}: it may be i32:7, f32:1.5, {', '.join(FILLS)} or a file x.npy")
-    return number(text, text, param.type)
-
-
-def arguments_of(function: Function, texts: Collection[str], seed: int) -> list[Any]:
-    """The launch's arguments from their texts, by the kernel's own parameters."""
-    if len(texts) != len(function.params):
-        listed = ", ".join(str(p) for p in function.params) or "none"
-        raise click.UsageError(f"{function.name} takes {len(function.params)} arguments ({listed}), got {len(texts)}")
-    return [argument(t, p, seed + i) for i, (t, p) in enumerate(zip(texts, function.params, strict=True))]
+from tkpy.emulator.run import COUNTS, Finding, KernelError, Run
+from tkpy.emulator.specs import ARGUMENT_HELP, Launch, read_launch
 
 
 def triple(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -166,17 +61,16 @@ def as_dict(finding: Finding, seed: int) -> dict[str, Any]:
 
 
 def run_seeds(
-    module: Module, function: Function, values: list[Any], seeds: int, first: int, how: dict[str, Any]
+    module: Module, function: Function, launch: Launch, seeds: int, first: int, how: dict[str, Any]
 ) -> tuple[list[tuple[int, Finding]], Run | None, str]:
     """Every seed from the same memory, until one finds something. Findings, the last run that ended, printed text."""
-    start = [v.clone() if isinstance(v, torch.Tensor) else None for v in values]
+    start = [array.clone() for array in launch.arrays]
     run, output = None, ""
     for seed in range(first, first + seeds):
-        for value, before in zip(values, start, strict=True):
-            if before is not None:
-                value.copy_(before)
+        for array, before in zip(launch.arrays, start, strict=True):
+            array.copy_(before)
         try:
-            run = module.launch(function.name, args=values, seed=seed, **how)
+            run = module.launch(function.name, args=launch.values, buffers=launch.arrays, seed=seed, **how)
         except KernelError as error:
             return [(seed, f) for f in error.findings], None, error.output
         output = run.output
@@ -185,77 +79,156 @@ def run_seeds(
     return [], run, output
 
 
-def save_buffers(values: list[Any], paths: Collection[Path]) -> None:
-    """The buffers among the arguments, in order; types that NumPy lacks are written as float32."""
+def plan_saves(launch: Launch, texts: Collection[str]) -> list[tuple[Path, torch.Tensor]]:
+    """Which array goes to which file: `out.npy` in the order of the arrays, `name=out.npy` by name."""
+    planned, unnamed = [], 0
+    for text in texts:
+        name, equals, file = text.rpartition("=")
+        if equals and name not in launch.named:
+            raise click.UsageError(f"--save {text}: no array {name!r}; there are {', '.join(launch.named) or 'none'}")
+        if not equals and unnamed >= len(launch.arrays):
+            raise click.UsageError(f"--save {text}: the kernel has {len(launch.arrays)} arrays")
+        planned.append((Path(file), launch.named[name] if equals else launch.arrays[unnamed]))
+        unnamed += not equals
+    for path, _ in planned:
+        writable(path)
+    return planned
+
+
+def writable(path: Path) -> None:
+    """Refuses before the run what could not be written after it."""
+    if not path.resolve().parent.is_dir():
+        raise click.UsageError(f"{path} cannot be written: there is no folder {path.resolve().parent}")
+
+
+def save(planned: list[tuple[Path, torch.Tensor]]) -> None:
+    """Types that NumPy lacks are written as float32."""
     import numpy as np
 
-    buffers = [v for v in values if isinstance(v, torch.Tensor)]
-    if len(paths) > len(buffers):
-        raise click.UsageError(f"{len(paths)} times --save, but the kernel has {len(buffers)} buffers")
-    for path, tensor in zip(paths, buffers, strict=False):
+    for path, tensor in planned:
         narrow = tensor.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
         np.save(path, (tensor.float() if narrow else tensor).numpy())
 
 
+def read_module(path: Path) -> Module:
+    """The module, or a usage error that says what the file seems to be instead."""
+    head = path.read_bytes()[:4096]
+    if head.startswith(b"\x7fELF"):
+        raise click.UsageError(
+            f"{path} is machine code: `cuobjdump --dump-ptx` may find PTX in it, `nvcc -ptx` makes it"
+        )
+    try:
+        return load(path)
+    except ValueError as error:
+        hint = " (CUDA C++? `nvcc -ptx -arch=sm_90a -lineinfo` makes PTX of it)" if b"__global__" in head else ""
+        raise click.UsageError(f"{path}: {error}{hint}") from error
+
+
+def listing(module: Module, only: str | None) -> str:
+    """Kernels with their parameters, what they need, and what could not run."""
+    lines = []
+    for function in [choose(module, only)] if only else module.kernels.values():
+        facts = [f"PTX line {function.line}", f"{function.instructions} instructions"]
+        facts.append(f"{module.static_shared(function.name)} bytes of static shared memory")
+        for what, value in (
+            (".reqntid", function.required_threads),
+            (".maxntid", function.max_threads),
+            ("cluster", function.required_cluster),
+        ):
+            if value:
+                facts.append(f"{what} {value}")
+        lines += [f"{function.name}: {', '.join(facts)}"]
+        lines += [f"  {i}  {p}" + (" (a tensor map?)" if p.bytes == 128 else "") for i, p in enumerate(function.params)]
+        lines += [f"  not modelled, line {u.line}: {u.text} ({u.reason})" for u in function.unmodelled]
+    return "\n".join(lines) or "no kernels"
+
+
+def as_json(function: Function, how: dict[str, Any], found: list[tuple[int, Finding]], run: Run | None) -> str:
+    """The JSON file of a run."""
+    by_source = run.counters.by_source().items() if run else ()
+    return json.dumps(
+        {
+            "kernel": function.name,
+            "launch": {key: value for key, value in how.items() if value is not None},
+            "stopped": run is None,
+            "findings": [as_dict(f, s) for s, f in found],
+            "total": asdict(run.counters.total) if run else {},
+            "by_source": [{"file": file, "line": line, "count": asdict(c)} for (file, line), c in by_source],
+            "counters": json.loads(run.counters.json()) if run else [],
+        }
+    )
+
+
 @click.command()
 @click.argument("ptx", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--list", "list_only", is_flag=True, help="List kernels and parameters; run nothing.")
 @click.option("--kernel", default=None, help="Which kernel: its name or a part of it. Not needed if there is one.")
 @click.option("--grid", default="1", callback=triple, help="Blocks: 4 or 4,2,1.", show_default=True)
 @click.option("--block", default="1", callback=triple, help="Threads of a block: 128 or 16,16.", show_default=True)
 @click.option("--cluster", default=None, callback=triple, help="Blocks of a cluster: 2 or 2,1,1.")
 @click.option("--shared", default=0, help="Dynamic shared memory in bytes.", show_default=True)
 @click.option("--arg", "args", multiple=True, help=ARGUMENT_HELP)
+@click.option("--buffer", "buffers", multiple=True,
+              help="NAME=array: for @NAME, map:NAME:..., and pointers inside structures.")  # fmt: skip
 @click.option("--seeds", default=1, type=click.IntRange(min=1), help="Schedules to try.", show_default=True)
 @click.option("--seed", default=0, help="The first schedule; also that of rand.", show_default=True)
 @click.option("--checks", default="all", callback=check_set, help="all, none, or codes: shared-race,deadlock.")
-@click.option("--max-instructions", default=0, help="Stop a block after this many warp instructions; 0: a large bound.")
-@click.option("--top", default=20, type=click.IntRange(min=0), help="Rows of the counter table.", show_default=True)
-@click.option("--save", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
-              help="Write the first buffer to this .npy file; the second --save, the second buffer.")  # fmt: skip
+@click.option("--threads", default=0, type=click.IntRange(min=0), help="Host threads; 0: all.", show_default=True)
+@click.option("--max-instructions", default=0, type=click.IntRange(min=0),
+              help="Stop a block after this many warp instructions; 0: a large bound.")  # fmt: skip
+@click.option("--counters", "by", default="instruction", type=click.Choice(["instruction", "source", "none"]),
+              help="The table of counters: by PTX instruction or by source line.", show_default=True)  # fmt: skip
+@click.option("--sort", default="issues", type=click.Choice(COUNTS), help="What the table shows the most of first.")
+@click.option("--top", default=20, type=click.IntRange(min=0), help="Rows of the table.", show_default=True)
+@click.option("--save", "saves", multiple=True,
+              help="Write the first array to this .npy file, the next --save the next; NAME=file: that.")  # fmt: skip
 @click.option("--json", "json_path", default=None, type=click.Path(dir_okay=False, path_type=Path),
               help="Write findings and counters to this file.")  # fmt: skip
 def emulate(
     ptx: Path,
+    list_only: bool,
     kernel: str | None,
-    grid: tuple[int, ...],
-    block: tuple[int, ...],
-    cluster: tuple[int, ...] | None,
-    shared: int,
     args: tuple[str, ...],
+    buffers: tuple[str, ...],
     seeds: int,
     seed: int,
-    checks: str | list[str],
-    max_instructions: int,
+    by: str,
+    sort: str,
     top: int,
-    save: tuple[Path, ...],
+    saves: tuple[str, ...],
     json_path: Path | None,
+    threads: int,
+    **how: Any,
 ) -> None:
-    """Run a kernel of a PTX file on the CPU and say what is wrong with it. Exit status 1: something is.
+    """Run a kernel of a PTX file on the CPU and say what is wrong with it.
+
+    Exit status: 0 nothing found, 1 something found, 2 the command line or the file is wrong.
 
     \b
-    tkpy emulate scale.ptx --grid 4 --block 128 --arg zeros:float32:512 --arg rand:float32:512 --arg i32:512
+    tkpy emulate scale.ptx --list
+    tkpy emulate scale.ptx --grid 4 --block 128 --arg zeros:float32:512 --arg rand:float32:512 --arg n=512
+    tkpy emulate copy.ptx --block 128 --buffer a=rand:bfloat16:64x64 --arg map:a:64x64:128 --arg zeros:bfloat16:64x64
     """
-    try:
-        module = load(ptx)
-    except ValueError as error:
-        raise click.UsageError(f"{ptx}: {error}") from error
+    module = read_module(ptx)
+    if list_only:
+        click.echo(listing(module, kernel))
+        return
     function = choose(module, kernel)
-    values = arguments_of(function, args, seed)
-    if len(save) > sum(isinstance(v, torch.Tensor) for v in values):
-        save_buffers(values, save)  # refuses before anything runs
-    how = {"grid": grid, "block": block, "cluster": cluster, "shared": shared, "checks": checks}
+    launch = read_launch(function, args, buffers, seed)
+    planned = plan_saves(launch, saves)
+    if json_path is not None:
+        writable(json_path)
     try:
-        found, run, output = run_seeds(
-            module, function, values, seeds, seed, {**how, "max_instructions": max_instructions}
-        )
+        counting = {"counters": by != "none", "threads": threads or None}
+        found, run, output = run_seeds(module, function, launch, seeds, seed, how | counting)
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     if output:
         click.echo(output, nl=not output.endswith("\n"))
     if run is not None:
         click.echo(run.report())
-        if top:
-            click.echo("\n" + run.counters.table(top=top))
+        if top and by != "none":
+            click.echo("\n" + run.counters.table(top=top, key=sort, by=by))
     else:
         click.echo(f"{function.name}: stopped, {len(found)} findings")
         click.echo("\n".join(str(f) for _, f in found))
@@ -263,9 +236,7 @@ def emulate(
         click.echo(f"\nfound by seed {found[0][0]}: --seed {found[0][0]} runs it again")
     elif seeds > 1:
         click.echo(f"\n{seeds} schedules, no findings")
-    save_buffers(values, save)
+    save(planned)
     if json_path is not None:
-        counters = json.loads(run.counters.json()) if run is not None else []
-        findings = [as_dict(f, s) for s, f in found]
-        json_path.write_text(json.dumps({"kernel": function.name, "findings": findings, "counters": counters}))
+        json_path.write_text(as_json(function, how, found, run))
     raise SystemExit(1 if found else 0)

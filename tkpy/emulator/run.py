@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import linecache
-from collections.abc import Callable, Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -81,19 +83,35 @@ class KernelError(RuntimeError):
 
 @dataclass(frozen=True)
 class Count:
-    """Counters of one instruction, or a sum of them."""
+    """Counters of one instruction, or a sum of them. A copy counts its bytes where it reads and where it writes."""
 
     issues: int = 0  # warp instructions
     lanes: int = 0  # thread instructions
     shared_requests: int = 0
-    shared_wavefronts: int = 0  # passes through the 32 banks: equal to the least possible when conflict-free
+    shared_wavefronts: int = 0  # passes through the 32 banks
     global_requests: int = 0
     global_sectors: int = 0  # of 32 bytes
-    bytes: int = 0
+    global_bytes: int = 0
+    shared_bytes: int = 0
+    local_bytes: int = 0
     flops: int = 0
+    tensor_flops: int = 0  # those of mma, wmma and wgmma
 
     def __add__(self, other: Count) -> Count:
-        return Count(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Count)))
+        return Count(*(getattr(self, name) + getattr(other, name) for name in COUNTS))
+
+    @property
+    def sectors_per_request(self) -> float:
+        return self.global_sectors / max(self.global_requests, 1)
+
+    @property
+    def wavefronts_per_request(self) -> float:
+        """1 without bank conflicts for accesses of at most 4 bytes; 2 for 8 bytes, 4 for 16."""
+        return self.shared_wavefronts / max(self.shared_requests, 1)
+
+
+COUNTS = tuple(f.name for f in fields(Count))
+_TENSOR = re.compile(r"(@!?\S+ )?w?g?mma\.")
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,18 @@ class CountRow:
     count: Count
 
 
+def _table(rows: Sequence[tuple[str, Count, str]], total: Count, what: str) -> str:
+    """Lines of numbers; columns in which everything is zero are left out."""
+    names = [name for name in COUNTS if getattr(total, name)]
+    body = [[place, *(str(getattr(count, n)) for n in names), text] for place, count, text in rows]
+    body.append(["", *(str(getattr(total, n)) for n in names), "total"])
+    head = ["line", *names, what]
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head) - 1)]
+    return "\n".join(
+        "  ".join([*(c.rjust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in [head, *body]
+    )
+
+
 class Counters:
     """Counters per instruction; only those that ran."""
 
@@ -118,6 +148,7 @@ class Counters:
         return sum((r.count for r in self.rows), Count())
 
     def by_source(self) -> dict[tuple[str, int], Count]:
+        """Per line of the source, for code compiled with -lineinfo."""
         out: dict[tuple[str, int], Count] = {}
         for r in self.rows:
             if r.source:
@@ -125,21 +156,24 @@ class Counters:
         return out
 
     def select(self, opcode: str) -> Count:
-        """The sum over instructions whose text starts with `opcode`, such as "ld.shared"."""
-        return sum((r.count for r in self.rows if r.text.startswith(opcode)), Count())
+        """The sum over instructions whose text starts with `opcode`, such as "ld.shared", guarded ones included."""
+        return sum((r.count for r in self.rows if re.sub(r"^@!?\S+ ", "", r.text).startswith(opcode)), Count())
 
-    def table(self, top: int | None = 40, key: str = "issues") -> str:
-        names = [f.name for f in fields(Count)]
-        head = ["line", *names, "instruction"]
-        rows = sorted(self.rows, key=lambda r: getattr(r.count, key), reverse=True)[:top]
-        body = [[str(r.ptx_line), *(str(getattr(r.count, n)) for n in names), r.text[:80]] for r in rows]
-        total = self.total
-        body.append(["", *(str(getattr(total, n)) for n in names), "total"])
-        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head) - 1)]
-        lines = [
-            "  ".join([*(c.rjust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in [head, *body]
-        ]
-        return "\n".join(lines)
+    def table(self, top: int | None = 40, key: str = "issues", by: str = "instruction") -> str:
+        """The `top` rows with the largest `key` (a field of Count): by "instruction" or by "source" line."""
+        if key not in COUNTS:
+            raise ValueError(f"no counter {key!r}; there are {', '.join(COUNTS)}")
+        if by not in ("instruction", "source"):
+            raise ValueError(f'by must be "instruction" or "source", got {by!r}')
+        if by == "source":
+            rows = [
+                (f"{os.path.basename(file)}:{line}", count, linecache.getline(file, line).strip()[:80])
+                for (file, line), count in self.by_source().items()
+            ]
+        else:
+            rows = [(str(r.ptx_line), r.count, r.text[:80]) for r in self.rows]
+        rows.sort(key=lambda row: getattr(row[1], key), reverse=True)
+        return _table(rows[:top], self.total, by)
 
     def json(self) -> str:
         return json.dumps([{**asdict(r), "count": asdict(r.count)} for r in self.rows])
@@ -170,7 +204,9 @@ class Run:
                     texts[function] = self._listing(function)
                 line, text, file, source_line = texts[function][index]
                 source = (file, source_line) if file else None
-                rows.append(CountRow(self._names[function], line, " ".join(text.split()), source, Count(*numbers)))
+                text = " ".join(text.split())
+                count = Count(*[*numbers, numbers[-1] if _TENSOR.match(text) else 0])
+                rows.append(CountRow(self._names[function], line, text, source, count))
             self._counters = Counters(rows)
         return self._counters
 
@@ -186,7 +222,8 @@ class Run:
         ]
         if total.issues:
             lines.append(
-                f"{total.lanes} thread instructions, {total.flops} flops, {total.bytes} bytes moved, "
+                f"{total.lanes} thread instructions, {total.flops} flops ({total.tensor_flops} by matrix units), "
+                f"bytes: {total.global_bytes} global, {total.shared_bytes} shared, {total.local_bytes} local, "
                 f"{total.global_sectors} global sectors in {total.global_requests} requests, "
                 f"{total.shared_wavefronts} shared wavefronts in {total.shared_requests} requests"
             )

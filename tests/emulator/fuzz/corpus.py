@@ -75,7 +75,9 @@ def main() -> None:
     made = programs(forms)
     made["fuzz_seed.ptx"] = (HERE.parent / "fuzz_seed.ptx").read_text()
     for path in (ROOT / "tkpy/kernels").glob("*.ptx"):
-        text = re.sub(r"(?m)^\s*(//.*|\.loc .*|\$L__tmp\d+:)\n", "", path.read_text())  # debug information is dead weight
+        text = re.sub(
+            r"(?m)^\s*(//.*|\.loc .*|\$L__tmp\d+:)\n", "", path.read_text()
+        )  # debug information is dead weight
         if len(text) < LARGEST:
             made[path.name] = text
     for name, text in made.items():
