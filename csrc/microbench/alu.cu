@@ -1,0 +1,56 @@
+// What one instruction costs on one SM: latency of a dependent chain, rate of eight independent chains a thread.
+// in   x0 [threads] first operand of each thread, b and c the operands that do not change
+// out  records[ctas], sink[ctas * threads] = the last value(s) of the chain(s), xor-ed
+// kernels  <unit>_latency  one chain: iterations * 32 instructions, each waiting for the one before
+//          <unit>_rate     eight chains: iterations * 32 instructions on each, interleaved
+// precision  that of the instruction       limits  threads a multiple of 32, at most 1024
+// cost     256 (32) instructions an iteration and warp, one branch
+#include "record.cuh"
+
+namespace microbench {
+
+constexpr int kUnroll = 32;
+
+template <class Unit, int Chains>
+TK_DEVICE void run(Record* records, u32* sink, const u32* x0, u32 b, u32 c, u32 iterations) {
+  u32 x[Chains], before[Chains];
+#pragma unroll
+  for (int i = 0; i < Chains; ++i) {
+    x[i] = x0[threadIdx.x] + static_cast<u32>(i);
+    before[i] = b;
+  }
+  const Stopwatch begin = start();
+#pragma unroll 1
+  for (u32 n = 0; n < iterations; ++n) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int i = 0; i < Chains; ++i) {
+        const u32 next = Unit::run(x[i], before[i], b, c);
+        before[i] = x[i];
+        x[i] = next;
+      }
+  }
+  const Stopwatch end = stop();
+  u32 checksum = 0;
+#pragma unroll
+  for (int i = 0; i < Chains; ++i) checksum ^= x[i];
+  finish(records, sink, begin, end, checksum);
+}
+
+#define ALU(UNIT)                                                                                             \
+  MICROBENCH(1024) UNIT##_latency(Record* records, u32* sink, const u32* x0, u32 b, u32 c, u32 iterations) { \
+    run<ptx::unit::UNIT, 1>(records, sink, x0, b, c, iterations);                                             \
+  }                                                                                                           \
+  MICROBENCH(1024) UNIT##_rate(Record* records, u32* sink, const u32* x0, u32 b, u32 c, u32 iterations) {    \
+    run<ptx::unit::UNIT, 8>(records, sink, x0, b, c, iterations);                                             \
+  }
+
+ALU(fadd) ALU(fmul) ALU(ffma) ALU(fmax) ALU(hfma2) ALU(bfma2)
+ALU(ex2) ALU(ex2_f16x2) ALU(lg2) ALU(rcp) ALU(rsqrt) ALU(sqrt) ALU(sin) ALU(tanh) ALU(tanh_f16x2)
+ALU(cvt_bf16x2_f32) ALU(cvt_f16x2_f32) ALU(cvt_f32_f16) ALU(cvt_e4m3x2_f32) ALU(cvt_f16x2_e4m3x2)
+ALU(cvt_f32_s32) ALU(cvt_s32_f32)
+ALU(iadd) ALU(imad) ALU(lop3) ALU(shf) ALU(viaddmax) ALU(prmt) ALU(popc) ALU(dp4a)
+ALU(shfl) ALU(redux) ALU(ballot)
+
+}  // namespace microbench

@@ -1,0 +1,116 @@
+// wgmma: what one costs when each waits for the one before, and how fast a stream of them flows.
+// D[64, N] += A[64, K] B[N, K]^T on each warpgroup, K-major tiles of 128 bytes (four k-steps), 128-byte swizzle
+// in   a [64 rows, 128 bytes], b [N rows, 128 bytes]; every warpgroup uses the same tiles
+// out  records[ctas], sink[threads] = the thread's accumulators, summed (f32, s32; fp16 pairs: both halves as f32)
+//      D = A0 B0^T (1 + singles) + A B^T groups, where A0, B0 are the first k-step: one product before the clock starts
+// loop 1  singles times  fence, one wgmma, commit, wait for it      -> latency
+// loop 2  groups times   fence, four wgmmas, commit, wait for the group before     -> rate
+// kernels  wgmma_<type>_n<N>_<ss|rs>: A from shared memory or from registers
+// precision  that of the type       limits  block 128 or 256, dynamic shared memory 128 (64 + N) bytes
+// cost     2 * 64 * N * K flops a wgmma and warpgroup, K = 32 bytes of the type
+#pragma once
+
+#include "record.cuh"
+#include "tk/ptx_wgmma_bits.cuh"
+
+namespace microbench {
+
+using ptx::Wgmma;
+
+TK_DEVICE void fill_tile(u32 tile, const uint4* rows, int count) {
+  for (int chunk = static_cast<int>(threadIdx.x); chunk < count * 8; chunk += static_cast<int>(blockDim.x)) {
+    const uint4 v = rows[chunk];
+    ptx::store_shared_v4(tile + swizzle_bytes(static_cast<u32>(chunk) * 16, 128), {{v.x, v.y, v.z, v.w}});
+  }
+}
+
+// The warp's 16 x 32 bytes of k-step `step`: rows g and g + 8, bytes 4t and 16 + 4t (PTX ISA, register fragments).
+TK_DEVICE void load_fragment(u32 (&a)[4], const u32* rows, int step) {
+  const int lane = lane_index(), row = 16 * (warp_index() % 4) + lane / 4, word = 8 * step + lane % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) a[i] = rows[(row + 8 * (i % 2)) * 32 + word + 4 * (i / 2)];
+}
+
+template <Wgmma Kind, int N>
+TK_DEVICE u32 sum(const u32 (&d)[ptx::wgmma_registers(Kind, N)]) {
+  if constexpr (Kind == Wgmma::s8) {
+    u32 total = 0;
+#pragma unroll
+    for (const u32 x : d) total += x;
+    return total;
+  } else {
+    float total = 0;
+#pragma unroll
+    for (const u32 x : d)
+      total += Kind >= Wgmma::f16_f16 ? ptx::low<fp16>(x) + ptx::high<fp16>(x) : __uint_as_float(x);
+    return __float_as_uint(total);
+  }
+}
+
+template <Wgmma Kind, int N, bool InRegisters>
+TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, u32 groups) {
+  extern __shared__ __align__(1024) char shared[];
+  const u32 a_tile = ptx::shared_address(shared), b_tile = a_tile + 64 * 128;
+  fill_tile(a_tile, a, 64);
+  fill_tile(b_tile, b, N);
+  ptx::fence_proxy_async();
+  u32 fragment[4][4];
+  if constexpr (InRegisters)
+#pragma unroll
+    for (int step = 0; step < 4; ++step) load_fragment(fragment[step], reinterpret_cast<const u32*>(a), step);
+  __syncthreads();
+
+  u32 d[ptx::wgmma_registers(Kind, N)] = {};
+  const u64 a_first = tile_descriptor(a_tile, Major::k, 64, 128, 0);
+  const u64 b_first = tile_descriptor(b_tile, Major::k, N, 128, 0);
+  const auto product = [&](u64 step) {
+    const u64 further = encode_offset(32) * step;  // one panel: a k-step is 32 bytes further along
+    if constexpr (InRegisters)
+      ptx::wgmma_bits<Kind, N>::run(d, fragment[step], b_first + further);
+    else
+      ptx::wgmma_bits<Kind, N>::run(d, a_first + further, b_first + further);
+  };
+  ptx::wgmma_fence();
+  product(0);  // the accumulators are in place before the clock starts
+  ptx::wgmma_commit_group();
+  ptx::wgmma_wait_group<0>();
+
+  const Stopwatch begin = start();
+#pragma unroll 1
+  for (u32 n = 0; n < singles; ++n) {
+    ptx::wgmma_fence();
+    product(0);
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<0>();
+  }
+#pragma unroll 1
+  for (u32 n = 0; n < groups; ++n) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (u64 step = 0; step < 4; ++step) product(step);
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<1>();
+  }
+  ptx::wgmma_wait_group<0>();
+  const Stopwatch end = stop();
+  finish(records, sink, begin, end, sum<Kind, N>(d));
+}
+
+#define WGMMA(KIND, N)                                                                                             \
+  MICROBENCH(256) wgmma_##KIND##_n##N##_ss(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, \
+                                           u32 groups) {                                                           \
+    run_wgmma<Wgmma::KIND, N, false>(records, sink, a, b, singles, groups);                                        \
+  }                                                                                                                \
+  MICROBENCH(256) wgmma_##KIND##_n##N##_rs(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, \
+                                           u32 groups) {                                                           \
+    run_wgmma<Wgmma::KIND, N, true>(records, sink, a, b, singles, groups);                                         \
+  }
+#define WGMMA_16(K)                                                                                                 \
+  WGMMA(K, 8) WGMMA(K, 16) WGMMA(K, 24) WGMMA(K, 32) WGMMA(K, 48) WGMMA(K, 64) WGMMA(K, 80) WGMMA(K, 96)            \
+  WGMMA(K, 112) WGMMA(K, 128) WGMMA(K, 144) WGMMA(K, 160) WGMMA(K, 176) WGMMA(K, 192) WGMMA(K, 208) WGMMA(K, 224)   \
+  WGMMA(K, 240) WGMMA(K, 256)
+#define WGMMA_ALL(K)                                                                                                \
+  WGMMA_16(K) WGMMA(K, 40) WGMMA(K, 56) WGMMA(K, 72) WGMMA(K, 88) WGMMA(K, 104) WGMMA(K, 120) WGMMA(K, 136)         \
+  WGMMA(K, 152) WGMMA(K, 168) WGMMA(K, 184) WGMMA(K, 200) WGMMA(K, 216) WGMMA(K, 232) WGMMA(K, 248)
+
+}  // namespace microbench

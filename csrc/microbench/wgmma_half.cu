@@ -1,0 +1,7 @@
+// wgmma with 16-bit operands and fp32 sums: see wgmma.cuh for the loop, and for precision, limits and cost.
+#include "wgmma.cuh"
+
+namespace microbench {
+WGMMA_ALL(bf16)
+WGMMA_ALL(f16)
+}  // namespace microbench
