@@ -1,0 +1,283 @@
+"""Microbenchmarks: one small kernel of csrc/microbench a question, launched with counts that make it long enough to time.
+
+A `Micro` names the kernel and makes its `Plan`: sizes, arguments, and how clocks become the number. A plan is made for a
+`Place`: in full for timing, or small, with whole numbers as data, for checking. The same small plan is the gate before a
+row is timed on a GPU, and what the tests run in the emulator, where counters prove that the loop holds what it claims.
+
+Every kernel's first parameters are its records (the SM's clock, the global timer and the SM, one record a CTA) and its
+sink (one word a thread that depends on all that was computed).
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tkpy import build_info
+from tkpy import machine as machines
+from tkpy.bench.spec import Benchmark, Environment, Subject
+from tkpy.errors import InternalError, Refusal, Unsupported
+from tkpy.numerics import Comparison, compare
+
+RECORD_WORDS = 5  # 64-bit: clocks before and after, nanoseconds before and after, SM
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plan will run. `small`: a few iterations on whole numbers, of which the result is known."""
+
+    device: torch.device
+    multiprocessors: int
+    small: bool
+
+    def times(self, full: int, small: int) -> int:
+        """An iteration count."""
+        return small if self.small else full
+
+    def ctas(self, per_sm: int = 1) -> int:
+        """CTAs that fill the machine; two of them in a small plan."""
+        return 2 * per_sm if self.small else self.multiprocessors * per_sm
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A 64-bit argument; plain ints are 32-bit ones."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A structure of 32-bit words."""
+
+    words: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A tensor map: the box in the tensor's own order of dimensions, outermost first."""
+
+    tensor: torch.Tensor
+    box: tuple[int, ...]
+    swizzle: int = 0
+
+
+Argument = torch.Tensor | int | Wide | Struct | Map
+
+
+class Records:
+    """What the CTAs' stopwatches said."""
+
+    def __init__(self, words: torch.Tensor):
+        self.words = words.reshape(-1, RECORD_WORDS).cpu().tolist()
+
+    @property
+    def clocks(self) -> float:
+        """Cycles from the first to the last instruction of the loop: the median over CTAs."""
+        return statistics.median(after - before for before, after, *_ in self.words)
+
+    @property
+    def first_clocks(self) -> float:
+        """The same, of CTA 0."""
+        return float(self.words[0][1] - self.words[0][0])
+
+    @property
+    def seconds(self) -> float:
+        """From the first CTA's start to the last one's end."""
+        return 1e-9 * (max(r[3] for r in self.words) - min(r[2] for r in self.words))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch. `value` turns records into the number; `want` is what the sink (or `result()`) must hold, exactly
+    unless `tolerance` says otherwise; `counters` are the issues that the emulator must count between the clocks, by the
+    instruction's first characters, `wavefronts` the passes through shared memory."""
+
+    args: Sequence[Argument]
+    value: Callable[[Records], float]
+    grid: int = 1
+    block: int = 32
+    cluster: int = 1
+    shared: int = 0
+    want: torch.Tensor | None = None
+    result: Callable[[torch.Tensor], torch.Tensor] = lambda sink: sink
+    tolerance: float = 0.0
+    counters: Mapping[str, int] = field(default_factory=dict)
+    wavefronts: Mapping[str, int] = field(default_factory=dict)
+    records: bool = True  # whether the kernel takes records and sink
+
+    def outputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fresh records and sink."""
+        return (
+            torch.zeros(self.grid * RECORD_WORDS, dtype=torch.int64, device=device),
+            torch.full((self.grid * self.block,), -1, dtype=torch.int32, device=device),
+        )
+
+    def check(self, sink: torch.Tensor) -> Comparison:
+        """Whether a small plan's result is what it must be."""
+        if self.want is None:
+            raise InternalError("a plan without an expected result cannot be checked")
+        return compare(self.result(sink), self.want, self.tolerance)
+
+
+def pack(args: Sequence[Argument], encode: Callable[[Map], bytes]) -> bytes:
+    """A kernel's parameter block: every argument at its own alignment."""
+    block = bytearray()
+    for arg in args:
+        if isinstance(arg, Map):
+            raw, align = encode(arg), 64
+        elif isinstance(arg, torch.Tensor):
+            raw, align = struct.pack("<Q", arg.data_ptr()), 8
+        elif isinstance(arg, Wide):
+            raw, align = struct.pack("<Q", arg.value), 8
+        elif isinstance(arg, Struct):
+            raw, align = struct.pack(f"<{len(arg.words)}I", *arg.words), 4
+        else:
+            raw, align = struct.pack("<I", arg & 0xFFFFFFFF), 4
+        block += bytes(-len(block) % align) + raw
+    return bytes(block)
+
+
+class Driver:
+    """Launches on the CUDA driver, on torch's current stream, and does not wait."""
+
+    def __init__(self) -> None:
+        self._machine = machines.compiled().Machine.driver(str(build_info.KERNELS))
+
+    def encode(self, tensor_map: Map) -> bytes:
+        found: bytes = self._machine.encode(machines.view(tensor_map.tensor), tensor_map.box, tensor_map.swizzle)
+        return found
+
+    def launch(
+        self, module: str, kernel: str, args: Sequence[Argument], device: torch.device, *, grid: int, block: int,
+        cluster: int = 1, shared: int = 0, dependent: bool = False,
+    ) -> None:  # fmt: skip
+        """`dependent`: programmatic dependent launch, may begin before the kernel before has ended."""
+        self._machine.launch_kernel(
+            module, kernel, grid, block, cluster, shared, pack(args, self.encode),
+            torch.cuda.current_stream(device).cuda_stream, device.index or 0, dependent,
+        )  # fmt: skip
+
+
+@functools.cache
+def driver() -> Driver:
+    """The one driver of the process."""
+    return Driver()
+
+
+@functools.cache
+def _emulated(module: str) -> Any:
+    from tkpy import emulator
+
+    return emulator.load(build_info.KERNELS / f"{module}.ptx")
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One question about the machine.
+
+    Args:
+        name: unique, group first.
+        question: one sentence.
+        unit: of the number: clk, ns, B/clk/SM, op/clk/SM, GB/s, TFLOP/s.
+        module, kernel: `csrc/microbench/<module>.cu`, and the kernel's name in it.
+        plan: the launch, for a place.
+        published: ids of figures that measured the same.
+    """
+
+    name: str
+    question: str
+    unit: str
+    module: str
+    kernel: str
+    plan: Callable[[Place], Plan]
+    shapes: Mapping[str, int | str | bool] = field(default_factory=dict)
+    inputs: str = "does not matter"
+    dtype: str = ""
+    published: tuple[str, ...] = ()
+    rank: int = 100
+
+    @property
+    def image(self) -> str:
+        """The module's name in tkpy/kernels."""
+        return f"microbench_{self.module}"
+
+    def emulate(self, seed: int = 0) -> tuple[Any, Comparison, Plan]:
+        """The small plan in the emulator, under all checks: the run with its counters, and whether its result is right."""
+        from tkpy import emulator
+
+        place = Place(torch.device("cpu"), 2, small=True)
+        plan = self.plan(place)
+        records, sink = plan.outputs(place.device)
+        args = [records, sink, *plan.args] if plan.records else plan.args
+        run = _emulated(self.image).launch(
+            self.kernel, grid=plan.grid, block=plan.block, cluster=plan.cluster, shared=plan.shared, seed=seed,
+            args=[_emulator_argument(arg, emulator.TensorMap) for arg in args],
+            buffers=[arg.tensor for arg in args if isinstance(arg, Map)], threads=1,
+        )  # fmt: skip
+        return run, plan.check(sink), plan
+
+    def launch(self, plan: Plan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The plan on the driver; records and sink, which are ready when the stream is."""
+        records, sink = plan.outputs(device)
+        args = [records, sink, *plan.args] if plan.records else plan.args
+        driver().launch(self.image, self.kernel, args, device, grid=plan.grid, block=plan.block, cluster=plan.cluster,
+                        shared=plan.shared)  # fmt: skip
+        return records, sink
+
+    def prepare(self, env: Environment) -> Subject:
+        """The row's call: the full plan. Its gate: the small plan gives the right result."""
+        require_gpu(self.image, env.device)
+        sms = torch.cuda.get_device_properties(env.device).multi_processor_count
+        plan = self.plan(Place(env.device, sms, small=False))
+
+        def gate(output: tuple[torch.Tensor, torch.Tensor]) -> Comparison:
+            small = self.plan(Place(env.device, sms, small=True))
+            _, sink = self.launch(small, env.device)
+            torch.cuda.synchronize(env.device)
+            return small.check(sink)
+
+        return Subject(
+            inputs=plan,
+            ours={"cuda": lambda: self.launch(plan, env.device)},
+            gate=gate,
+            read=lambda output: plan.value(Records(output[0])),
+            notes={"launch": {"grid": plan.grid, "block": plan.block, "cluster": plan.cluster, "shared": plan.shared}},
+        )
+
+    def benchmark(self) -> Benchmark:
+        """The row that `tkpy bench micro` times."""
+        return Benchmark(
+            name=self.name, suite="micro", what=self.question, shapes=self.shapes, inputs=self.inputs,
+            prepare=self.prepare, unit=self.unit, dtype=self.dtype, published=self.published, rank=self.rank,
+        )  # fmt: skip
+
+
+def timed(run: Any) -> Any:
+    """The counters of an emulated run between its first reading of the clock and its last."""
+    from tkpy.emulator import Counters
+
+    reads = [row.ptx_line for row in run.counters.rows if "%clock64" in row.text]
+    return Counters(row for row in run.counters.rows if min(reads) < row.ptx_line < max(reads))
+
+
+def require_gpu(image: str, device: torch.device) -> None:
+    """Unsupported unless the module can run on this device."""
+    if reasons := machines.refusals(image, "cuda", device):
+        raise Unsupported("bench", {"cuda": reasons})
+    if not hasattr(machines.compiled().Machine, "launch_kernel"):
+        raise Unsupported("bench", {"cuda": [Refusal("not_built", "tkpy._C is older than this Python code")]})
+
+
+def _emulator_argument(arg: Argument, tensor_map: Any) -> Any:
+    if isinstance(arg, Map):
+        return tensor_map(arg.tensor, arg.box, swizzle=arg.swizzle)
+    if isinstance(arg, Struct):
+        return struct.pack(f"<{len(arg.words)}I", *arg.words)
+    return arg.value if isinstance(arg, Wide) else arg
