@@ -130,11 +130,11 @@ def why_not_found() -> str:
 
 def module_name(source: Path) -> str:
     """What the module made from `source` is called: csrc/kernels/gemm/kernel.cu is gemm, another file of that folder
-    gemm_<stem>, and any other file is called by its stem."""
+    gemm_<stem>, csrc/microbench/alu.cu microbench_alu, and any other file is called by its stem."""
+    folder = source.resolve().parent
     if source.stem == "kernel":
-        return source.resolve().parent.name
-    in_kernels = source.resolve().parent.parent.name == "kernels"
-    return f"{source.resolve().parent.name}_{source.stem}" if in_kernels else source.stem
+        return folder.name
+    return f"{folder.name}_{source.stem}" if folder.parent.name == "kernels" or folder.name == "microbench" else source.stem
 
 
 def module_names(sources: Sequence[Path]) -> list[str]:

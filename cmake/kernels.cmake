@@ -1,6 +1,6 @@
-# Kernels: every csrc/kernels/<op>/*.cu and csrc/examples/*.cu becomes a module, <name>.ptx, <name>.cubin and <name>.json in
-# TKPY_KERNEL_OUTPUT, installed to tkpy/kernels. kernel.cu is called after its folder, <op>; another file there
-# <op>_<stem>; an example by its stem. One command a module, in parallel: cmake/compile_kernel.py. Without nvcc the
+# Kernels: every csrc/kernels/<op>/*.cu, csrc/microbench/*.cu and csrc/examples/*.cu becomes a module, <name>.ptx,
+# <name>.cubin and <name>.json in TKPY_KERNEL_OUTPUT, installed to tkpy/kernels. kernel.cu is called after its folder,
+# <op>; another file there <op>_<stem>; a microbenchmark microbench_<stem>; an example by its stem. One command a module, in parallel: cmake/compile_kernel.py. Without nvcc the
 # configuration succeeds, and toolchain.json says why there are no kernels.
 find_package(Python COMPONENTS Interpreter REQUIRED)
 
@@ -18,8 +18,8 @@ if(NOT tkpy_toolchain_status EQUAL 0)
   message(STATUS "tkpy kernels: not built: nvcc not found")
 else()
   message(STATUS "tkpy kernels: ${tkpy_toolchain}")
-  file(GLOB tkpy_kernel_sources CONFIGURE_DEPENDS "${TKPY_ROOT}/csrc/kernels/*/*.cu"
-       "${TKPY_ROOT}/csrc/examples/*.cu")
+  file(GLOB tkpy_kernel_sources CONFIGURE_DEPENDS "${TKPY_ROOT}/csrc/microbench/*.cu"
+       "${TKPY_ROOT}/csrc/kernels/*/*.cu" "${TKPY_ROOT}/csrc/examples/*.cu")
   set(TKPY_KERNEL_SOURCES "" CACHE STRING "Kernels to build; empty: all of them")
   if(NOT TKPY_KERNEL_SOURCES)
     set(TKPY_KERNEL_SOURCES "${tkpy_kernel_sources}")

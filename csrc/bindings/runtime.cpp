@@ -118,6 +118,46 @@ class PyMachine {
   std::mutex mutex_;  // an emulator keeps the result of its last launch
 };
 
+std::uint32_t positive(const char* what, std::int64_t value) {
+  if (value < 1 || value > 0x7fffffff) throw py::value_error(std::string(what) + " must be 1 .. 2^31 - 1");
+  return static_cast<std::uint32_t>(value);
+}
+
+// Kernels that have no launcher of their own, such as the microbenchmarks: one dimension, a parameter block made in
+// Python. `views` are the tensors that it points to.
+void launch_kernel(PyMachine& machine, const std::string& module, const std::string& kernel, std::int64_t grid,
+                   std::int64_t block, std::int64_t cluster, std::uint32_t shared, const py::bytes& params,
+                   const std::vector<py::tuple>& views, std::uintptr_t stream, int device, bool dependent) {
+  std::vector<View> bounds;
+  for (const py::tuple& view : views) bounds.push_back(view_of(view));
+  const std::string_view bytes = params;
+  LaunchSpec spec;
+  spec.grid = {positive("grid", grid), 1, 1};
+  spec.block = {positive("block", block), 1, 1};
+  spec.cluster = {positive("cluster", cluster), 1, 1};
+  spec.shared = shared;
+  spec.params = std::as_bytes(std::span(bytes.data(), bytes.size()));
+  spec.views = bounds;
+  spec.stream = reinterpret_cast<void*>(stream);
+  spec.device = device;
+  spec.dependent = dependent;
+  machine.run([&](Machine& on) {
+    on.launch(on.kernel(module, kernel), spec);
+    return kernel;
+  });
+}
+
+// The 128 bytes of a tensor map; box in the tensor's own order of dimensions.
+py::bytes encode_map(PyMachine& machine, const py::tuple& tensor, const std::vector<std::uint32_t>& box, int swizzle) {
+  const View view = view_of(tensor);
+  tk::tensor_map map;
+  machine.run([&](Machine& on) {
+    map = on.encode(tensor_map_of(view, box, swizzle));
+    return std::string();
+  });
+  return py::bytes(reinterpret_cast<const char*>(map.opaque), sizeof map.opaque);
+}
+
 // An argument of a launcher: a tensor arrives as its view. Text is borrowed from `argument`.
 Value value_of(py::handle argument) {
   PyObject* const object = argument.ptr();
@@ -173,6 +213,10 @@ void bind_runtime(py::module_& m) {
       .def_static("emulator", &PyMachine::emulator, py::arg("kernels"), py::arg("seed") = 0, py::arg("checks") = ~0u,
                   py::arg("threads") = 1, py::arg("multiprocessors") = 132, py::arg("counters") = false)
       .def("counters", &PyMachine::counters)
+      .def("launch_kernel", &launch_kernel, py::kw_only(), py::arg("module"), py::arg("kernel"), py::arg("grid"),
+           py::arg("block"), py::arg("cluster") = 1, py::arg("shared") = 0, py::arg("params"), py::arg("views"),
+           py::arg("stream") = 0, py::arg("device") = 0, py::arg("dependent") = false)
+      .def("encode", &encode_map, py::arg("tensor"), py::arg("box"), py::arg("swizzle") = 0)
       .def_property_readonly("name", &PyMachine::name);
   m.def("launch", &launch);
   m.def("launchers", &launchers);

@@ -84,7 +84,7 @@ MICROBENCH(128) cluster_send(Record* records, u32* sink, u32 bytes, u32 distance
   constexpr u32 kSlots = 2;
   __shared__ mbarrier full[kSlots], free[kSlots];
   fill_words(bytes);  // what is sent; the two slots that receive lie behind it
-  publish_tile();
+  ptx::fence_proxy_async();
   if (threadIdx.x == 0) {
     for (u32 s = 0; s < kSlots; ++s) {
       init(full[s], 1);

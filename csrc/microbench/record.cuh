@@ -4,7 +4,7 @@
 #pragma once
 
 #include "tk/ptx_micro.cuh"
-#include "tk/tk.cuh"
+#include "tk/sync.cuh"
 
 namespace microbench {
 

@@ -148,7 +148,7 @@ MICROBENCH(128) tma_multicast(Record* records, u32* sink, const __grid_constant_
 template <int Slots, class Issue>
 TK_DEVICE void run_stores(Record* records, u32* sink, u32 bytes, u32 iterations, Issue issue) {
   for (u32 i = threadIdx.x; i < Slots * bytes / 4; i += blockDim.x) reinterpret_cast<u32*>(pieces)[i] = i % (bytes / 4) + 1;
-  publish_tile();
+  ptx::fence_proxy_async();
   const Stopwatch begin = start();
   if (threadIdx.x == 0) {
     const u32 base = ptx::shared_address(pieces);
@@ -156,11 +156,11 @@ TK_DEVICE void run_stores(Record* records, u32* sink, u32 bytes, u32 iterations,
 #pragma unroll 1
     for (u32 n = 0; n < iterations; ++n) {
       issue(n, base + slot * bytes);
-      commit_stores();
-      wait_stores_read<Slots - 1>();
+      ptx::bulk_commit_group();
+      ptx::bulk_wait_group_read<Slots - 1>();
       slot = slot + 1 == Slots ? 0 : slot + 1;
     }
-    wait_stores<0>();
+    ptx::bulk_wait_group<0>();
   }
   const Stopwatch end = stop();
   finish(records, sink, begin, end, iterations);

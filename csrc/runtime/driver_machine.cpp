@@ -199,16 +199,25 @@ void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   const CurrentDevice current(*this, spec.device);
   allow(found, spec);
 
-  CUlaunchAttribute cluster{};
-  cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-  cluster.value.clusterDim = {spec.cluster.x, spec.cluster.y, spec.cluster.z};
+  CUlaunchAttribute attributes[2] = {};
+  unsigned int count = 0;
+  if (spec.cluster.count() > 1) {
+    CUlaunchAttribute& cluster = attributes[count++];
+    cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    cluster.value.clusterDim = {spec.cluster.x, spec.cluster.y, spec.cluster.z};
+  }
+  if (spec.dependent) {
+    CUlaunchAttribute& dependent = attributes[count++];
+    dependent.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    dependent.value.programmaticStreamSerializationAllowed = 1;
+  }
   CUlaunchConfig config{};
   config.gridDimX = spec.grid.x, config.gridDimY = spec.grid.y, config.gridDimZ = spec.grid.z;
   config.blockDimX = spec.block.x, config.blockDimY = spec.block.y, config.blockDimZ = spec.block.z;
   config.sharedMemBytes = spec.shared;
   config.hStream = static_cast<CUstream>(spec.stream);
-  config.attrs = spec.cluster.count() > 1 ? &cluster : nullptr;
-  config.numAttrs = spec.cluster.count() > 1 ? 1 : 0;
+  config.attrs = count ? attributes : nullptr;
+  config.numAttrs = count;
 
   std::size_t bytes = spec.params.size();
   void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, const_cast<std::byte*>(spec.params.data()),

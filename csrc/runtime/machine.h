@@ -59,6 +59,7 @@ struct LaunchSpec {
   std::span<const View> views;        // every tensor the kernel may touch: bounds for the emulator
   void* stream = nullptr;
   int device = 0;
+  bool dependent = false;  // programmatic dependent launch: may begin before the kernel before it has ended
 };
 
 // A kernel found in a module; lives as long as its machine.

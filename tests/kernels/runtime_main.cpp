@@ -57,6 +57,7 @@ void launch(DriverMachine& machine) {
   spec.cluster = {16, 1, 1};
   spec.grid = {16, 1, 1};
   spec.device = 0;
+  spec.dependent = true;
   machine.launch(machine.kernel("mod", "entry"), spec);
   std::printf("capability %d\n", machine.capability(0));
 }

@@ -45,10 +45,10 @@ def test_launch_marshals_everything_and_does_nothing_twice(run):
         "cuCtxSetCurrent device 1",
         "cuLaunchKernelEx grid 6 2 1 block 384 1 1 shared 0 stream 5000 device 1 kernel 99 params 0", parameters,
         "cuCtxSetCurrent device 0",
-        # a cluster beyond the portable size
+        # a cluster beyond the portable size, under programmatic dependent launch
         "cuKernelSetAttribute 14 = 1 device 0",
         "cuLaunchKernelEx grid 16 1 1 block 384 1 1 shared 0 stream 5000 device 0 kernel 99 params 0",
-        "attribute 4 16 1 1", parameters,
+        "attribute 4 16 1 1", "attribute 6 1 0 0", parameters,
         "cuDeviceGetAttribute 75 device 0", "cuDeviceGetAttribute 76 device 0", "capability 90",
     ]  # fmt: skip
 

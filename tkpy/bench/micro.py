@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 import statistics
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from tkpy import build_info
+from tkpy import build_info, published
 from tkpy import machine as machines
 from tkpy.bench.spec import Benchmark, Environment, Subject
 from tkpy.errors import InternalError, Refusal, Unsupported
@@ -110,7 +110,8 @@ class Plan:
     tolerance: float = 0.0
     counters: Mapping[str, int] = field(default_factory=dict)
     wavefronts: Mapping[str, int] = field(default_factory=dict)
-    records: bool = True  # whether the kernel takes records and sink
+    before: Callable[[], object] | None = None  # submitted before each launch: evicts caches, fills buffers
+    touches: tuple[torch.Tensor, ...] = ()  # what the kernel reaches by pointers within its arguments
 
     def outputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Fresh records and sink."""
@@ -144,14 +145,14 @@ def pack(args: Sequence[Argument], encode: Callable[[Map], bytes]) -> bytes:
     return bytes(block)
 
 
-class Driver:
-    """Launches on the CUDA driver, on torch's current stream, and does not wait."""
+class Launcher:
+    """Launches on a `tkpy._C.Machine`; on the CUDA driver on torch's current stream, without waiting."""
 
-    def __init__(self) -> None:
-        self._machine = machines.compiled().Machine.driver(str(build_info.KERNELS))
+    def __init__(self, machine: Any):
+        self._machine = machine
 
     def encode(self, tensor_map: Map) -> bytes:
-        found: bytes = self._machine.encode(machines.view(tensor_map.tensor), tensor_map.box, tensor_map.swizzle)
+        found: bytes = self._machine.encode(machines.view(tensor_map.tensor), list(tensor_map.box), tensor_map.swizzle)
         return found
 
     def launch(
@@ -159,16 +160,19 @@ class Driver:
         cluster: int = 1, shared: int = 0, dependent: bool = False,
     ) -> None:  # fmt: skip
         """`dependent`: programmatic dependent launch, may begin before the kernel before has ended."""
+        tensors = [arg.tensor if isinstance(arg, Map) else arg for arg in args]
         self._machine.launch_kernel(
-            module, kernel, grid, block, cluster, shared, pack(args, self.encode),
-            torch.cuda.current_stream(device).cuda_stream, device.index or 0, dependent,
+            module=module, kernel=kernel, grid=grid, block=block, cluster=cluster, shared=shared,
+            params=pack(args, self.encode), views=[machines.view(t) for t in tensors if isinstance(t, torch.Tensor)],
+            stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
+            device=device.index or 0, dependent=dependent,
         )  # fmt: skip
 
 
 @functools.cache
-def driver() -> Driver:
-    """The one driver of the process."""
-    return Driver()
+def driver() -> Launcher:
+    """The CUDA driver with tkpy's own kernels."""
+    return Launcher(machines.compiled().Machine.driver(str(build_info.KERNELS)))
 
 
 @functools.cache
@@ -215,18 +219,20 @@ class Micro:
         place = Place(torch.device("cpu"), 2, small=True)
         plan = self.plan(place)
         records, sink = plan.outputs(place.device)
-        args = [records, sink, *plan.args] if plan.records else plan.args
+        args = [records, sink, *plan.args]
         run = _emulated(self.image).launch(
             self.kernel, grid=plan.grid, block=plan.block, cluster=plan.cluster, shared=plan.shared, seed=seed,
             args=[_emulator_argument(arg, emulator.TensorMap) for arg in args],
-            buffers=[arg.tensor for arg in args if isinstance(arg, Map)], threads=1,
+            buffers=[*plan.touches, *(arg.tensor for arg in args if isinstance(arg, Map))], threads=1,
         )  # fmt: skip
         return run, plan.check(sink), plan
 
     def launch(self, plan: Plan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The plan on the driver; records and sink, which are ready when the stream is."""
         records, sink = plan.outputs(device)
-        args = [records, sink, *plan.args] if plan.records else plan.args
+        args = [records, sink, *plan.args]
+        if plan.before is not None:
+            plan.before()
         driver().launch(self.image, self.kernel, args, device, grid=plan.grid, block=plan.block, cluster=plan.cluster,
                         shared=plan.shared)  # fmt: skip
         return records, sink
@@ -257,6 +263,11 @@ class Micro:
             name=self.name, suite="micro", what=self.question, shapes=self.shapes, inputs=self.inputs,
             prepare=self.prepare, unit=self.unit, dtype=self.dtype, published=self.published, rank=self.rank,
         )  # fmt: skip
+
+
+def known_figures(ids: Iterable[str]) -> tuple[str, ...]:
+    """Those ids that tkpy/bench/published has a figure of."""
+    return tuple(i for i in ids if i in published.figures())
 
 
 def timed(run: Any) -> Any:
