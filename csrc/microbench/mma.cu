@@ -7,15 +7,22 @@
 // precision  that of the type       limits  threads a multiple of 32, at most 512
 // cost     2 * 16 * 8 * K flops a product, K = 32 bytes of the type
 #include "record.cuh"
+#include "tk/ptx_mma.cuh"
 
 namespace microbench {
 
 constexpr int kProducts = 8;
 
-template <class Mma, int Chains>
-TK_DEVICE void run(Record* records, u32* sink, const u32* a_words, const u32* b_words, u32 zero, u32 iterations,
-                  Mma mma) {
-  u32 a[4], b[2], d[Chains][4] = {};
+TK_DEVICE u32 bits(float x) { return __float_as_uint(x); }
+TK_DEVICE u32 bits(int x) { return static_cast<u32>(x); }
+TK_DEVICE u32 bits(u32 x) { return x; }
+
+template <class D, class T, int Chains>
+TK_DEVICE void run(Record* records, u32* sink, const u32* a_words, const u32* b_words, u32 zero, u32 iterations) {
+  using Form = ptx::mma_form<D, T, T>;
+  constexpr int count = is_same<D, fp16> ? 2 : 4;
+  typename element<D>::word d[Chains][count] = {};
+  u32 a[4], b[2];
 #pragma unroll
   for (int i = 0; i < 4; ++i) a[i] = a_words[lane_index() * 4 + i];
 #pragma unroll
@@ -25,7 +32,7 @@ TK_DEVICE void run(Record* records, u32* sink, const u32* a_words, const u32* b_
   for (u32 n = 0; n < iterations; ++n) {
 #pragma unroll
     for (int i = 0; i < kProducts; ++i)
-      mma(d[i % Chains], {a[i % 4], a[(i + 1) % 4], a[(i + 2) % 4], a[(i + 3) % 4]}, {b[i / 4], b[1 - i / 4]});
+      ptx::mma<Form>(d[i % Chains], {a[i % 4], a[(i + 1) % 4], a[(i + 2) % 4], a[(i + 3) % 4]}, b[i / 4], b[1 - i / 4]);
 #pragma unroll
     for (u32& word : a) word += zero;
   }
@@ -34,20 +41,18 @@ TK_DEVICE void run(Record* records, u32* sink, const u32* a_words, const u32* b_
 #pragma unroll
   for (int c = 0; c < Chains; ++c)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) checksum ^= d[c][i] + static_cast<u32>(c);
+    for (int i = 0; i < count; ++i) checksum ^= bits(d[c][i]) + static_cast<u32>(c);
   finish(records, sink, begin, end, checksum);
 }
 
-#define MMA(TYPE)                                                                                              \
-  MICROBENCH(512) mma_##TYPE##_latency(Record* records, u32* sink, const u32* a, const u32* b, u32 zero, \
-                                u32 iterations) { \
-    run<decltype(&ptx::mma_##TYPE), 1>(records, sink, a, b, zero, iterations, ptx::mma_##TYPE);                      \
-  }                                                                                                            \
-  MICROBENCH(512) mma_##TYPE##_rate(Record* records, u32* sink, const u32* a, const u32* b, u32 zero, \
-                                u32 iterations) {  \
-    run<decltype(&ptx::mma_##TYPE), kProducts>(records, sink, a, b, zero, iterations, ptx::mma_##TYPE);              \
+#define MMA(NAME, D, T) KERNEL(NAME, D, T, latency, 1) KERNEL(NAME, D, T, rate, kProducts)
+#define KERNEL(NAME, D, T, WHAT, CHAINS)                                                                     \
+  MICROBENCH(512) mma_##NAME##_##WHAT(Record* records, u32* sink, const u32* a, const u32* b, u32 zero,      \
+                                      u32 iterations) {                                                      \
+    run<D, T, CHAINS>(records, sink, a, b, zero, iterations);                                                \
   }
 
-MMA(bf16) MMA(f16) MMA(f16_f16) MMA(tf32) MMA(e4m3) MMA(s8)
+MMA(bf16, float, bf16) MMA(f16, float, fp16) MMA(f16_f16, fp16, fp16) MMA(tf32, float, tf32) MMA(e4m3, float, e4m3)
+MMA(s8, int, int8)
 
 }  // namespace microbench

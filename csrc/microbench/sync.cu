@@ -133,8 +133,8 @@ TK_DEVICE void run_fence(Record* records, u32* sink, u32* words, u32 stores, u32
   MICROBENCH(1024) fence_##NAME(Record* records, u32* sink, u32* words, u32 stores, u32 iterations) {      \
     run_fence(records, sink, words, stores, iterations, [] { ptx::CALL(); });                              \
   }
-FENCE(cta, fence_cta) FENCE(cluster, fence_cluster) FENCE(gpu, fence_gpu) FENCE(system, fence_system)
-FENCE(proxy_async, fence_proxy_async)
+FENCE(cta, fence_acq_rel_cta) FENCE(cluster, fence_acq_rel_cluster) FENCE(gpu, fence_acq_rel_gpu)
+FENCE(system, fence_acq_rel_sys) FENCE(proxy_async, fence_proxy_async)
 
 extern "C" __global__ void __launch_bounds__(128, 1) register_pool(Record* records, u32* sink, u32 iterations) {
   const Stopwatch begin = start();

@@ -77,7 +77,7 @@ MICROBENCH(128) tma_load_1d(Record* records, u32* sink, const __grid_constant__ 
   run_loads(records, sink, bytes, slots, iterations, [&](u32 n, u32 to, mbarrier& bar) {
     int at[3];
     walk.at(n, at);
-    ptx::tensor_load_1d(to, &map, bar.address(), at[0]);
+    ptx::tensor_load<1>(to, &map, bar.address(), {at[0]});
   });
 }
 MICROBENCH(128) tma_load_2d(Record* records, u32* sink, const __grid_constant__ tensor_map map, Walk walk, u32 bytes,
@@ -190,7 +190,7 @@ TK_DEVICE void run_cp_async(Record* records, u32* sink, const char* from, u32 ti
   const auto issue = [&](u32 n, u32 slot) {
     if (n < iterations) {
       const char* piece = from + static_cast<u64>((blockIdx.x + n * gridDim.x) % tiles) * bytes;
-      for (u32 i = 16 * threadIdx.x; i < bytes; i += 16 * blockDim.x) ptx::cp_async_16(base + slot * bytes + i, piece + i);
+      for (u32 i = 16 * threadIdx.x; i < bytes; i += 16 * blockDim.x) ptx::cp_async_16(base + slot * bytes + i, piece + i, 16);
     }
     ptx::cp_async_commit_group();  // an empty group too, so that the count below holds
   };

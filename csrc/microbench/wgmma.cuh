@@ -11,11 +11,9 @@
 #pragma once
 
 #include "record.cuh"
-#include "tk/ptx_wgmma_bits.cuh"
+#include "tk/ptx_wgmma.cuh"
 
 namespace microbench {
-
-using ptx::Wgmma;
 
 TK_DEVICE void fill_tile(u32 tile, const uint4* rows, int count) {
   for (int chunk = static_cast<int>(threadIdx.x); chunk < count * 8; chunk += static_cast<int>(blockDim.x)) {
@@ -31,23 +29,30 @@ TK_DEVICE void load_fragment(u32 (&a)[4], const u32* rows, int step) {
   for (int i = 0; i < 4; ++i) a[i] = rows[(row + 8 * (i % 2)) * 32 + word + 4 * (i / 2)];
 }
 
-template <Wgmma Kind, int N>
-TK_DEVICE u32 sum(const u32 (&d)[ptx::wgmma_registers(Kind, N)]) {
-  if constexpr (Kind == Wgmma::s8) {
-    u32 total = 0;
+// A lane has N / 2 accumulators of 32 bits, or N / 4 pairs of fp16.
+template <int Count>
+TK_DEVICE u32 sum(const float (&d)[Count]) {
+  float total = 0;
 #pragma unroll
-    for (const u32 x : d) total += x;
-    return total;
-  } else {
-    float total = 0;
+  for (const float x : d) total += x;
+  return __float_as_uint(total);
+}
+template <int Count>
+TK_DEVICE u32 sum(const int (&d)[Count]) {
+  int total = 0;
 #pragma unroll
-    for (const u32 x : d)
-      total += Kind >= Wgmma::f16_f16 ? ptx::low<fp16>(x) + ptx::high<fp16>(x) : __uint_as_float(x);
-    return __float_as_uint(total);
-  }
+  for (const int x : d) total += x;
+  return static_cast<u32>(total);
+}
+template <int Count>
+TK_DEVICE u32 sum(const u32 (&d)[Count]) {
+  float total = 0;
+#pragma unroll
+  for (const u32 x : d) total += ptx::low<fp16>(x) + ptx::high<fp16>(x);
+  return __float_as_uint(total);
 }
 
-template <Wgmma Kind, int N, bool InRegisters>
+template <class D, class T, int N, bool InRegisters>
 TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, u32 groups) {
   extern __shared__ __align__(1024) char shared[];
   const u32 a_tile = ptx::shared_address(shared), b_tile = a_tile + 64 * 128;
@@ -60,15 +65,16 @@ TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4
     for (int step = 0; step < 4; ++step) load_fragment(fragment[step], reinterpret_cast<const u32*>(a), step);
   __syncthreads();
 
-  u32 d[ptx::wgmma_registers(Kind, N)] = {};
+  using Form = ptx::wgmma_form<D, T, T>;
+  typename element<D>::word d[is_same<D, fp16> ? N / 4 : N / 2] = {};
   const u64 a_first = tile_descriptor(a_tile, Major::k, 64, 128, 0);
   const u64 b_first = tile_descriptor(b_tile, Major::k, N, 128, 0);
   const auto product = [&](u64 step) {
     const u64 further = encode_offset(32) * step;  // one panel: a k-step is 32 bytes further along
     if constexpr (InRegisters)
-      ptx::wgmma_bits<Kind, N>::run(d, fragment[step], b_first + further);
+      ptx::wgmma<Form, 0>(d, fragment[step], b_first + further, 1);
     else
-      ptx::wgmma_bits<Kind, N>::run(d, a_first + further, b_first + further);
+      ptx::wgmma<Form, 0, 0>(d, a_first + further, b_first + further, 1);
   };
   ptx::wgmma_fence();
   product(0);  // the accumulators are in place before the clock starts
@@ -93,24 +99,25 @@ TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4
   }
   ptx::wgmma_wait_group<0>();
   const Stopwatch end = stop();
-  finish(records, sink, begin, end, sum<Kind, N>(d));
+  finish(records, sink, begin, end, sum(d));
 }
 
-#define WGMMA(KIND, N)                                                                                             \
-  MICROBENCH(256) wgmma_##KIND##_n##N##_ss(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, \
-                                           u32 groups) {                                                           \
-    run_wgmma<Wgmma::KIND, N, false>(records, sink, a, b, singles, groups);                                        \
-  }                                                                                                                \
-  MICROBENCH(256) wgmma_##KIND##_n##N##_rs(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, \
-                                           u32 groups) {                                                           \
-    run_wgmma<Wgmma::KIND, N, true>(records, sink, a, b, singles, groups);                                         \
+#define WGMMA(NAME, D, T, N) KERNEL(NAME, D, T, N, ss, false) KERNEL(NAME, D, T, N, rs, true)
+#define KERNEL(NAME, D, T, N, SOURCE, IN_REGISTERS)                                                                  \
+  MICROBENCH(256) wgmma_##NAME##_n##N##_##SOURCE(Record* records, u32* sink, const uint4* a, const uint4* b,         \
+                                                 u32 singles, u32 groups) {                                          \
+    run_wgmma<D, T, N, IN_REGISTERS>(records, sink, a, b, singles, groups);                                          \
   }
-#define WGMMA_16(K)                                                                                                 \
-  WGMMA(K, 8) WGMMA(K, 16) WGMMA(K, 24) WGMMA(K, 32) WGMMA(K, 48) WGMMA(K, 64) WGMMA(K, 80) WGMMA(K, 96)            \
-  WGMMA(K, 112) WGMMA(K, 128) WGMMA(K, 144) WGMMA(K, 160) WGMMA(K, 176) WGMMA(K, 192) WGMMA(K, 208) WGMMA(K, 224)   \
-  WGMMA(K, 240) WGMMA(K, 256)
-#define WGMMA_ALL(K)                                                                                                \
-  WGMMA_16(K) WGMMA(K, 40) WGMMA(K, 56) WGMMA(K, 72) WGMMA(K, 88) WGMMA(K, 104) WGMMA(K, 120) WGMMA(K, 136)         \
-  WGMMA(K, 152) WGMMA(K, 168) WGMMA(K, 184) WGMMA(K, 200) WGMMA(K, 216) WGMMA(K, 232) WGMMA(K, 248)
+#define WGMMA_16(...)                                                                                                \
+  WGMMA(__VA_ARGS__, 8) WGMMA(__VA_ARGS__, 16) WGMMA(__VA_ARGS__, 24) WGMMA(__VA_ARGS__, 32) WGMMA(__VA_ARGS__, 48)  \
+  WGMMA(__VA_ARGS__, 64) WGMMA(__VA_ARGS__, 80) WGMMA(__VA_ARGS__, 96) WGMMA(__VA_ARGS__, 112)                       \
+  WGMMA(__VA_ARGS__, 128) WGMMA(__VA_ARGS__, 144) WGMMA(__VA_ARGS__, 160) WGMMA(__VA_ARGS__, 176)                    \
+  WGMMA(__VA_ARGS__, 192) WGMMA(__VA_ARGS__, 208) WGMMA(__VA_ARGS__, 224) WGMMA(__VA_ARGS__, 240)                    \
+  WGMMA(__VA_ARGS__, 256)
+#define WGMMA_ALL(...)                                                                                               \
+  WGMMA_16(__VA_ARGS__) WGMMA(__VA_ARGS__, 40) WGMMA(__VA_ARGS__, 56) WGMMA(__VA_ARGS__, 72)                         \
+  WGMMA(__VA_ARGS__, 88) WGMMA(__VA_ARGS__, 104) WGMMA(__VA_ARGS__, 120) WGMMA(__VA_ARGS__, 136)                     \
+  WGMMA(__VA_ARGS__, 152) WGMMA(__VA_ARGS__, 168) WGMMA(__VA_ARGS__, 184) WGMMA(__VA_ARGS__, 200)                    \
+  WGMMA(__VA_ARGS__, 216) WGMMA(__VA_ARGS__, 232) WGMMA(__VA_ARGS__, 248)
 
 }  // namespace microbench

@@ -2,6 +2,6 @@
 #include "wgmma.cuh"
 
 namespace microbench {
-WGMMA_ALL(e4m3)
-WGMMA_ALL(e5m2)
+WGMMA_ALL(e4m3, float, e4m3)
+WGMMA_ALL(e5m2, float, e5m2)
 }  // namespace microbench

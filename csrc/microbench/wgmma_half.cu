@@ -2,6 +2,6 @@
 #include "wgmma.cuh"
 
 namespace microbench {
-WGMMA_ALL(bf16)
-WGMMA_ALL(f16)
+WGMMA_ALL(bf16, float, bf16)
+WGMMA_ALL(f16, float, fp16)
 }  // namespace microbench

@@ -2,6 +2,6 @@
 #include "wgmma.cuh"
 
 namespace microbench {
-WGMMA_ALL(tf32)
-WGMMA_16(s8)
+WGMMA_ALL(tf32, float, tf32)
+WGMMA_16(s8, int, int8)
 }  // namespace microbench

@@ -84,39 +84,6 @@ TK_STORE(store_shared, "shared::cta", "r", u32)
 TK_STORE(store_cluster, "shared::cluster", "r", u32)
 #undef TK_STORE
 
-// ---- Data movement: cp.async, cp.async.bulk ---------------------------------------------------------------------
-TK_DEVICE void cp_async_16(u32 dst, const void* src) {
-  asm volatile("cp.async.cg.shared::cta.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
-}
-TK_DEVICE void cp_async_commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int Pending>
-TK_DEVICE void cp_async_wait_group() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
-TK_DEVICE void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
-               "l"(src), "r"(bytes), "r"(bar)
-               : "memory");
-}
-TK_DEVICE void bulk_store(void* dst, u32 src, u32 bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes)
-               : "memory");
-}
-// To the shared memory of another CTA of the cluster; `dst` and `bar` come from mapa.
-TK_DEVICE void bulk_send(u32 dst, u32 src, u32 bytes, u32 bar) {
-  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   dst),
-               "r"(src), "r"(bytes), "r"(bar)
-               : "memory");
-}
-TK_DEVICE void tensor_load_1d(u32 dst, const tensor_map* map, u32 bar, int at) {
-  asm volatile(
-      "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3}], [%2];" ::"r"(
-          dst),
-      "l"(map), "r"(bar), "r"(at)
-      : "memory");
-}
-
 // ---- Matrices between shared memory and registers: ldmatrix -----------------------------------------------------
 TK_DEVICE void ldmatrix_x1(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared::cta.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
@@ -126,28 +93,6 @@ TK_DEVICE void ldmatrix_x2(u32 (&r)[4], u32 address) {
                : "=r"(r[0]), "=r"(r[1])
                : "r"(address)
                : "memory");
-}
-
-// ---- Matrix multiply-accumulate: mma ----------------------------------------------------------------------------
-// D += A B on one warp; A 4, B 2 registers. D: 4 registers, or 2 for fp16 accumulators.
-#define TK_MMA4(NAME, SHAPE, TYPES)                                                                                  \
-  TK_DEVICE void NAME(u32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {                                           \
-    asm volatile("mma.sync.aligned." SHAPE ".row.col." TYPES                                                         \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                  \
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                                    \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                \
-  }
-TK_MMA4(mma_bf16, "m16n8k16", "f32.bf16.bf16.f32")
-TK_MMA4(mma_f16, "m16n8k16", "f32.f16.f16.f32")
-TK_MMA4(mma_tf32, "m16n8k8", "f32.tf32.tf32.f32")
-TK_MMA4(mma_e4m3, "m16n8k32", "f32.e4m3.e4m3.f32")
-TK_MMA4(mma_s8, "m16n8k32", "s32.s8.s8.s32")
-#undef TK_MMA4
-TK_DEVICE void mma_f16_f16(u32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
-      : "+r"(d[0]), "+r"(d[1])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // ---- Parallel synchronisation and communication: atom, red, fence -----------------------------------------------
@@ -185,10 +130,7 @@ TK_DEVICE u32 load_acquire_gpu(const void* at) {
 TK_DEVICE void red_release_gpu_add(void* at, u32 v) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
-TK_DEVICE void fence_cta() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }
-TK_DEVICE void fence_cluster() { asm volatile("fence.acq_rel.cluster;" ::: "memory"); }
-TK_DEVICE void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-TK_DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+TK_DEVICE void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 TK_DEVICE void cluster_arrive_relaxed() {  // orders nothing: no fence
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

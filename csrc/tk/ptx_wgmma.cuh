@@ -136,11 +136,44 @@ struct wgmma_tail<WgmmaFlags::transposes, true, 0, 1> {
 #define TK_D120(c) TK_D116(c), c(d[116]), c(d[117]), c(d[118]), c(d[119])
 #define TK_D124(c) TK_D120(c), c(d[120]), c(d[121]), c(d[122]), c(d[123])
 #define TK_D128(c) TK_D124(c), c(d[124]), c(d[125]), c(d[126]), c(d[127])
+// Packed 16-bit accumulators of an odd number of n8 blocks: two more than a multiple of four.
+#define TK_R2 "%0, %1"
+#define TK_R6 TK_R4 ", %4, %5"
+#define TK_R10 TK_R8 ", %8, %9"
+#define TK_R14 TK_R12 ", %12, %13"
+#define TK_R18 TK_R16 ", %16, %17"
+#define TK_R22 TK_R20 ", %20, %21"
+#define TK_R26 TK_R24 ", %24, %25"
+#define TK_R30 TK_R28 ", %28, %29"
+#define TK_R34 TK_R32 ", %32, %33"
+#define TK_R38 TK_R36 ", %36, %37"
+#define TK_R42 TK_R40 ", %40, %41"
+#define TK_R46 TK_R44 ", %44, %45"
+#define TK_R50 TK_R48 ", %48, %49"
+#define TK_R54 TK_R52 ", %52, %53"
+#define TK_R58 TK_R56 ", %56, %57"
+#define TK_R62 TK_R60 ", %60, %61"
+#define TK_D2(c) c(d[0]), c(d[1])
+#define TK_D6(c) TK_D4(c), c(d[4]), c(d[5])
+#define TK_D10(c) TK_D8(c), c(d[8]), c(d[9])
+#define TK_D14(c) TK_D12(c), c(d[12]), c(d[13])
+#define TK_D18(c) TK_D16(c), c(d[16]), c(d[17])
+#define TK_D22(c) TK_D20(c), c(d[20]), c(d[21])
+#define TK_D26(c) TK_D24(c), c(d[24]), c(d[25])
+#define TK_D30(c) TK_D28(c), c(d[28]), c(d[29])
+#define TK_D34(c) TK_D32(c), c(d[32]), c(d[33])
+#define TK_D38(c) TK_D36(c), c(d[36]), c(d[37])
+#define TK_D42(c) TK_D40(c), c(d[40]), c(d[41])
+#define TK_D46(c) TK_D44(c), c(d[44]), c(d[45])
+#define TK_D50(c) TK_D48(c), c(d[48]), c(d[49])
+#define TK_D54(c) TK_D52(c), c(d[52]), c(d[53])
+#define TK_D58(c) TK_D56(c), c(d[56]), c(d[57])
+#define TK_D62(c) TK_D60(c), c(d[60]), c(d[61])
 
 // ---- The instruction ---------------------------------------------------------------------------------------------
 // `Form` is a wgmma_form; `accumulate` 0 overwrites D. x0 .. x7 are the operand numbers after the accumulators. C is the
-// constraint and REG the type of an accumulator register; N its columns: two packed 16-bit values (N in steps of
-// 16, as register tiles have them), or one of 32 bits.
+// constraint and REG the type of an accumulator register; N its columns: two packed 16-bit values, or one of 32
+// bits.
 #define TK_WGMMA(COUNT, C, REG, N, x0, x1, x2, x3, x4, x5, x6, x7)                                               \
   template <class Form, int TransA, int TransB>                                                                      \
   TK_DEVICE void wgmma(REG (&d)[COUNT], u64 a, u64 b, int accumulate) {                                              \
@@ -227,6 +260,22 @@ TK_WGMMA(52, "+r", u32, 208, 52, 53, 54, 55, 56, 57, 58, 59)
 TK_WGMMA(56, "+r", u32, 224, 56, 57, 58, 59, 60, 61, 62, 63)
 TK_WGMMA(60, "+r", u32, 240, 60, 61, 62, 63, 64, 65, 66, 67)
 TK_WGMMA(64, "+r", u32, 256, 64, 65, 66, 67, 68, 69, 70, 71)
+TK_WGMMA(2, "+r", u32, 8, 2, 3, 4, 5, 6, 7, 8, 9)
+TK_WGMMA(6, "+r", u32, 24, 6, 7, 8, 9, 10, 11, 12, 13)
+TK_WGMMA(10, "+r", u32, 40, 10, 11, 12, 13, 14, 15, 16, 17)
+TK_WGMMA(14, "+r", u32, 56, 14, 15, 16, 17, 18, 19, 20, 21)
+TK_WGMMA(18, "+r", u32, 72, 18, 19, 20, 21, 22, 23, 24, 25)
+TK_WGMMA(22, "+r", u32, 88, 22, 23, 24, 25, 26, 27, 28, 29)
+TK_WGMMA(26, "+r", u32, 104, 26, 27, 28, 29, 30, 31, 32, 33)
+TK_WGMMA(30, "+r", u32, 120, 30, 31, 32, 33, 34, 35, 36, 37)
+TK_WGMMA(34, "+r", u32, 136, 34, 35, 36, 37, 38, 39, 40, 41)
+TK_WGMMA(38, "+r", u32, 152, 38, 39, 40, 41, 42, 43, 44, 45)
+TK_WGMMA(42, "+r", u32, 168, 42, 43, 44, 45, 46, 47, 48, 49)
+TK_WGMMA(46, "+r", u32, 184, 46, 47, 48, 49, 50, 51, 52, 53)
+TK_WGMMA(50, "+r", u32, 200, 50, 51, 52, 53, 54, 55, 56, 57)
+TK_WGMMA(54, "+r", u32, 216, 54, 55, 56, 57, 58, 59, 60, 61)
+TK_WGMMA(58, "+r", u32, 232, 58, 59, 60, 61, 62, 63, 64, 65)
+TK_WGMMA(62, "+r", u32, 248, 62, 63, 64, 65, 66, 67, 68, 69)
 
 #undef TK_WGMMA
 

@@ -71,7 +71,7 @@ def atomic_plan(operation: str, space: str, meeting: str, place: Place) -> Plan:
         before=words.zero_,
         want=want.double(),
         result=result,
-        counters={ptx.format("cta.shared" if space == "shared" else "gpu.global"): each * warps},
+        counters={ptx.format("cta.shared::cta" if space == "shared" else "gpu.global"): each * warps},
     )
 
 

@@ -78,13 +78,13 @@ def hops_plan(size: int, resident: bool, far: bool, place: Place) -> Plan:
     size = min(size, 1 << 14) if place.small else size
     memory, order = _chain(place, size, LINE)
     warm, iterations = len(order) if resident else 0, place.times(min(8192, len(order)), 5)
-    hops = torch.zeros(iterations, dtype=torch.int64, device=place.device)
+    hops = torch.full((iterations,), -1, dtype=torch.int64, device=place.device)
     return Plan(
         args=[_start(memory, order, LINE), hops, warm, iterations],
         value=lambda r: split(hops.cpu().numpy())[far],
         before=None if resident else _eviction(place),
         want=_end(memory, order, LINE, warm + iterations),
-        result=lambda sink: sink.double() + float((hops <= 0).sum()),
+        result=lambda sink: sink.double() + float((hops < 0).sum()),
         counters={"ld.global.cg.u64": iterations, "mov.u64 %rd": 2 * iterations + 1},  # the clock, and the timer once
         touches=(memory,),
     )
@@ -95,15 +95,17 @@ def l1_plan(place: Place) -> Plan:
     grid, block = place.ctas(), 128 if place.small else 1024
     size, laps = 4 * VECTOR * block, place.times(128, 2)
     data = torch.arange(grid * size // 4, dtype=torch.int32, device=place.device)
-    words = data.cpu().long().reshape(grid, size // 16, 4)
-    mixed = words[..., 0] ^ words[..., 1] ^ words[..., 2] ^ words[..., 3]
-    total = laps * words.sum((1, 2)) + mixed.sum(1)
+    want = None
+    if place.small:
+        words = data.cpu().long().reshape(grid, size // 16, 4)
+        mixed = words[..., 0] ^ words[..., 1] ^ words[..., 2] ^ words[..., 3]  # the first time, into L1
+        want = (laps * words.sum((1, 2)) + mixed.sum(1) & 0xFFFFFFFF).double()
     return Plan(
         args=[data, size, laps],
         value=lambda r: laps * size / r.clocks,
         grid=grid,
         block=block,
-        want=(total & 0xFFFFFFFF).double(),
+        want=want,
         result=lambda sink: (sink.cpu().long().reshape(grid, block).sum(1) & 0xFFFFFFFF).double(),
         counters={"ld.global.ca.v4": laps * size // VECTOR * grid // 32},
     )
@@ -119,10 +121,13 @@ def stream_plan(kind: str, size: int, laps: int, unit: str, place: Place) -> Pla
     target = torch.zeros_like(source) if kind != "read" else source
     moved = size * laps * (2 if kind == "copy" else 1)
     args = {"read": [source], "write": [target], "copy": [target, source]}[kind]
-    if kind == "read":
-        want = torch.tensor([laps * source.long().sum().item() & 0xFFFFFFFF]).double()
-    else:
-        want = (source if kind == "copy" else torch.arange(size // 16).repeat_interleave(4)).double()
+    want = None
+    if place.small:
+        want = {
+            "read": lambda: torch.tensor([laps * source.long().sum().item() & 0xFFFFFFFF]),
+            "write": lambda: torch.arange(size // 16).repeat_interleave(4),
+            "copy": lambda: source,
+        }[kind]().double()
 
     def result(sink: torch.Tensor) -> torch.Tensor:
         return (sink.cpu().long().sum()[None] & 0xFFFFFFFF).double() if kind == "read" else target.double().cpu()
@@ -136,7 +141,7 @@ def stream_plan(kind: str, size: int, laps: int, unit: str, place: Place) -> Pla
         value=value,
         grid=grid,
         block=block,
-        want=want if place.small else None,
+        want=want,
         result=result,
         counters={
             "ld.global.cg.v4": issues if kind != "write" else 0,

@@ -66,11 +66,11 @@ def _total(words: torch.Tensor) -> int:
     return int(words.long().sum()) & 0xFFFFFFFF
 
 
-def _landed(plan_grid: int, iterations: int, slots: int, piece: Any) -> torch.Tensor:
-    """Per CTA, the sum of what the last `slots` turns brought."""
+def _landed(workers: int, iterations: int, slots: int, piece: Any) -> torch.Tensor:
+    """Per worker (CTA or cluster), the sum of what the last `slots` turns brought."""
     turns = range(iterations - slots, iterations)
     return torch.tensor(
-        [sum(_total(piece(cta + n * plan_grid)) for n in turns) & 0xFFFFFFFF for cta in range(plan_grid)]
+        [sum(_total(piece(w + n * workers)) for n in turns) & 0xFFFFFFFF for w in range(workers)]
     ).double()
 
 
@@ -119,13 +119,13 @@ def store_plan(kind: str, box: Box, slots: int, per_sm: int, footprint: int, pla
     grid = place.ctas(per_sm)
     iterations = max(tensor.count // grid, 1)
     moved = grid * iterations * size
-    want = torch.zeros_like(tensor.words, device="cpu")
+    want = None
     if place.small:
         there = Tensor(box, tensor.tiles, torch.device("cpu"), filled=False)
         for n in range(grid * iterations):
             piece = there.piece(n) if kind == "tensor" else there.words.view(-1, size // 4)[n]
             piece.copy_(torch.arange(1, size // 4 + 1).reshape(piece.shape))
-        want = there.words
+        want = there.words.double()
     target: list[Argument] = (
         [tensor.map(), tensor.walk()] if kind == "tensor" else [tensor.words, tensor.count]
     )
@@ -135,7 +135,7 @@ def store_plan(kind: str, box: Box, slots: int, per_sm: int, footprint: int, pla
         grid=grid,
         block=32,
         shared=slots * size + 1024,
-        want=want.double(),
+        want=want,
         result=lambda sink: tensor.words.cpu().double(),
         counters={"cp.async.bulk.tensor.2d.global" if kind == "tensor" else "cp.async.bulk.global": grid * iterations},
     )
@@ -153,8 +153,6 @@ def multicast_plan(ctas: int, rows: int, slots: int, footprint: int, place: Plac
         words += torch.arange(words.numel(), dtype=torch.int32, device=place.device).view_as(words)
     delivered = grid * iterations * rows * 128
     pieces = words.view(tiles, -1)
-    turns = range(iterations - slots, iterations)
-    per_cluster = [sum(_total(pieces[(c + n * clusters) % tiles]) for n in turns) & 0xFFFFFFFF for c in range(clusters)]
     return Plan(
         args=[Map(words, (share, row_words), 128), tiles, share, share * 128, ctas, slots, iterations],
         value=lambda r: delivered / r.seconds / 1e9,
@@ -162,7 +160,9 @@ def multicast_plan(ctas: int, rows: int, slots: int, footprint: int, place: Plac
         block=32,
         cluster=ctas,
         shared=slots * rows * 128 + 1024,
-        want=torch.tensor(per_cluster).repeat_interleave(ctas).double(),
+        want=_landed(clusters, iterations, slots, lambda n: pieces[n % tiles]).repeat_interleave(ctas)
+        if place.small
+        else None,
         result=_by_cta(grid),
         counters={"cp.async.bulk.tensor.2d.shared::cluster": grid * iterations},
     )
