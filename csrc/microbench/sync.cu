@@ -7,7 +7,8 @@
 //          cluster_barrier, cluster_barrier_relaxed   iterations * 8 arrive (release or relaxed) and wait of the cluster
 //          grid_barrier        iterations over a counter in global memory, which starts at 0; all CTAs must be resident
 //          fence_<scope>       iterations * 8 fences, each behind `stores` (0 or 1) stores to the thread's own word
-//          register_pool       iterations times: setmaxnreg.dec to 40, setmaxnreg.inc to 232, one warpgroup
+//          register_pool       iterations times: setmaxnreg.dec to 40, setmaxnreg.inc to 232, one warpgroup; between two
+//                              of them its warps must meet (PTX ISA, setmaxnreg), so that the number holds two barriers
 // precision  exact       limits  block a multiple of 32; mbarrier_pingpong 64 threads; register_pool 128
 // cost     no memory traffic but the counter, the fences' stores
 #include "record.cuh"
@@ -141,7 +142,9 @@ extern "C" __global__ void __launch_bounds__(128, 1) register_pool(Record* recor
 #pragma unroll 1
   for (u32 n = 0; n < iterations; ++n) {
     give_registers<40>();
+    __syncthreads();
     take_registers<232>();
+    __syncthreads();
   }
   const Stopwatch end = stop();
   finish(records, sink, begin, end, iterations);

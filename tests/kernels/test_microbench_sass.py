@@ -35,7 +35,8 @@ def windows(compile_kernel):
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found = {}
         for part in text.split("Function : ")[1:]:
-            lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?);", part, re.MULTILINE)
+            lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?)\s*;", part, re.MULTILINE)
+            lines = [line for line in lines if ", -RZ, RZ, 0, 0" not in line]  # HFMA2 as a way to make zeros
             reads = [i for i, line in enumerate(lines) if "SR_CLOCKLO" in line]
             found[part.split()[0]] = lines[reads[0] + 1 : reads[-1]] if len(reads) > 1 else []
         return found
@@ -104,11 +105,13 @@ def test_units_are_the_instructions_they_are_called_after(windows):
 
 @pytest.mark.parametrize("unit", [u for u, step in ALU.items() if len(step) == 1 and u not in ("redux", "cvt_s32_f32")])
 def test_latency_chains_depend(windows, unit):
-    """Each instruction reads what the one before wrote."""
+    """Each instruction reads what the one before wrote, the first what the last wrote."""
     chain = [line for line in windows("microbench_alu")[f"{unit}_latency"] if line.startswith(ALU[unit][0])][:32]
     results = [re.findall(r"\bR\d+\b", line)[0] for line in chain]
-    for before, line in zip(results, chain[1:], strict=False):
-        assert before in re.findall(r"\bR\d+\b", line)[1:], (unit, line)
+    links = [
+        before in re.findall(r"\bR\d+\b", line)[1:] for before, line in zip(results, [*chain[1:], chain[0]], strict=True)
+    ]
+    assert links.count(False) <= 1, chain  # ptxas may end the loop with a move
 
 
 #: module -> kernel -> opcode -> how often it stands in the loop.
@@ -116,7 +119,7 @@ LOOPS = {
     "shared": {
         "shared_chase": {"LDS": 16}, "shared_read_4": {"LDS": 8}, "shared_read_8": {"LDS.64": 8},
         "shared_read_16": {"LDS.128": 8}, "shared_write_4": {"STS": 8}, "shared_write_8": {"STS.64": 8},
-        "shared_write_16": {"STS.128": 8}, "ldmatrix_x1": {"LDSM.16.M88 ": 8}, "ldmatrix_x2": {"LDSM.16.M88.2": 8},
+        "shared_write_16": {"STS.128": 8}, "ldmatrix_x1": {"LDSM.16.M88 R": 8}, "ldmatrix_x2": {"LDSM.16.M88.2": 8},
         "ldmatrix_x4": {"LDSM.16.M88.4": 8}, "ldmatrix_x4_trans": {"LDSM.16.MT88.4": 8}, "stmatrix_x4": {"STSM.16.M88.4": 8},
     },
     "memory": {
@@ -127,13 +130,13 @@ LOOPS = {
     "mma": {
         f"mma_{kind}_{what}": {opcode: number}
         for kind, opcode, number in (
-            ("bf16", "HMMA.16816.F32.BF16", 8), ("f16", "HMMA.16816.F32 ", 8), ("f16_f16", "HMMA.16816.F16", 8),
-            ("tf32", "HMMA.1688.F32.TF32", 8), ("e4m3", "HMMA.16816.F32 ", 16), ("s8", "IMMA.16832.S8.S8", 8),
+            ("bf16", "HMMA.16816.F32.BF16", 8), ("f16", "HMMA.16816.F32 R", 8), ("f16_f16", "HMMA.16816.F16", 8),
+            ("tf32", "HMMA.1688.F32.TF32", 8), ("e4m3", "HMMA.16816.F32 R", 16), ("s8", "IMMA.16832.S8.S8", 8),
         )
         for what in ("latency", "rate")
     },
     "cluster": {
-        "cluster_chase": {"LD.E ": 16}, "cluster_read": {"LD.E.128": 4}, "cluster_write": {"ST.E.128": 4},
+        "cluster_chase": {"LD.E R": 16}, "cluster_read": {"LD.E.128": 4}, "cluster_write": {"ST.E.128": 4},
         "cluster_send": {"UBLKCP": 1},
     },
     "sync": {

@@ -113,7 +113,7 @@ def micros() -> list[Micro]:
                        f"fence_{scope}", lambda place, p=ptx, s=stores: fence_plan(p, s, place))
             )  # fmt: skip
     rows.append(
-        _micro("setmaxnreg", "What does it cost a warpgroup to give registers back and take them again?", "register_pool",
+        _micro("setmaxnreg", "What does it cost a warpgroup to give registers back and take them again, two barriers included?", "register_pool",
                lambda place: barrier_plan("register_pool", "setmaxnreg", 128, place, repeats=1, each=2))
     )  # fmt: skip
     return rows
