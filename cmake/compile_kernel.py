@@ -134,7 +134,11 @@ def module_name(source: Path) -> str:
     folder = source.resolve().parent
     if source.stem == "kernel":
         return folder.name
-    return f"{folder.name}_{source.stem}" if folder.parent.name == "kernels" or folder.name == "microbench" else source.stem
+    return (
+        f"{folder.name}_{source.stem}"
+        if folder.parent.name == "kernels" or folder.name == "microbench"
+        else source.stem
+    )
 
 
 def module_names(sources: Sequence[Path]) -> list[str]:

@@ -41,9 +41,11 @@ void check_warpgroup(Exec& x, const Op& op, u32 lane) {
   for (u32 i = w.index / 4 * 4; i < w.index / 4 * 4 + 4 && i < x.cta->warps.size(); ++i) {
     const Warp& o = x.cta->warps[i];
     if (&o == &w) continue;
+    // A warp that has gone through this one already met the others after the one before.
+    const u32 met = o.setmaxnregs > w.setmaxnregs ? o.setmaxnreg_before : o.setmaxnreg_time;
     if (!o.alive && o.setmaxnregs <= w.setmaxnregs)
       x.report(Check::setmaxnreg, op, lane, "warp " + std::to_string(i) + " of this warpgroup ended without this setmaxnreg");
-    else if (w.setmaxnregs && (o.setmaxnregs < w.setmaxnregs || !covers(w.order.clock.seen, o.id, o.setmaxnreg_time)))
+    else if (w.setmaxnregs && (o.setmaxnregs < w.setmaxnregs || !covers(w.order.clock.seen, o.id, met)))
       x.report(Check::setmaxnreg, op, lane, "the warpgroup has not synchronised since its last setmaxnreg");
   }
 }
@@ -74,6 +76,7 @@ void exec_setmaxnreg(Exec& x, const Op& op, u32 mask) {
     w.registers = wanted;
   }
   ++w.setmaxnregs;
+  w.setmaxnreg_before = w.setmaxnreg_time;
   w.setmaxnreg_time = w.order.now;
   ++x.cluster->progress;
   x.yield_point();

@@ -169,6 +169,7 @@ struct Warp {
   u32 registers = 0;                // a thread's
   u32 setmaxnregs = 0;              // executed so far
   u32 setmaxnreg_time = 0;          // own time of the last
+  u32 setmaxnreg_before = 0;        // and of the one before it
   std::vector<u64> wgmma_groups;    // for each committed group, how many had been issued
 };
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def rows_of(spec: str):
-    """One row a kernel, where rows differ by data or clock only; latencies of few wgmma shapes, they are the same loop."""
+    """One row a kernel, where rows differ by data only; latencies of few wgmma shapes, for they are the same loop."""
     found = {}
     for row in importlib.import_module(f"tkpy.bench.specs.micro_{spec}").micros():
         if spec == "wgmma" and row.name.endswith("latency") and row.rank > 100:

@@ -1,5 +1,5 @@
-"""What ptxas made of the microbenchmarks: the instructions between the two readings of the clock. ptxas moves loads out of
-loops, merges additions, folds a reciprocal of a reciprocal away; none of that may happen here."""
+"""What ptxas made of the microbenchmarks: the instructions between the two readings of the clock. ptxas moves loads out
+of loops, merges additions, folds a reciprocal of a reciprocal away; none of that may happen here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MODULES = sorted(name for name in build_info.reports() if name.startswith("micro
 WGMMA = {  # type -> its SASS: opcode, K, types
     "bf16": ("HGMMA", 16, "F32.BF16"), "f16": ("HGMMA", 16, "F32"), "f16_f16": ("HGMMA", 16, "F16"),
     "tf32": ("HGMMA", 8, "F32.TF32"), "e4m3": ("QGMMA", 32, "F32.E4M3.E4M3"), "e5m2": ("QGMMA", 32, "F32.E5M2.E5M2"),
-    "e4m3_f16": ("QGMMA", 32, "F16.E4M3.E4M3"), "e5m2_f16": ("QGMMA", 32, "F16.E5M2.E5M2"), "s8": ("IGMMA", 32, "S8.S8"),
+    "e4m3_f16": ("QGMMA", 32, "F16.E4M3.E4M3"), "e5m2_f16": ("QGMMA", 32, "F16.E5M2.E5M2"),
+    "s8": ("IGMMA", 32, "S8.S8"),
 }  # fmt: skip
 
 
@@ -75,7 +76,9 @@ def test_wgmma_is_one_product_and_a_group_of_four(windows, module):
             assert operands[0] == operands[2 if source == "ss" else 3], f"{kernel} does not accumulate in place: {line}"
         assert count(lines, "WARPGROUP.ARRIVE") == 2, kernel
         assert count(lines, "WARPGROUP.DEPBAR") == 3, kernel
-        assert count(lines, "CS2R", "FADD", "IADD3.X") <= 1, f"{kernel}: accumulators are made or summed inside the clocks"
+        assert count(lines, "CS2R", "FADD", "IADD3.X") <= 1, (
+            f"{kernel}: accumulators are made or summed inside the clocks"
+        )
 
 
 ALU = {  # unit -> what one step is; the rest are one of the opcode
@@ -109,7 +112,8 @@ def test_latency_chains_depend(windows, unit):
     chain = [line for line in windows("microbench_alu")[f"{unit}_latency"] if line.startswith(ALU[unit][0])][:32]
     results = [re.findall(r"\bR\d+\b", line)[0] for line in chain]
     links = [
-        before in re.findall(r"\bR\d+\b", line)[1:] for before, line in zip(results, [*chain[1:], chain[0]], strict=True)
+        before in re.findall(r"\bR\d+\b", line)[1:]
+        for before, line in zip(results, [*chain[1:], chain[0]], strict=True)
     ]
     assert links.count(False) <= 1, chain  # ptxas may end the loop with a move
 
@@ -120,7 +124,8 @@ LOOPS = {
         "shared_chase": {"LDS": 16}, "shared_read_4": {"LDS": 8}, "shared_read_8": {"LDS.64": 8},
         "shared_read_16": {"LDS.128": 8}, "shared_write_4": {"STS": 8}, "shared_write_8": {"STS.64": 8},
         "shared_write_16": {"STS.128": 8}, "ldmatrix_x1": {"LDSM.16.M88 R": 8}, "ldmatrix_x2": {"LDSM.16.M88.2": 8},
-        "ldmatrix_x4": {"LDSM.16.M88.4": 8}, "ldmatrix_x4_trans": {"LDSM.16.MT88.4": 8}, "stmatrix_x4": {"STSM.16.M88.4": 8},
+        "ldmatrix_x4": {"LDSM.16.M88.4": 8}, "ldmatrix_x4_trans": {"LDSM.16.MT88.4": 8},
+        "stmatrix_x4": {"STSM.16.M88.4": 8},
     },
     "memory": {
         "chase_ca": {"LDG.E.64": 8}, "chase_cg": {"LDG.E.64.STRONG.GPU": 8}, "chase_each": {"LDG.E.64.STRONG.GPU": 1},
@@ -170,7 +175,7 @@ def test_loops_hold_what_is_timed(windows, module):
 def test_copies_are_the_engine_s(windows):
     kernels = windows("microbench_tma")
     for prefix, opcode in (("tma_load", "UTMALDG"), ("tma_multicast", "UTMALDG"), ("tma_store", "UTMASTG"),
-                           ("bulk", "UBLKCP"), ("cp_async", "LDGSTS.E.BYPASS.128"), ("ld_st", "LDG.E.128")):  # fmt: skip
+                           ("bulk", "UBLKCP"), ("cp_async", "LDGSTS.E.BYPASS"), ("ld_st", "LDG.E.128")):  # fmt: skip
         found = [name for name in kernels if name.startswith(prefix)]
         assert found
         for name in found:

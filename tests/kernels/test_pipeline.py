@@ -129,7 +129,12 @@ def test_tests_compile_once(compile_kernel, toolchain, tmp_path):
 
 def test_names_of_modules(compile_kernel, tmp_path):
     kernels = tmp_path / "kernels"
-    sources = [kernels / "gemm/kernel.cu", kernels / "gemm/small.cu", tmp_path / "examples/level1.cu", tmp_path / "microbench/alu.cu"]
+    sources = [
+        kernels / "gemm/kernel.cu",
+        kernels / "gemm/small.cu",
+        tmp_path / "examples/level1.cu",
+        tmp_path / "microbench/alu.cu",
+    ]
     assert compile_kernel.module_names(sources) == ["gemm", "gemm_small", "level1", "microbench_alu"]
     done = run_script("--names", *sources, kernels / "gemm_small/kernel.cu")
     assert done.returncode == 1

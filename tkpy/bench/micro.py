@@ -1,8 +1,9 @@
-"""Microbenchmarks: one small kernel of csrc/microbench a question, launched with counts that make it long enough to time.
+"""Microbenchmarks: one small kernel of csrc/microbench a question, launched with counts that make it long enough.
 
-A `Micro` names the kernel and makes its `Plan`: sizes, arguments, and how clocks become the number. A plan is made for a
-`Place`: in full for timing, or small, with whole numbers as data, for checking. The same small plan is the gate before a
-row is timed on a GPU, and what the tests run in the emulator, where counters prove that the loop holds what it claims.
+A `Micro` names the kernel and makes its `Plan`: sizes, arguments, and how clocks become the number. A plan is made for
+a `Place`: in full for timing, or small, with whole numbers as data, for checking. The same small plan is the gate
+before a row is timed on a GPU, and what the tests run in the emulator, where counters prove that the loop holds what it
+claims.
 
 Every kernel's first parameters are its records (the SM's clock, the global timer and the SM, one record a CTA) and its
 sink (one word a thread that depends on all that was computed).
@@ -127,6 +128,9 @@ class Plan:
         return compare(self.result(sink), self.want, self.tolerance)
 
 
+Maker = Callable[[Place], Plan]
+
+
 def pack(args: Sequence[Argument], encode: Callable[[Map], bytes]) -> bytes:
     """A kernel's parameter block: every argument at its own alignment."""
     block = bytearray()
@@ -200,7 +204,7 @@ class Micro:
     unit: str
     module: str
     kernel: str
-    plan: Callable[[Place], Plan]
+    plan: Maker
     shapes: Mapping[str, int | str | bool] = field(default_factory=dict)
     inputs: str = "does not matter"
     dtype: str = ""
@@ -213,7 +217,7 @@ class Micro:
         return f"microbench_{self.module}"
 
     def emulate(self, seed: int = 0) -> tuple[Any, Comparison, Plan]:
-        """The small plan in the emulator, under all checks: the run with its counters, and whether its result is right."""
+        """The small plan in the emulator, under all checks: the run with its counters, whether its result is right."""
         from tkpy import emulator
 
         place = Place(torch.device("cpu"), 2, small=True)
@@ -268,6 +272,12 @@ class Micro:
 def known_figures(ids: Iterable[str]) -> tuple[str, ...]:
     """Those ids that tkpy/bench/published has a figure of."""
     return tuple(i for i in ids if i in published.figures())
+
+
+def eviction(place: Place) -> Callable[[], object]:
+    """Reads four times the L2's size of other memory: what was in L2 no longer is."""
+    other = torch.zeros(1 if place.small else 50 << 20, dtype=torch.int32, device=place.device)
+    return lambda: torch.amax(other)
 
 
 def timed(run: Any) -> Any:

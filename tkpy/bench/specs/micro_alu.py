@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,8 @@ def _dp4a(x: Any, before: Any, b: int, c: int) -> Any:
 
 
 def _prmt(x: Any, before: Any, b: int, c: int) -> Any:
-    both = x | b << 32
-    return sum((both >> 8 * (c >> 4 * i & 7) & 255) << 8 * i for i in range(4))
+    bytes_ = [word >> shift & 255 for word in (x, b) for shift in (0, 8, 16, 24)]
+    return sum(bytes_[c >> 4 * i & 7] << 8 * i for i in range(4))
 
 
 def _to_int(x: Bits, before: Bits, b: int, c: int) -> Bits:
@@ -101,8 +102,8 @@ def _by_warp(total: Callable[[Any], Any]) -> Step:
 
 @dataclass(frozen=True)
 class Unit:
-    """One instruction of alu.cu. `step` computes it; `tolerance` and `view` are how results are compared: words exactly,
-    or binary32 or fp16 values of an approximation that converges."""
+    """One instruction of alu.cu. `step` computes it; `tolerance` and `view` are how results are compared: words
+    exactly, or binary32 or fp16 values of an approximation that converges."""
 
     name: str
     ptx: str  # its first characters, as the emulator counts them
@@ -212,7 +213,7 @@ def micros() -> list[Micro]:
             rows.append(
                 Micro(
                     name=f"alu/{unit.name}/{kind}", question=question, unit="op/clk/SM" if rate else "clk",
-                    module="alu", kernel=f"{unit.name}_{kind}", plan=lambda place, u=unit, r=rate: plan(u, r, place),
+                    module="alu", kernel=f"{unit.name}_{kind}", plan=partial(plan, unit, rate),
                     rank=60,
                 )
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def _rate(operation: str, space: str, meeting: str) -> Micro:
         name=f"atomics/{space}/{operation}/{meeting}",
         question=f"How many {operation} on {where}, {crowd}?",
         unit="op/clk/SM" if space == "shared" else "Gop/s", module="atomics", kernel=f"{operation}_{space}",
-        plan=lambda place: atomic_plan(operation, space, meeting, place), shapes={"meeting": meeting}, rank=70,
+        plan=partial(atomic_plan, operation, space, meeting), shapes={"meeting": meeting}, rank=70,
     )  # fmt: skip
 
 
@@ -108,8 +109,8 @@ def micros() -> list[Micro]:
     """Latency, then rates by contention."""
     rows = [
         Micro(
-            name=f"atomics/{space}/latency", question=f"How long does an atomic add on {space} memory take?", unit="clk",
-            module="atomics", kernel=f"atom_latency_{space}", plan=lambda place, s=space: latency_plan(s, place), rank=69,
+            name=f"atomics/{space}/latency", question=f"How long does an atomic add on {space} memory take?",
+            unit="clk", module="atomics", kernel=f"atom_latency_{space}", plan=partial(latency_plan, space), rank=69,
         )
         for space in ("shared", "global")
     ]  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from tkpy.bench.micro import Micro, Place, Plan, known_figures
+from tkpy.bench.micro import Maker, Micro, Place, Plan, known_figures
 from tkpy.bench.spec import Benchmark
 
 HOPS = 16
@@ -64,9 +66,9 @@ def stream_plan(ctas: int, distance: int, write: bool, place: Place) -> Plan:
     )
 
 
-def send_plan(ctas: int, distance: int, size: int, place: Place) -> Plan:
+def send_plan(ctas: int, distance: int, full: int, place: Place) -> Plan:
     """Bulk copies to the CTA at `distance`, two in flight; what came last is added up by the threads."""
-    block, grid, iterations = 32, _grid(ctas, place), place.times(512, 4)
+    block, grid, iterations, size = 32, _grid(ctas, place), place.times(512, 4), place.times(full, 1024)
     sender = (_ranks(grid, ctas) - distance) % ctas
     words = torch.arange(size // 4).reshape(-1, block).sum(0)
     want = words + size // 4 // block * (sender[:, None] + 1)
@@ -83,10 +85,12 @@ def send_plan(ctas: int, distance: int, size: int, place: Place) -> Plan:
     )
 
 
-def _micro(name: str, question: str, unit: str, kernel: str, plan: object, ctas: int, published: str, rank: int) -> Micro:
+def _micro(
+    name: str, question: str, unit: str, kernel: str, plan: Maker, ctas: int, published: tuple[str, ...], rank: int
+) -> Micro:
     return Micro(
-        name=f"dsm/{name}", question=question, unit=unit, module="cluster", kernel=kernel, plan=plan,  # type: ignore[arg-type]
-        shapes={"cluster": ctas}, published=known_figures((published,)), rank=rank,
+        name=f"dsm/{name}", question=question, unit=unit, module="cluster", kernel=kernel, plan=plan,
+        shapes={"cluster": ctas}, published=known_figures(published), rank=rank,
     )  # fmt: skip
 
 
@@ -94,23 +98,24 @@ def micros() -> list[Micro]:
     """Latency by distance, bandwidth by size of the cluster."""
     rows = []
     for ctas, distance in ((1, 0), (2, 1), (4, 2), (8, 4), (16, 8)):
-        figure = {1: "logs/dsm/latency/self", 2: "ipdps24/dsm/latency"}.get(ctas, "logs/dsm/latency/cluster")
+        figures = {1: ("logs/dsm/latency/self",), 2: ("ipdps24/dsm/latency", "logs/dsm/latency/pair")}
+        figure = figures.get(ctas, ("logs/dsm/latency/cluster",))
         rows.append(
             _micro(f"latency/{ctas}", f"How long does a load take from {distance} CTAs further in a cluster of {ctas}?",
-                   "clk", "cluster_chase", lambda place, c=ctas, d=distance: chase_plan(c, d, place), ctas, figure, 13)
+                   "clk", "cluster_chase", partial(chase_plan, ctas, distance), ctas, figure, 13)
         )  # fmt: skip
     for ctas in SIZES:
         for write in (False, True):
             verb = "write" if write else "read"
             rows.append(
                 _micro(f"{verb}/{ctas}", f"How fast do all CTAs {verb} their neighbour's memory in clusters of {ctas}?",
-                       "GB/s", f"cluster_{verb}", lambda place, c=ctas, w=write: stream_plan(c, 1, w, place), ctas,
-                       "" if write else f"ipdps24/dsm/bandwidth/{ctas}", 14)
+                       "GB/s", f"cluster_{verb}", partial(stream_plan, ctas, 1, write), ctas,
+                       () if write else (f"ipdps24/dsm/bandwidth/{ctas}",), 14)
             )  # fmt: skip
         rows.append(
             _micro(f"send/{ctas}", f"How fast do bulk copies of 16 KiB go to the neighbour in clusters of {ctas}?",
-                   "GB/s", "cluster_send", lambda place, c=ctas: send_plan(c, 1, 1024 if place.small else 16384, place),
-                   ctas, "", 15)
+                   "GB/s", "cluster_send", partial(send_plan, ctas, 1, 16384),
+                   ctas, (), 15)
         )  # fmt: skip
     return rows
 

@@ -3,16 +3,18 @@ and without programmatic dependent launch."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from tkpy.bench.micro import driver, require_gpu
 from tkpy.bench.spec import Benchmark, Environment, Subject
-from tkpy.numerics import compare
+from tkpy.numerics import Comparison, compare
 
 IMAGE = "microbench_launch"
 LAUNCHES = 100
@@ -47,7 +49,7 @@ class Result:
 def gap(stamps: torch.Tensor) -> float:
     """The median of `released` less the `last` before, over stamps [launches, 3]."""
     rows = stamps.cpu().reshape(-1, STAMP_WORDS).tolist()
-    return float(statistics.median(after[1] - before[2] for before, after in zip(rows, rows[1:], strict=False)))
+    return float(statistics.median(after[1] - before[2] for before, after in itertools.pairwise(rows)))
 
 
 def _launch_empty(device: torch.device, cluster: int) -> None:
@@ -107,40 +109,73 @@ def _stamped(device: torch.device, dependent: bool, graph: bool) -> Callable[[],
     return call
 
 
-def _row(name: str, question: str, unit: str, make: Callable[[torch.device], Callable[[], Result]],
-         read: Callable[[Result], float]) -> Benchmark:  # fmt: skip
+def _row(
+    name: str,
+    question: str,
+    unit: str,
+    make: Callable[[torch.device], Callable[[], Result]],
+    read: Callable[[Result], float],
+) -> Benchmark:
     def prepare(env: Environment) -> Subject:
         require_gpu(IMAGE, env.device)
 
-        def gate(result: Result) -> object:
+        def gate(result: Result) -> Comparison:
             done = torch.zeros(1) if result.sink is None else result.sink.double()
             return compare(done, torch.arange(len(done)).double(), 0.0)
 
-        return Subject(inputs=None, ours={"cuda": make(env.device)}, gate=gate, read=read)  # type: ignore[arg-type]
+        return Subject(inputs=None, ours={"cuda": make(env.device)}, gate=gate, read=read)
 
-    return Benchmark(name=f"launch/{name}", suite="micro", what=question, shapes={"launches": LAUNCHES}, inputs="none",
-                     prepare=prepare, unit=unit, rank=45)  # fmt: skip
+    return Benchmark(
+        name=f"launch/{name}",
+        suite="micro",
+        what=question,
+        shapes={"launches": LAUNCHES},
+        inputs="none",
+        prepare=prepare,
+        unit=unit,
+        rank=45,
+    )
 
 
 def benchmarks() -> list[Benchmark]:
     """Launches of nothing, and of kernels that write down when they ran."""
     rows = [
-        _row("host", "How long is the host busy with one launch, through Python?", "us",
-             lambda device: _empties(device, 1, False), Result.host_us),
-        _row("stream", "How many microseconds apart do launches on a stream arrive?", "us",
-             lambda device: _empties(device, 1, False), Result.device_us),
-    ]  # fmt: skip
+        _row(
+            "host",
+            "How long is the host busy with one launch, through Python?",
+            "us",
+            partial(_empties, cluster=1, graph=False),
+            Result.host_us,
+        ),
+        _row(
+            "stream",
+            "How many microseconds apart do launches on a stream arrive?",
+            "us",
+            partial(_empties, cluster=1, graph=False),
+            Result.device_us,
+        ),
+    ]
     for cluster in (1, 2, 8):
         rows.append(
-            _row(f"graph/cluster{cluster}", f"How many microseconds apart do the kernels of a graph run, clusters of {cluster}?",
-                 "us", lambda device, c=cluster: _empties(device, c, True), Result.device_us)
-        )  # fmt: skip
+            _row(
+                f"graph/cluster{cluster}",
+                f"How far apart do the kernels of a graph run, clusters of {cluster}?",
+                "us",
+                partial(_empties, cluster=cluster, graph=True),
+                Result.device_us,
+            )
+        )
     for dependent in (False, True):
         for graph in (False, True):
             how = "programmatic dependent launch" if dependent else "stream order"
+            place = "in a graph" if graph else "on a stream"
             rows.append(
-                _row(f"gap/{'dependent' if dependent else 'plain'}/{'graph' if graph else 'stream'}",
-                     f"How long is it from one kernel's end to the next one's go, {how}, {'a graph' if graph else 'a stream'}?",
-                     "ns", lambda device, d=dependent, g=graph: _stamped(device, d, g), Result.gap_ns)
-            )  # fmt: skip
+                _row(
+                    f"gap/{'dependent' if dependent else 'plain'}/{'graph' if graph else 'stream'}",
+                    f"How long is it from a kernel's end to the next one's go, {how}, {place}?",
+                    "ns",
+                    partial(_stamped, dependent=dependent, graph=graph),
+                    Result.gap_ns,
+                )
+            )
     return rows

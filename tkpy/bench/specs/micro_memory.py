@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from tkpy.bench.micro import Micro, Place, Plan, Records, Wide
+from tkpy.bench.micro import Micro, Place, Plan, Records, Wide, eviction
 from tkpy.bench.spec import Benchmark
 
 HOPS, VECTOR = 8, 16
@@ -26,12 +26,6 @@ def _chain(place: Place, size: int, step: int) -> tuple[torch.Tensor, Any]:
     addresses = torch.from_numpy(following * step).to(place.device) + memory.data_ptr()
     memory.view(-1, step // 8)[:, 0] = addresses
     return memory, order
-
-
-def _eviction(place: Place) -> Callable[[], object]:
-    """Reads four times the L2's size of other memory: what was in L2 no longer is."""
-    other = torch.zeros(4 * 50 * MIB // 4 if not place.small else 1, dtype=torch.int32, device=place.device)
-    return lambda: torch.amax(other)
 
 
 def _start(memory: torch.Tensor, order: Any, step: int) -> torch.Tensor:
@@ -54,7 +48,7 @@ def chase_plan(size: int, cached: bool, resident: bool, place: Place) -> Plan:
     return Plan(
         args=[_start(memory, order, LINE), warm, iterations],
         value=lambda r: r.first_clocks / hops,
-        before=None if resident else _eviction(place),
+        before=None if resident else eviction(place),
         want=_end(memory, order, LINE, warm + hops),
         result=lambda sink: sink.double(),
         counters={f"ld.global.{'ca' if cached else 'cg'}.u64": hops},
@@ -82,7 +76,7 @@ def hops_plan(size: int, resident: bool, far: bool, place: Place) -> Plan:
     return Plan(
         args=[_start(memory, order, LINE), hops, warm, iterations],
         value=lambda r: split(hops.cpu().numpy())[far],
-        before=None if resident else _eviction(place),
+        before=None if resident else eviction(place),
         want=_end(memory, order, LINE, warm + iterations),
         result=lambda sink: sink.double() + float((hops < 0).sum()),
         counters={"ld.global.cg.u64": iterations, "mov.u64 %rd": 2 * iterations + 1},  # the clock, and the timer once
@@ -124,7 +118,7 @@ def stream_plan(kind: str, size: int, laps: int, unit: str, place: Place) -> Pla
     want = None
     if place.small:
         want = {
-            "read": lambda: torch.tensor([laps * source.long().sum().item() & 0xFFFFFFFF]),
+            "read": lambda: source.long().sum()[None] * laps & 0xFFFFFFFF,
             "write": lambda: torch.arange(size // 16).repeat_interleave(4),
             "copy": lambda: source,
         }[kind]().double()
@@ -153,7 +147,7 @@ def stream_plan(kind: str, size: int, laps: int, unit: str, place: Place) -> Pla
 def _chase(name: str, what: str, size: int, cached: bool, resident: bool, published: tuple[str, ...]) -> Micro:
     return Micro(
         name=f"memory/latency/{name}", question=f"How long does a load take that {what}?", unit="clk", module="memory",
-        kernel="chase_ca" if cached else "chase_cg", plan=lambda place: chase_plan(size, cached, resident, place),
+        kernel="chase_ca" if cached else "chase_cg", plan=partial(chase_plan, size, cached, resident),
         shapes={"bytes": size}, inputs="one random cycle", published=published, rank=10,
     )  # fmt: skip
 
@@ -161,7 +155,7 @@ def _chase(name: str, what: str, size: int, cached: bool, resident: bool, publis
 def _hops(name: str, what: str, size: int, resident: bool, far: bool) -> Micro:
     return Micro(
         name=f"memory/latency/{name}", question=f"How long does a load take that {what}, clock included?", unit="clk",
-        module="memory", kernel="chase_each", plan=lambda place: hops_plan(size, resident, far, place),
+        module="memory", kernel="chase_each", plan=partial(hops_plan, size, resident, far),
         shapes={"bytes": size}, inputs="one random cycle", published=(f"hopper25/latency/l2/{name.split('/')[1]}",),
         rank=11,
     )  # fmt: skip
@@ -171,7 +165,7 @@ def _stream(kind: str, where: str, size: int, laps: int, unit: str, published: t
     return Micro(
         name=f"memory/{kind}/{where}" + ("/clk" if unit == "B/clk" else ""),
         question=f"How fast does the machine {kind} {size // MIB} MiB of {where}?", unit=unit,
-        module="memory", kernel=kind, plan=lambda place: stream_plan(kind, size, laps, unit, place),
+        module="memory", kernel=kind, plan=partial(stream_plan, kind, size, laps, unit),
         shapes={"bytes": size, "laps": laps}, published=published, rank=12,
     )  # fmt: skip
 

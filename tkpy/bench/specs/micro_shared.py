@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ def chase_plan(place: Place) -> Plan:
 
 
 def _passes(width: int, degree: int) -> int:
-    """Wavefronts of one warp's access, lanes `width * degree` bytes apart: 4-byte accesses go in one pass, 8-byte ones in
-    two of 16 lanes, 16-byte ones in four of 8; in each, `degree` lanes meet in a bank, or all of them. All at one
+    """Wavefronts of one warp's access, lanes `width * degree` bytes apart: 4-byte accesses go in one pass, 8-byte ones
+    in two of 16 lanes, 16-byte ones in four of 8; in each, `degree` lanes meet in a bank, or all of them. All at one
     address (degree 0) is one broadcast a pass."""
     parts = width // 4
     return parts * max(1, min(degree, 32 // parts))
@@ -126,7 +127,7 @@ def _access(width: int, degree: int, write: bool) -> Micro:
         name=f"shared/{verb}/{width}B/{degree}-way" if degree else f"shared/{verb}/{width}B/broadcast",
         question=f"How fast does an SM {verb} its shared memory, {width} bytes a lane, {how}?",
         unit="B/clk/SM", module="shared", kernel=f"shared_{verb}_{width}",
-        plan=lambda place: access_plan(width, degree, write, place),
+        plan=partial(access_plan, width, degree, write),
         shapes={"width": width, "conflict": degree}, published=published, rank=50,
     )  # fmt: skip
 
@@ -137,7 +138,7 @@ def _matrix(kernel: str, matrices: int, pitch: int) -> Micro:
         name=f"shared/{kernel}/pitch{pitch}",
         question=f"How fast is {kernel} on rows {pitch} bytes apart ({pitch // 16}-way conflicts)?",
         unit="B/clk/SM", module="shared", kernel=kernel,
-        plan=lambda place: matrix_plan(matrices, trans, store, pitch, place),
+        plan=partial(matrix_plan, matrices, trans, store, pitch),
         shapes={"matrices": matrices, "pitch": pitch}, rank=51,
     )  # fmt: skip
 

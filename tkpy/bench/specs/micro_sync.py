@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from tkpy.bench.micro import Micro, Place, Plan
+from tkpy.bench.micro import Maker, Micro, Place, Plan
 from tkpy.bench.spec import Benchmark
 
 REPEATS = 8
 
 
 def barrier_plan(
-    kernel: str, ptx: str, block: int, place: Place, *, repeats: int = REPEATS, cluster: int = 1, grid: int = 1,
-    each: int = 1, ball: bool = False,
-) -> Plan:  # fmt: skip
-    """Clocks per barrier, in which every warp issues `ptx` `each` times; `ball`: the sink counts hand-overs, two a round
-    trip."""
+    kernel: str,
+    ptx: str,
+    block: int,
+    place: Place,
+    *,
+    repeats: int = REPEATS,
+    cluster: int = 1,
+    grid: int = 1,
+    each: int = 1,
+    ball: bool = False,
+) -> Plan:
+    """Clocks per barrier, in which every warp issues `ptx` `each` times; `ball`: the sink counts hand-overs, two a
+    round trip."""
     iterations = place.times(512 if grid == 1 else 64, 3)
     count = iterations * repeats
     extra = 1 if kernel == "sync_threads" else 0  # the stopwatch has one too
@@ -63,11 +73,16 @@ def fence_plan(ptx: str, stores: bool, place: Place) -> Plan:
     )
 
 
-def _micro(name: str, question: str, kernel: str, plan: object, rank: int = 40) -> Micro:
+def _micro(name: str, question: str, kernel: str, plan: Maker, rank: int = 40) -> Micro:
     return Micro(
-        name=f"sync/{name}", question=question, unit="clk", module="sync", kernel=kernel, plan=plan,  # type: ignore[arg-type]
+        name=f"sync/{name}",
+        question=question,
+        unit="clk",
+        module="sync",
+        kernel=kernel,
+        plan=plan,
         rank=rank,
-    )  # fmt: skip
+    )
 
 
 def micros() -> list[Micro]:
@@ -76,46 +91,73 @@ def micros() -> list[Micro]:
     for block in (32, 128, 256, 512, 1024):
         for kernel, ptx in (("sync_threads", "bar.sync"), ("sync_named", "barrier.cta.sync")):
             rows.append(
-                _micro(f"{kernel}/{block}", f"What does {kernel} cost {block} threads?", kernel,
-                       lambda place, k=kernel, p=ptx, b=block: barrier_plan(k, p, b, place))
-            )  # fmt: skip
+                _micro(
+                    f"{kernel}/{block}",
+                    f"What does {kernel} cost {block} threads?",
+                    kernel,
+                    partial(barrier_plan, kernel, ptx, block),
+                )
+            )
         rows.append(
-            _micro(f"mbarrier_all/{block}", f"What does it cost {block} threads to arrive at an mbarrier and wait for it?",
-                   "mbarrier_all",
-                   lambda place, b=block: barrier_plan("mbarrier_all", "mbarrier.arrive", b, place, repeats=1))
-        )  # fmt: skip
+            _micro(
+                f"mbarrier_all/{block}",
+                f"What does an mbarrier cost {block} threads that all arrive and wait?",
+                "mbarrier_all",
+                partial(barrier_plan, "mbarrier_all", "mbarrier.arrive", block, repeats=1),
+            )
+        )
     rows.append(
-        _micro("mbarrier_pingpong", "How long does a round trip between two warps take over mbarriers?",
-               "mbarrier_pingpong", lambda place: barrier_plan("mbarrier_pingpong", "mbarrier.arrive", 64, place,
-                                                               repeats=1, ball=True))
-    )  # fmt: skip
+        _micro(
+            "mbarrier_pingpong",
+            "How long does a round trip between two warps take over mbarriers?",
+            "mbarrier_pingpong",
+            partial(barrier_plan, "mbarrier_pingpong", "mbarrier.arrive", 64, repeats=1, ball=True),
+        )
+    )
     for ctas in (1, 2, 4, 8, 16):
         for kernel, order in (("cluster_barrier", "release"), ("cluster_barrier_relaxed", "relaxed")):
             rows.append(
-                _micro(f"{kernel}/{ctas}", f"What does a barrier of a cluster of {ctas} cost, arrive.{order}?", kernel,
-                       lambda place, k=kernel, o=order, c=ctas: barrier_plan(
-                           k, f"barrier.cluster.arrive.{o}", 128, place, cluster=c, grid=c))
-            )  # fmt: skip
+                _micro(
+                    f"{kernel}/{ctas}",
+                    f"What does a barrier of a cluster of {ctas} cost, arrive.{order}?",
+                    kernel,
+                    partial(barrier_plan, kernel, f"barrier.cluster.arrive.{order}", 128, cluster=ctas, grid=ctas),
+                )
+            )
     for per_sm in (1, 2):
         rows.append(
-            _micro(f"grid_barrier/{per_sm}", f"What does a barrier of the grid cost, {per_sm} CTAs an SM?", "grid_barrier",
-                   lambda place, n=per_sm: grid_plan(n, place))
-        )  # fmt: skip
+            _micro(
+                f"grid_barrier/{per_sm}",
+                f"What does a grid barrier cost, {per_sm} CTAs an SM?",
+                "grid_barrier",
+                partial(grid_plan, per_sm),
+            )
+        )
     scopes = {
-        "cta": "fence.acq_rel.cta", "cluster": "fence.acq_rel.cluster", "gpu": "fence.acq_rel.gpu",
-        "system": "fence.acq_rel.sys", "proxy_async": "fence.proxy.async",
-    }  # fmt: skip
+        "cta": "fence.acq_rel.cta",
+        "cluster": "fence.acq_rel.cluster",
+        "gpu": "fence.acq_rel.gpu",
+        "system": "fence.acq_rel.sys",
+        "proxy_async": "fence.proxy.async",
+    }
     for scope, ptx in scopes.items():
         for stores in (False, True):
             rows.append(
-                _micro(f"fence/{scope}/{'store' if stores else 'idle'}",
-                       f"What does {ptx} cost a warp {'after a store' if stores else 'with nothing to wait for'}?",
-                       f"fence_{scope}", lambda place, p=ptx, s=stores: fence_plan(p, s, place))
-            )  # fmt: skip
+                _micro(
+                    f"fence/{scope}/{'store' if stores else 'idle'}",
+                    f"What does {ptx} cost a warp {'after a store' if stores else 'with nothing to wait for'}?",
+                    f"fence_{scope}",
+                    partial(fence_plan, ptx, stores),
+                )
+            )
     rows.append(
-        _micro("setmaxnreg", "What does it cost a warpgroup to give registers back and take them again, two barriers included?", "register_pool",
-               lambda place: barrier_plan("register_pool", "setmaxnreg", 128, place, repeats=1, each=2))
-    )  # fmt: skip
+        _micro(
+            "setmaxnreg",
+            "What do giving registers and taking them again cost a warpgroup, with two barriers?",
+            "register_pool",
+            partial(barrier_plan, "register_pool", "setmaxnreg", 128, repeats=1, each=2),
+        )
+    )
     return rows
 
 

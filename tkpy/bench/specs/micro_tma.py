@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 
-from tkpy.bench.micro import Argument, Map, Micro, Place, Plan, Records, Struct, known_figures
+from tkpy.bench.micro import Argument, Map, Micro, Place, Plan, Records, Struct, eviction, known_figures
 from tkpy.bench.spec import Benchmark
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -78,15 +79,19 @@ def _by_cta(grid: int) -> Any:
     return lambda sink: (sink.cpu().long().reshape(grid, -1).sum(1) & 0xFFFFFFFF).double()
 
 
-def load_plan(
-    kind: str, box: Box, slots: int, per_sm: int, footprint: int, swizzle: int, latency: bool, place: Place
-) -> Plan:
-    """`kind`: "tensor" or "bulk". Latency: one CTA, one copy at a time, all of the footprint in L2."""
+def load_plan(kind: str, box: Box, slots: int, per_sm: int, swizzle: int, latency: str, place: Place) -> Plan:
+    """`kind`: "tensor" or "bulk". `latency`: "" for bandwidth, or one CTA and one copy at a time of what "hits" or
+    "misses" L2."""
     size = 4 * math.prod(box)
-    tensor = Tensor(box, _tiles(box, footprint, place.small), place.device, filled=place.small)
+    tensor = Tensor(
+        box, _tiles(box, 4 * MIB if latency == "hits" else GIB, place.small), place.device, filled=place.small
+    )
     grid = 1 if latency else place.ctas(per_sm)
     iterations = slots + 2 if place.small else 1024 if latency else max(tensor.count // grid, slots)
     moved = grid * iterations * size
+    before = None
+    if latency:
+        before = (lambda: torch.amax(tensor.words)) if latency == "hits" else eviction(place)
 
     def value(records: Records) -> float:
         return records.first_clocks / iterations if latency else moved / records.seconds / 1e9
@@ -97,14 +102,18 @@ def load_plan(
         ptx = f"cp.async.bulk.tensor.{len(box)}d.shared::cluster"
         flat = None
     else:
-        source, ptx, flat = [tensor.words, tensor.count], "cp.async.bulk.shared::cluster", tensor.words.view(-1, size // 4)
+        source, ptx, flat = (
+            [tensor.words, tensor.count],
+            "cp.async.bulk.shared::cluster",
+            tensor.words.view(-1, size // 4),
+        )
     return Plan(
         args=[*source, size, slots, iterations],
         value=value,
         grid=grid,
         block=32,
         shared=slots * size + 1024,
-        before=(lambda: torch.amax(tensor.words)) if latency else None,  # into L2
+        before=before,
         want=_landed(grid, iterations, slots, lambda n: tensor.piece(n % tensor.count) if flat is None
                      else flat[n % tensor.count]) if place.small else None,
         result=_by_cta(grid),
@@ -126,9 +135,7 @@ def store_plan(kind: str, box: Box, slots: int, per_sm: int, footprint: int, pla
             piece = there.piece(n) if kind == "tensor" else there.words.view(-1, size // 4)[n]
             piece.copy_(torch.arange(1, size // 4 + 1).reshape(piece.shape))
         want = there.words.double()
-    target: list[Argument] = (
-        [tensor.map(), tensor.walk()] if kind == "tensor" else [tensor.words, tensor.count]
-    )
+    target: list[Argument] = [tensor.map(), tensor.walk()] if kind == "tensor" else [tensor.words, tensor.count]
     return Plan(
         args=[*target, size, iterations],
         value=lambda r: moved / r.seconds / 1e9,
@@ -191,7 +198,7 @@ def threads_plan(kernel: str, slots: int, size: int, per_sm: int, footprint: int
 
 
 def _load(
-    kind: str, box: Box, *, slots: int = 1, per_sm: int = 1, swizzle: int = 0, latency: bool = False,
+    kind: str, box: Box, *, slots: int = 1, per_sm: int = 1, swizzle: int = 0, latency: str = "",
     published: tuple[str, ...] = (), rank: int = 30,
 ) -> Micro:  # fmt: skip
     shape, size = "x".join(map(str, box)), 4 * math.prod(box)
@@ -200,13 +207,13 @@ def _load(
     what = f"TMA loads of {shape} fp32" if kind == "tensor" else f"bulk copies of {size} bytes"
     kernel = f"tma_load_{len(box)}d" if kind == "tensor" else "bulk_load"
     if latency:
-        name, question = f"tma/latency/{label}", f"How long do {what} take that hit L2, one after the other?"
+        name, question = f"tma/latency/{label}/{latency}", f"How long does one of the {what} take that {latency} L2?"
     else:
         name = f"tma/load/{label}/{per_sm}x{slots}"
         question = f"How fast do {what} come from memory, {per_sm} CTAs an SM with {slots} in flight each?"
     return Micro(
         name=name, question=question, unit="clk" if latency else "GB/s", module="tma", kernel=kernel,
-        plan=lambda place: load_plan(kind, box, slots, per_sm, 4 * MIB if latency else GIB, swizzle, latency, place),
+        plan=partial(load_plan, kind, box, slots, per_sm, swizzle, latency),
         shapes={"bytes": size, "slots": slots, "per_sm": per_sm, "swizzle": swizzle},
         published=known_figures(published), rank=rank,
     )  # fmt: skip
@@ -215,13 +222,15 @@ def _load(
 def _loads() -> list[Micro]:
     rows = []
     for side, kib in ((16, 1), (32, 4), (64, 16)):
-        rows.append(_load("tensor", (side, side), latency=True, published=("logs/latency/tma/l2",) if kib == 1 else (),
-                          rank=11))  # fmt: skip
-        rows.append(_load("bulk", (kib * 256,), latency=True, rank=11))
+        for latency, figure in (("hits", "logs/latency/tma/l2"), ("misses", "logs/latency/tma/global")):
+            published = (figure,) if kib == 1 else ()
+            rows.append(_load("tensor", (side, side), latency=latency, published=published, rank=11))
+            rows.append(_load("bulk", (kib * 256,), latency=latency, rank=11))
     for per_sm in (1, 2, 3, 4):
         boxes = {"1KB": (16, 16), "2KB": (16, 32), "4KB": (32, 32), "8KB": (32, 64), "16KB": (64, 64)}
         rows += [
-            _load("tensor", box, per_sm=per_sm, published=(f"logs/tma/2d/{kib}/{per_sm}",)) for kib, box in boxes.items()
+            _load("tensor", box, per_sm=per_sm, published=(f"logs/tma/2d/{kib}/{per_sm}",))
+            for kib, box in boxes.items()
         ]
         rows += [
             _load("bulk", (kib * 256,), per_sm=per_sm, published=(f"logs/tma/bulk/{kib}KB/{per_sm}",))
@@ -248,12 +257,13 @@ def _stores() -> list[Micro]:
             for kind in ("tensor", "bulk"):
                 box = (side, side) if kind == "tensor" else (side * side,)
                 size = 4 * side * side
+                kernel = "tma_store_2d" if kind == "tensor" else "bulk_store"
                 rows.append(
                     Micro(
                         name=f"tma/store/{kind}/{size // 1024}KB/1x{slots}",
                         question=f"How fast do {kind} stores of {size} bytes go to memory, {slots} in flight an SM?",
-                        unit="GB/s", module="tma", kernel=f"{'tma_store_2d' if kind == 'tensor' else 'bulk_store'}_{slots}",
-                        plan=lambda place, k=kind, b=box, s=slots: store_plan(k, b, s, 1, GIB, place),
+                        unit="GB/s", module="tma", kernel=f"{kernel}_{slots}",
+                        plan=partial(store_plan, kind, box, slots, 1, GIB),
                         shapes={"bytes": size, "slots": slots}, rank=31,
                     )
                 )  # fmt: skip
@@ -268,7 +278,7 @@ def micros() -> list[Micro]:
             Micro(
                 name=f"tma/multicast/16KB/{ctas}", unit="GB/s", module="tma", kernel="tma_multicast",
                 question=f"How fast are 16 KiB delivered to every CTA when clusters of {ctas} share each load?",
-                plan=lambda place, c=ctas: multicast_plan(c, 128, 4, 256 * MIB, place), shapes={"cluster": ctas}, rank=32,
+                plan=partial(multicast_plan, ctas, 128, 4, 256 * MIB), shapes={"cluster": ctas}, rank=32,
             )
         )  # fmt: skip
     for kernel, slots in (("cp_async_1", 1), ("cp_async_2", 2), ("cp_async_4", 4), ("ld_st", 1)):
@@ -276,7 +286,7 @@ def micros() -> list[Micro]:
             Micro(
                 name=f"tma/by_threads/{kernel}/8KB", unit="GB/s", module="tma", kernel=kernel,
                 question=f"How fast do 128 threads fetch 8 KiB at a time, two CTAs an SM, by {kernel}?",
-                plan=lambda place, k=kernel, s=slots: threads_plan(k, s, 8192, 2, GIB, place),
+                plan=partial(threads_plan, kernel, slots, 8192, 2, GIB),
                 shapes={"bytes": 8192, "slots": slots}, rank=33,
             )
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -126,7 +127,7 @@ def _wgmma(kind: Type, n: int, source: str, rate: bool, data: str) -> Micro:
         name=f"wgmma/{kind.name}/n{n}/{source}/{f'rate/{data}' if rate else 'latency'}",
         question=question, unit="TFLOP/s" if rate else "clk", module=kind.module,
         kernel=f"wgmma_{kind.name}_n{n}_{source}",
-        plan=lambda place: wgmma_plan(kind, n, source == "rs", rate, data, place),
+        plan=partial(wgmma_plan, kind, n, source == "rs", rate, data),
         shapes={"m": 64, "n": n, "k": kind.depth}, dtype=kind.name,
         inputs={"zeros": "zeros", "random": "normal; s8 uniform"}[data],
         published=known_figures(_published(kind, n, source, rate, data)), rank=20 if first else 400,
@@ -142,8 +143,8 @@ def _fragments(kind: Type, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _matrix(words: torch.Tensor, operand: torch.dtype) -> torch.Tensor:
-    """Rows of 32 bytes from fragments [lane, register]: register r of lane 4g + t holds row g + 8 (r % 2) of A (g of B),
-    bytes 4t + 16 (r / 2) of A (4t + 16 r of B) (PTX ISA, matrix fragments for mma)."""
+    """Rows of 32 bytes from fragments [lane, register]: register r of lane 4g + t holds row g + 8 (r % 2) of A (g of B)
+    and bytes 4t + 16 (r / 2) of A (4t + 16 r of B) (PTX ISA, matrix fragments for mma)."""
     if words.shape[1] == 4:
         rows = words.reshape(8, 4, 2, 2).permute(3, 0, 2, 1).reshape(16, 8)
     else:
@@ -196,7 +197,7 @@ def _mma(kind: Type, rate: bool) -> Micro:
         question=f"How fast do mma.sync {shape} flow on the whole machine, without wgmma?" if rate
         else f"How long does an mma.sync {shape} take?",
         unit="TFLOP/s" if rate else "clk", module="mma", kernel=f"mma_{kind.mma}_{'rate' if rate else 'latency'}",
-        plan=lambda place: mma_plan(kind, rate, place), shapes={"m": 16, "n": 8, "k": kind.depth}, dtype=kind.name,
+        plan=partial(mma_plan, kind, rate), shapes={"m": 16, "n": 8, "k": kind.depth}, dtype=kind.name,
         inputs="-1, 0 and 1", published=known_figures((figure,)), rank=21,
     )  # fmt: skip
 
