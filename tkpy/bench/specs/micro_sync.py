@@ -85,8 +85,8 @@ def _micro(name: str, question: str, kernel: str, plan: Maker, rank: int = 40) -
     )
 
 
-def micros() -> list[Micro]:
-    """Barriers by how many threads, CTAs or clusters meet; fences by scope."""
+def _barriers() -> list[Micro]:
+    """By how many threads or CTAs meet."""
     rows = []
     for block in (32, 128, 256, 512, 1024):
         for kernel, ptx in (("sync_threads", "bar.sync"), ("sync_named", "barrier.cta.sync")):
@@ -124,6 +124,12 @@ def micros() -> list[Micro]:
                     partial(barrier_plan, kernel, f"barrier.cluster.arrive.{order}", 128, cluster=ctas, grid=ctas),
                 )
             )
+    return rows
+
+
+def micros() -> list[Micro]:
+    """Barriers, fences by scope, register pools."""
+    rows = _barriers()
     for per_sm in (1, 2):
         rows.append(
             _micro(
