@@ -19,7 +19,7 @@ TK_DEVICE void run(Record* records, u32* sink, const u32* x0, u32 b, u32 c, u32 
   for (int i = 0; i < Chains; ++i) {
     x[i] = x0[threadIdx.x] + static_cast<u32>(i);
     before[i] = b;
-    ptx::settle(x[i]);
+    ptx::hold(x[i]);
   }
   const Stopwatch begin = start();
 #pragma unroll 1

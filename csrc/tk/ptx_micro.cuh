@@ -20,8 +20,6 @@ TK_DEVICE u64 clock64_after(u64 value) {
       "{\n.reg .pred p;\nsetp.eq.u64 p, %1, 0;\n@p trap;\nmov.u64 %0, %%clock64;\n}" : "=l"(now) : "l"(value) : "memory");
   return now;
 }
-// Whatever makes x has been done here, as far as nvcc goes.
-TK_DEVICE void settle(u32& x) { asm volatile("" : "+r"(x)); }
 TK_DEVICE u64 globaltimer() {  // nanoseconds, the same on every SM
   u64 now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
