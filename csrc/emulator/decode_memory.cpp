@@ -74,8 +74,18 @@ bool Decoder::decode_memory() {
     }
     return finish(op), true;
   }
-  if (name == "prefetch" || name == "prefetchu" || name == "applypriority" || name == "discard") {
-    // Hints about caches; discard leaves the line's contents undefined, which a program must not read: not checked.
+  if (name == "applypriority" || name == "discard") {
+    op.a = name == "discard";
+    const Space space = take_space(in_->modifiers, taken_, Space::generic);
+    if (!has(op.a ? "L2" : "L2::evict_normal")) return false;
+    arity(2, 2);
+    if (arg(1).kind != Operand::imm || arg(1).value != 128) throw NotModelled{"a size other than 128"};
+    address(op, arg(0), space);
+    op.fn = exec_cache_line;
+    return finish(op), true;
+  }
+  if (name == "prefetch" || name == "prefetchu") {
+    // A hint: no rule of the ISA makes its address valid, and programs prefetch past the end (9.7.9.15).
     taken_ = ~u64{0};
     op.fn = exec_nothing;
     return finish(op), true;

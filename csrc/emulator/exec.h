@@ -23,6 +23,7 @@ void exec_isspacep(Exec& x, const Op& op, u32 mask);
 void exec_mapa(Exec& x, const Op& op, u32 mask);         // a: 64-bit generic form
 void exec_getctarank(Exec& x, const Op& op, u32 mask);
 void exec_watched(Exec& x, const Op& op, u32 mask);      // checks its registers, then runs Function::watches' handler
+void exec_cache_line(Exec& x, const Op& op, u32 mask);   // 128 bytes of global memory; a: discarded, else only checked
 void exec_nothing(Exec& x, const Op& op, u32 mask);
 // atomics (exec_atomic.cpp): a element bytes, b elements, d[0]/list results, s[1] list of operands; imm offset; e Base
 void exec_atomic(Exec& x, const Op& op, u32 mask);

@@ -447,6 +447,21 @@ void exec_getctarank(Exec& x, const Op& op, u32 mask) {
   }
 }
 
+// discard writes an indeterminate value (PTX ISA 9.7.9.17): here the poison. applypriority (9.7.9.16) changes no value. Both
+// take a line of global memory.
+void exec_cache_line(Exec& x, const Op& op, u32 mask) {
+  constexpr u32 kLine = 128;
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    const u64 address = lane_address(x, op, lane);
+    if (address % kLine) {
+      x.report(Check::misaligned, op, lane, "a line of 128 bytes at " + hex(address) + ", which is not a multiple of 128");
+    } else if (u8* at = resolve_global(x, op, lane, address, kLine, op.a ? AccessKind::write : AccessKind::read); at && op.a) {
+      for (u32 i = 0; i < kLine; i += 4) std::memcpy(at + i, &kPoison, 4);
+    }
+  }
+}
+
 void exec_nothing(Exec&, const Op&, u32) {}
 
 }  // namespace tkpy::emulator

@@ -121,7 +121,7 @@ def spellings(form: str) -> Iterator[str]:
     kinds = "wd" if ".b128" not in opcode else "wdq"
     special = "%clock64" if "64" in opcode else "%tid.x"
     for sizes in itertools.product(kinds, repeat=min(choices, 7)):
-        for immediate in ("1", "16", "0", "24"):
+        for immediate in ("1", "16", "0", "24", "128"):
             writer = Writer((*sizes, *"w" * 16), (immediate, special))
             yield f"{opcode} {', '.join(writer.operand(o) for o in operands)};"
             if "i" not in shape:
