@@ -129,7 +129,8 @@ class PyModule {
 
   py::dict launch(u32 kernel, std::array<u32, 3> grid, std::array<u32, 3> block, std::array<u32, 3> cluster, u32 shared,
                   const py::bytes& params, const std::vector<std::tuple<u64, u64, bool>>& regions, u64 seed, u32 checks,
-                  bool counters, u64 budget, u32 threads, u32 registers) {
+                  bool counters, u64 budget, u32 threads, u32 registers,
+                  u32 trace_slots) {
     LaunchConfig c;
     c.kernel = kernel;
     c.grid = {grid[0], grid[1], grid[2]};
@@ -145,6 +146,7 @@ class PyModule {
     c.budget = budget;
     c.threads = threads;
     c.registers = registers;
+    c.trace_slots = trace_slots;
     const Linked& linked = link(kernel);
     LaunchResult r;
     {
@@ -169,6 +171,13 @@ class PyModule {
       }
     }
     out["counters"] = counts;
+    if (trace_slots) {
+      static_assert(sizeof(TraceEvent) == 32);
+      const auto& t = r.trace;
+      out["trace"] = py::make_tuple(
+          py::bytes(reinterpret_cast<const char*>(t.events.data()), t.events.size() * sizeof(TraceEvent)),
+          py::bytes(reinterpret_cast<const char*>(t.notes.data()), t.notes.size() * sizeof(u64)), t.truncated);
+    }
     return out;
   }
 

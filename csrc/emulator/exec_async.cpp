@@ -43,6 +43,11 @@ u8* global_place(Exec& x, const Op& op, u32 lane, u64 address, u64 bytes, bool w
   return at;
 }
 
+// What a trace is told of a bulk copy; its mbarriers follow.
+void note_copy(Exec& x, u64 direction, u64 bytes, const Trace::Found& found, u64 destinations) {
+  x.trace->note({direction, bytes, found.l2, found.hbm, destinations});
+}
+
 // The CTAs a load goes to: this one's, or with .multicast those of a mask, each at the same offsets.
 std::vector<Cta*> destinations(Exec& x, const Op& op, u32 lane, Cta* own) {
   if (!(op.b & 1)) return {own};
@@ -159,6 +164,11 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
     x.count->shared_bytes += u64{bytes} * pieces.size();
     for (const Piece& p : pieces) x.count->global_bytes += p.bytes;
     count_shared(x, counted, good, bytes);
+    if (x.trace) {
+      Trace::Found found;
+      for (const Piece& p : pieces) x.trace->touch_range(reinterpret_cast<u64>(p.from), p.bytes, found);
+      x.trace->note({found.l2, found.hbm});
+    }
   }
   WarpOrder& o = x.warp->order;
   if (x.checked && !o.copy_component) o.copy_component = new_component(*x.cluster, Component::cp_async);
@@ -230,6 +240,11 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
       const SharedPlace p = shared_place(x, op, lane, from, bytes, "cp.async.bulk");
       u8* target = global_place(x, op, lane, to, bytes, true, "cp.async.bulk");
       if (!p.at || !target) continue;
+      if (x.trace) {
+        Trace::Found found;
+        x.trace->touch_range(to, bytes, found);
+        note_copy(x, 1, bytes, found, 0);
+      }
       auto buffer = std::make_shared<std::vector<u8>>();
       const Issue issue = c->issue(x, op, 1u << lane);
       const InGroup g = join_bulk_groups(x, lane);
@@ -253,8 +268,15 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
     const u8* source = kind == BulkKind::global_to_shared ? global_place(x, op, lane, from, bytes, false, "cp.async.bulk") : s.at;
     if (!d.at || !m.at || !source) continue;
     const Issue issue = c->issue(x, op, 1u << lane);
-    for (Cta* cta : destinations(x, op, lane, d.cta)) {
+    const std::vector<Cta*> targets = destinations(x, op, lane, d.cta);
+    if (x.trace) {
+      Trace::Found found;
+      if (kind == BulkKind::global_to_shared) x.trace->touch_range(from, bytes, found);
+      note_copy(x, kind == BulkKind::global_to_shared ? 0 : 2, bytes, found, targets.size());
+    }
+    for (Cta* cta : targets) {
       Cta* barrier = op.b & 1 ? cta : m.cta;
+      if (x.trace) x.trace->note({u64{barrier->rank} << 32 | m.offset});
       c->add_agent(x, op, lane, [=](Cluster::Agent&) {
         if (issue.checked) {
           const Accessor a = landed_on(issue, *barrier, m.offset, true);
@@ -334,10 +356,16 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
     if (!runs_are_known(x, op, lane, map, at.data(), s.offset, !load)) continue;
     const u32 bytes = tensor::tile_bytes(map);
     if (x.counting) x.count->global_bytes += bytes, x.count->shared_bytes += bytes;
+    Trace::Found found;
+    if (x.trace)
+      tensor::for_each_run(map, at.data(), s.offset, [&](const tensor::TileRun& r) {
+        if (r.inside) x.trace->touch_range(r.global, r.bytes, found);
+      });
     auto memory = [](Cta& cta) {
       return tensor::SharedBytes{cta.shared.data.data(), kSharedBase, static_cast<u32>(cta.shared.data.size())};
     };
     if (!load) {
+      if (x.trace) note_copy(x, 1, bytes, found, 0);
       // The source is copied in the first step, as a picture of the shared memory the tile spans.
       auto picture = std::make_shared<std::vector<u8>>();
       const u32 span = tensor::tile_span(map);
@@ -361,8 +389,11 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
     const SharedPlace m = shared_place(x, op, lane, operand(x, op, 2, lane), 8, "the mbarrier of a tensor copy");
     if (!m.at) continue;
     const Issue issue = c->issue(x, op, 1u << lane);
-    for (Cta* cta : destinations(x, op, lane, s.cta)) {
+    const std::vector<Cta*> targets = destinations(x, op, lane, s.cta);
+    if (x.trace) note_copy(x, 0, bytes, found, targets.size());
+    for (Cta* cta : targets) {
       Cta* barrier = op.b & 1 ? cta : m.cta;
+      if (x.trace) x.trace->note({u64{barrier->rank} << 32 | m.offset});
       c->add_agent(x, op, lane, [=](Cluster::Agent&) {
         if (issue.checked) touch_tile(landed_on(issue, *barrier, m.offset, true), *cta, s.offset, map, at.data(), AccessKind::write);
         tensor::tile_load(map, at.data(), s.offset, memory(*cta));

@@ -67,6 +67,7 @@ void exec_barrier(Exec& x, const Op& op, u32 mask) {
     return;
   }
   Barrier& b = x.cta->barriers[id];
+  if (x.trace) x.trace->note({id, op.c ? x.row<u32>(op.s[1])[lane] : 0});
   if (x.resumed) return leave(x, op, mask, b);
   if (!converge(x, op, mask, x.warp->alive)) return;
   const u32 count = op.c ? x.row<u32>(op.s[1])[lane] : 0;

@@ -59,6 +59,8 @@ Place locate(Exec& x, const Op& op, u32 lane, bool plain) {
   return p;
 }
 
+u64 place(const Place& p) { return u64{p.cta->rank} << 32 | p.offset; }
+
 // Who has arrived, for the report of a deadlock.
 void note_arrival(Exec& x, const Op& op, const Place& p) {
   MbarrierOrder::Arrivals& mine = p.cta->mbarriers[p.offset].arrivals[x.warp->id];
@@ -130,6 +132,7 @@ void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
   const bool parity = op.b & 1;
   u32 result = 0, pass = mask;
   Place places[kLanes];
+  if (x.trace) x.trace->note({op.a});
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const Place p = places[lane] = locate(x, op, lane, false);
@@ -140,6 +143,7 @@ void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
     bool done = false;
     std::string why;
     if (!finished(load(p.at), token, parity, &done, &why)) return give_up(x, op, lane, why);
+    if (x.trace) x.trace->note({place(p), parity ? token & 1 : tensor::mbarrier_decode(token).parity, done});
     if (done) {
       result |= 1u << lane;
       continue;
@@ -170,6 +174,7 @@ void one_arrival(Exec& x, const Op& op, u32 mask, u32 lane, const Place& p) {
   u64 object = load(p.at), state = 0;
   bool completed = false;
   arrive_clock(x, op, p, releasing(x, mask, lane), op.b & 8);
+  if (x.trace) x.trace->note({place(p), arrival.count, arrival.expect_bytes});
   const std::string why = tensor::mbarrier_arrive(object, arrival, &state, &completed);
   if (!why.empty()) return x.report(Check::mbarrier_misuse, op, lane, why);
   std::memcpy(p.at, &object, 8);
@@ -260,6 +265,7 @@ void exec_mbarrier(Exec& x, const Op& op, u32 mask) {
     return;
   }
   if (what == MbarrierOp::test_wait || what == MbarrierOp::try_wait) return wait_on(x, op, mask, what == MbarrierOp::try_wait);
+  if (x.trace) x.trace->note({op.a});
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const Place p = locate(x, op, lane, what == MbarrierOp::init || what == MbarrierOp::inval);
@@ -269,6 +275,7 @@ void exec_mbarrier(Exec& x, const Op& op, u32 mask) {
       continue;
     }
     if (what == MbarrierOp::cp_async_arrive) {
+      if (x.trace) x.trace->note({place(p), op.b & 16 ? u64{1} : u64{0}});
       arrive_after_copies(x, op, lane, p);
       continue;
     }
@@ -276,6 +283,7 @@ void exec_mbarrier(Exec& x, const Op& op, u32 mask) {
     bool completed = false;
     std::string why;
     const u32 value = what == MbarrierOp::inval ? 0 : x.row<u32>(op.s[1])[lane];
+    if (x.trace) x.trace->note({place(p), value});
     if (what == MbarrierOp::init) {
       why = tensor::mbarrier_init(object, value);
       init_order(x, op, lane, p);

@@ -108,7 +108,7 @@ u8* resolve_shared(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acce
   return at;
 }
 
-void count_global(Exec& x, const Addresses& a, u32 mask, u32 bytes) {
+void count_global(Exec& x, const Addresses& a, u32 mask, u32 bytes, bool cached) {
   u64 sectors[2 * kLanes];
   u32 n = 0;
   for (u32 rest = mask; rest; rest &= rest - 1) {
@@ -120,7 +120,11 @@ void count_global(Exec& x, const Addresses& a, u32 mask, u32 bytes) {
   }
   std::sort(sectors, sectors + n);
   x.count->global_requests += 1;
-  x.count->global_sectors += static_cast<u64>(std::unique(sectors, sectors + n) - sectors);
+  const u32 distinct = static_cast<u32>(std::unique(sectors, sectors + n) - sectors);
+  x.count->global_sectors += distinct;
+  if (!x.trace) return;
+  const Trace::Found found = x.trace->touch(x.cta->linear, sectors, distinct, cached);
+  x.trace->note({found.l1, found.l2, found.hbm});
 }
 
 template <class T>
@@ -230,7 +234,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
       count_shared(x, out, good, bytes);
     } else if (space == Space::global) {
       x.count->global_bytes += moved;
-      count_global(x, out, good, bytes);
+      count_global(x, out, good, bytes, kind == AccessKind::read && !(flags & kStrong));
     } else if (space == Space::local) {
       x.count->local_bytes += moved;
     }

@@ -214,9 +214,17 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
   std::sort(launch.regions.begin(), launch.regions.end(), [](const Region& a, const Region& b) { return a.lo < b.lo; });
 
   const u64 clusters = config.grid.count() / launch.cluster_ctas;
+  std::unique_ptr<Trace> trace;
+  if (config.trace_slots) {
+    // L1 and shared memory share 256 KB. The place in the middle of a wave stands for all.
+    const u64 shared = linked.dynamic_base + config.dynamic_shared - kSharedBase;
+    const u32 slot = static_cast<u32>(std::min<u64>(clusters, config.trace_slots) / 2);
+    trace = std::make_unique<Trace>(config.trace_slots, slot, (u64{256} << 10) - std::min<u64>(shared, 228u << 10));
+    launch.trace = trace.get();
+  }
   std::vector<Outcome> outcomes(clusters);
   const bool together = linked.talks_across_ctas;
-  const std::size_t workers = together ? 1 : std::max<std::size_t>(1, std::min<u64>(config.threads, clusters));
+  const std::size_t workers = together || trace ? 1 : std::max<std::size_t>(1, std::min<u64>(config.threads, clusters));
   std::vector<std::vector<InstrCount>> counts(workers, std::vector<InstrCount>(config.counters ? linked.counters : 0));
   if (together) run_together(launch, clusters, outcomes, counts[0]);
   else run_apart(launch, clusters, outcomes, counts);
@@ -237,6 +245,7 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
     result.fatal |= o.stopped;
     if (o.stopped && !together) break;
   }
+  if (trace) result.trace = trace->take();
   result.counters.resize(linked.functions.size());
   for (std::size_t i = 0; i < linked.functions.size() && config.counters; ++i) {
     if (!linked.functions[i].function) continue;

@@ -88,6 +88,7 @@ void Exec::split(u32 mask, u32 at) {
 
 void Exec::split_waiting(u32 mask, u32 at, const Wait& what) {
   split(mask, at);
+  waiting |= mask;
   warp->groups.back().wait = what;
 }
 
@@ -201,7 +202,20 @@ u32 Cluster::choose_group(Warp& w) {
   return best;
 }
 
-template <bool counting>
+// Records an instruction that took effect for some lanes, or for none because of its guard.
+static void record(Exec& x, const Op& op, const Cta& cta, const Warp& w, u32 function, u32 mask, u64 wavefronts) {
+  if (mask && !(mask & ~x.waiting)) return x.trace->drop();
+  TraceEvent e;
+  e.cta = cta.linear;
+  e.warp = w.index;
+  e.function = function;
+  e.instr = op.instr;
+  e.lanes = static_cast<u32>(std::popcount(mask & ~x.waiting));
+  e.wavefronts = static_cast<u32>(wavefronts);
+  x.trace->commit(e);
+}
+
+template <bool counting, bool tracing = false>
 static u64 execute(Exec& x, u64 quantum, InstrCount* counts) {
   const Op* code = x.frame->fn->ops.data();
   u64 left = quantum;
@@ -218,7 +232,15 @@ static u64 execute(Exec& x, u64 quantum, InstrCount* counts) {
         x.count->flops += u64{op.flops} * lanes;
       }
     }
-    if (mask) op.fn(x, op, mask);
+    if constexpr (tracing) {
+      x.waiting = 0;
+      const u64 before = x.count->shared_wavefronts;
+      const u32 function = x.frame->fn->function->index;
+      if (mask) op.fn(x, op, mask);
+      if (!op.helper) record(x, op, *x.cta, *x.warp, function, mask, x.count->shared_wavefronts - before);
+    } else {
+      if (mask) op.fn(x, op, mask);
+    }
     x.resumed = false;
     if (x.event || x.pc >= x.stop_pc) break;
   }
@@ -227,7 +249,11 @@ static u64 execute(Exec& x, u64 quantum, InstrCount* counts) {
 
 u64 Cluster::run_group(Exec& x, u64 quantum) {
   if (!x.counting) return execute<false>(x, quantum, nullptr);
-  return execute<true>(x, quantum, (*counts).data() + x.frame->fn->first_counter);
+  InstrCount* const first = (*counts).data() + x.frame->fn->first_counter;
+  if (x.trace && x.trace->records(linear)) return execute<true, true>(x, quantum, first);
+  const u64 ran = execute<true>(x, quantum, first);
+  if (x.trace) x.trace->drop();  // notes that no event wanted
+  return ran;
 }
 
 void Cluster::run_warp(Warp& w) {
@@ -236,6 +262,7 @@ void Cluster::run_warp(Warp& w) {
   x.cta = w.cta;
   x.cluster = this;
   x.launch = launch;
+  x.trace = launch->trace;
   x.checked = launch->config->checks != 0;
   x.counting = launch->config->counters;
   i64 turn = 64 + random(1024);

@@ -14,6 +14,7 @@
 #include "findings.h"
 #include "program.h"
 #include "shadow.h"
+#include "trace.h"
 
 namespace tkpy::emulator {
 
@@ -71,6 +72,7 @@ struct LaunchConfig {
   u64 budget = 0;       // warp instructions per CTA; 0: the default
   u32 threads = 1;      // host threads
   u32 registers = 0;    // a thread's at launch, for setmaxnreg; 0: what ptxas would derive
+  u32 trace_slots = 0;  // clusters that run at once on the machine that a trace is for; 0: no trace
 };
 
 struct LaunchResult {
@@ -79,6 +81,7 @@ struct LaunchResult {
   std::string output;                 // printf
   std::vector<std::vector<InstrCount>> counters;  // [function][instr]
   u64 warp_instructions = 0, thread_instructions = 0;
+  TraceResult trace;
 };
 
 struct SiteKey {
@@ -261,6 +264,7 @@ struct Exec {
   u32 event = 0;
   bool resumed = false, timed_out = false;
   bool checked = false, counting = false;
+  u32 waiting = 0;      // lanes that left to wait, when tracing
 
   Frame* frame = nullptr;
   Warp* warp = nullptr;
@@ -268,6 +272,7 @@ struct Exec {
   Cluster* cluster = nullptr;
   Launch* launch = nullptr;
   InstrCount* count = nullptr;  // of the current instruction, when counting
+  Trace* trace = nullptr;       // null unless tracing
 
   enum Event : u32 { regroup = 1, preempt = 2, stop = 4, spin = 8 };
 
@@ -388,6 +393,7 @@ struct Launch {
   u64 budget = 0;
   u32 cluster_ctas = 1;
   u32 registers = 0;               // a thread's at launch; 0: setmaxnreg has no effect
+  Trace* trace = nullptr;
 };
 
 // findings (report.cpp)

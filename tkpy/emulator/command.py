@@ -12,6 +12,7 @@ from typing import Any
 import click
 import torch
 
+from tkpy.emulator import timing
 from tkpy.emulator.module import CHECKS, Function, Module, load
 from tkpy.emulator.run import COUNTS, Finding, KernelError, Run
 from tkpy.emulator.specs import ARGUMENT_HELP, Launch, read_launch
@@ -182,6 +183,9 @@ def as_json(function: Function, how: dict[str, Any], found: list[tuple[int, Find
 @click.option("--top", default=20, type=click.IntRange(min=0), help="Rows of the table.", show_default=True)
 @click.option("--save", "saves", multiple=True,
               help="Write the first array to this .npy file, the next --save the next; NAME=file: that.")  # fmt: skip
+@click.option("--trace", "trace_path", default=None, type=click.Path(dir_okay=False, path_type=Path),
+              help="Predict the time by a model, and write a picture for Perfetto to this file.")  # fmt: skip
+@click.option("--device", default="h100-sxm", show_default=True, help="The device that --trace predicts for.")
 @click.option("--json", "json_path", default=None, type=click.Path(dir_okay=False, path_type=Path),
               help="Write findings and counters to this file.")  # fmt: skip
 def emulate(
@@ -196,6 +200,8 @@ def emulate(
     sort: str,
     top: int,
     saves: tuple[str, ...],
+    trace_path: Path | None,
+    device: str,
     json_path: Path | None,
     threads: int,
     **how: Any,
@@ -216,10 +222,13 @@ def emulate(
     function = choose(module, kernel)
     launch = read_launch(function, args, buffers, seed)
     planned = plan_saves(launch, saves)
-    if json_path is not None:
-        writable(json_path)
+    for path in (json_path, trace_path):
+        if path is not None:
+            writable(path)
     try:
         counting = {"counters": by != "none", "threads": threads or None}
+        if trace_path is not None:
+            counting["trace"] = timing.Rates.of(device).multiprocessors
         found, run, output = run_seeds(module, function, launch, seeds, seed, how | counting)
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
@@ -237,6 +246,10 @@ def emulate(
     elif seeds > 1:
         click.echo(f"\n{seeds} schedules, no findings")
     save(planned)
+    if trace_path is not None and run is not None:
+        prediction = timing.predict(run.trace, device)
+        prediction.write_chrome(trace_path)
+        click.echo(f"\n{prediction}\n{trace_path}: for ui.perfetto.dev or chrome://tracing")
     if json_path is not None:
         json_path.write_text(as_json(function, how, found, run))
     raise SystemExit(1 if found else 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tkpy.emulator import arguments
 from tkpy.emulator.arguments import Param
-from tkpy.emulator.run import KernelError, Run
+from tkpy.emulator.run import Geometry, KernelError, Run
 
 try:
     from tkpy import _C
@@ -93,6 +93,14 @@ def _check_mask(checks: str | Collection[str]) -> int:
     return sum(1 << CHECKS.index(c) for c in set(checks))
 
 
+def _slots(multiprocessors: int, cluster: tuple[int, int, int]) -> int:
+    """How many clusters run at once on so many SMs, one CTA on each."""
+    size = cluster[0] * cluster[1] * cluster[2]
+    if multiprocessors and multiprocessors < size:
+        raise ValueError(f"trace must be a number of SMs that holds a cluster of {size}, got {multiprocessors}")
+    return multiprocessors // size
+
+
 class Module:
     """Parsed and decoded PTX. Its global variables keep their values from launch to launch."""
 
@@ -142,6 +150,7 @@ class Module:
         threads: int | None = None,
         buffers: Sequence[Any] = (),
         registers: int = 0,
+        trace: int = 0,
     ) -> Run:
         """Run a kernel to its end.
 
@@ -149,6 +158,8 @@ class Module:
         structures); `max_instructions` bounds the warp instructions of one block; `threads` host threads run blocks.
         `registers` is what a thread has at launch, the start of setmaxnreg's accounts: 0 for what ptxas derives from
         .maxnreg, or .maxntid and .minnctapersm; without them setmaxnreg has no effect.
+        `trace` > 0 records, for `tkpy.emulator.timing`, what one place of a machine of that many SMs does; it needs
+        counters, and one host thread.
         Deadlocks, traps and the like raise KernelError; other findings are in the Run.
         """
         function = self.kernel(name)
@@ -169,12 +180,16 @@ class Module:
             ranges,
             int(seed) & (2**64 - 1),
             _check_mask(checks),
-            counters,
+            counters or trace > 0,
             max_instructions,
             threads or os.cpu_count() or 1,
             registers,
+            _slots(trace, config[2]),
         )
         run = Run(function.name, raw, self._c.listing, [f.name for f in self.functions])
+        if trace:
+            static = int(self._c.static_shared(function.index))
+            run.geometry = Geometry(*config, static + shared, _slots(trace, config[2]))
         if run.fatal:
             raise KernelError(run.findings, run.output)
         return run

@@ -8,7 +8,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tkpy.emulator.timing.record import Trace
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,17 @@ class Counters:
         return json.dumps([{**asdict(r), "count": asdict(r.count)} for r in self.rows])
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How a traced launch was laid out; `shared`: bytes of a CTA, `slots`: clusters that run at once."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
+    shared: int
+    slots: int
+
+
 class Run:
     """The outcome of one launch."""
 
@@ -193,6 +207,27 @@ class Run:
         self._listing = listing
         self._names = names
         self._counters: Counters | None = None
+        self._raw_trace = raw.get("trace")
+        self.geometry: Geometry | None = None
+
+    @property
+    def trace(self) -> Trace:
+        """What a launch with `trace` recorded: the input of `tkpy.emulator.timing.predict`."""
+        from tkpy.emulator.timing import record
+
+        if self._raw_trace is None or self.geometry is None:
+            raise ValueError("this launch recorded no trace: it needs launch(..., trace=132)")
+        g = self.geometry
+        return record.read(
+            self._raw_trace,
+            self._listing,
+            kernel=self.kernel,
+            grid=g.grid,
+            cluster=g.cluster,
+            threads=g.block[0] * g.block[1] * g.block[2],
+            shared=g.shared,
+            slots=g.slots,
+        )
 
     @property
     def counters(self) -> Counters:
