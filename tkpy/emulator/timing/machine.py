@@ -113,6 +113,7 @@ class Cluster:
     ctas: list[Cta] = field(default_factory=list)
     arrived: int = 0  # lanes at the cluster barrier
     phase: int = 0
+    released: float = 0.0  # when the last phase's end is known to all
     waiting: list[Warp] = field(default_factory=list)
     running: int = 0  # warps
 

@@ -292,14 +292,16 @@ class _Replay:
         if cluster.arrived >= cluster.lanes:
             cluster.arrived = 0
             cluster.phase += 1
-            self.wake(cluster.waiting, time + self.lat.dsm)
+            cluster.released = time + self.lat.dsm
+            self.wake(cluster.waiting, cluster.released)
         return True
 
     def cluster_wait(self, warp: Warp, event: Event, time: float) -> bool:
-        if warp.cta.cluster.phase >= warp.cluster_phase:
-            return True
-        warp.cta.cluster.waiting.append(warp)
-        return self.sleep(warp, time, "the cluster barrier")
+        cluster, why = warp.cta.cluster, "the cluster barrier"
+        if cluster.phase >= warp.cluster_phase:
+            return True if cluster.released <= time else self.wait(warp, time, cluster.released, why)
+        cluster.waiting.append(warp)
+        return self.sleep(warp, time, why)
 
     def mbarrier_at(self, warp: Warp, place: int) -> tuple[Cta, Mbarrier]:
         ctas = warp.cta.cluster.ctas
