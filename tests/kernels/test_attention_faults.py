@@ -1,0 +1,201 @@
+"""Faults seeded into the attention forward: each is one edit of its source, and a finding, a deadlock or a wrong result
+must give it away on a few small calls and schedules."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+from kernel_cases import CACHE, ROOT
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import disagreement, inputs, on_machine, packed  # noqa: E402  (after the skips)
+
+import tkpy  # noqa: E402
+
+SOURCES = ("params.h", "schedule.cuh", "softmax.cuh", "forward.cuh")
+SEEDS = range(4)
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    old: str
+    new: str
+    kernel: str = "64_plain"
+
+    def __str__(self) -> str:
+        return self.what
+
+
+SWAPPED_K = "release(bars.keys, at.k);\n      at.k.next();\n      soft.step(s, factor, p, block);"
+FAULTS = [
+    Fault("q loaded over q in use", "      wait(bars.q_free, q_phase);\n", ""),
+    Fault("q freed by one warp", "own_out ? 4 * W : W", "own_out ? 1 : W"),
+    Fault("bytes of one consumer's q", "W * QTile::bytes", "QTile::bytes"),
+    Fault("q's phase never flips", "    at.q_phase ^= 1;\n", ""),
+    Fault("k never waited for", "      await(bars.keys, at.k);\n      take_turn", "      take_turn"),
+    Fault("v never waited for", "      await(bars.values, at.v);\n      mma_fence();", "      mma_fence();"),
+    Fault("k freed before its product", "      mma_wait<1>(s);\n      " + SWAPPED_K, "      " + SWAPPED_K),
+    Fault(
+        "v freed before its product",
+        "      mma_wait(o);\n      release(bars.values, at.v);\n      at.v.next();\n      scale",
+        "      release(bars.values, at.v);\n      mma_wait(o);\n      at.v.next();\n      scale",
+    ),
+    Fault("no wait for the output's product", "      mma_wait(o);\n      release", "      release"),
+    Fault("slots freed by one warp of each consumer", "init(bars.keys, 1, 4 * W)", "init(bars.keys, 1, W)"),
+    Fault(
+        "no fence before the store", "    publish_tile();\n    sync(1 + consumer, 128);", "    sync(1 + consumer, 128);"
+    ),
+    Fault("no barrier before the store", "    publish_tile();\n    sync(1 + consumer, 128);", "    publish_tile();"),
+    Fault(
+        "output written over the store before",
+        "    if (leader) wait_stores_read();  // the store before this one\n",
+        "",
+    ),
+    Fault(
+        "q's tile given back before it is stored",
+        "          wait_stores_read();\n          arrive(shared",
+        "          arrive(shared",
+        "256_plain",
+    ),
+    Fault("no fence after the zeroes", "    publish_tile();\n    __syncwarp();", "    __syncwarp();"),
+    Fault("one row of the next sequence", "valid = tile.seq_k - block * Keys", "valid = tile.seq_k - block * Keys + 1"),
+    Fault("turn never passed", "      pass_turn(consumer);\n      mma_wait<1>", "      mma_wait<1>"),
+    Fault("nobody begins", "    if (consumer == W - 1) pass_turn(consumer);", "    "),
+    Fault("last key hidden", "at <= to ?", "at < to ?"),
+    Fault("edge blocks not masked, above", "all_high = highest(first_row)", "all_high = highest(first_row + 63)"),
+    Fault("edge blocks not masked, below", "all_low = lowest(first_row + 63)", "all_low = lowest(first_row)"),
+    Fault("top-left alignment", "return seq_k - seq_q;", "return 0;"),
+    Fault("old sums not scaled", "total[half] * factor[half] + sum", "total[half] + sum"),
+    Fault("old output not scaled", "      scale_rows(o, factor);\n      copy(weights, s);", "      copy(weights, s);"),
+    Fault("minus infinity minus itself", "highest == -fn::infinity ? 0.0f : highest * c", "highest * c"),
+    Fault("sink without its share", "? share * fn::rcp(sum)", "? fn::rcp(sum)"),
+    Fault("log-sum-exp to base 2", "fn::ln2 * (exponent", "1.0f * (exponent"),
+    Fault("last block left out", "(end + Keys - 1) / Keys", "end / Keys"),
+    Fault("first block left out", "tile.first = begin / Keys", "tile.first = (begin + Keys - 1) / Keys"),
+    Fault("sequences beyond 32", "      index -= __shfl", "      __shfl"),
+    Fault("wrong key head", "tile.head / p.group", "tile.head % p.group"),
+    Fault("stored over the next sequence", "p.cu_seqlens_q == nullptr || valid >= 64", "true"),
+    Fault("log-sum-exp of the next sequence", "if (row >= tile.seq_q || lane", "if (lane"),
+    Fault("the scale is not one plus", "1.0f + scale.x", "scale.x"),
+    Fault(
+        "the output before the bias has it",
+        "      if (p.plain_data) {\n",
+        "      move_output(o, p, tile.head);\n      if (p.plain_data) {\n",
+    ),
+    Fault("cap without its height", "outer * fn::tanh", "fn::tanh", "64_capped"),
+]
+
+
+#: The right kernels, which nothing may accuse.
+CONTROLS = [Fault("none", "", "", kernel) for kernel in ("64_plain", "64_capped", "256_plain")]
+FAULTS += CONTROLS
+
+
+def source(number: int) -> str:
+    """The kernel with the fault, in a namespace of its own."""
+    fault = FAULTS[number]
+    text = "".join((ROOT / "csrc/kernels/attention_forward" / name).read_text() for name in SOURCES)
+    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
+    text = text.replace(fault.old, fault.new, 1)
+    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
+    width, kind = fault.kernel.split("_")
+    made = f"Forward<tk::bf16, {0 if width == '64' else 3}, {'true' if kind == 'capped' else 'false'}>"
+    body = "\n".join(kept).split("#define TKPY_ATTENTION")[0]
+    return f"""namespace seeded_{number} {{
+{body}
+extern "C" __global__ void __launch_bounds__({512 if width == "64" else 384}, 1)
+    fault_{number}(const __grid_constant__ tkpy::attention_forward::Params p) {{
+  tkpy::attention_forward::{made}::run(p);
+}}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def text(compile_kernel, toolchain, tmp_path_factory):
+    """The PTX of all faults: one run of nvcc, none of ptxas."""
+    whole = '#include "tk/tk.cuh"\n' + "".join(source(i) for i in range(len(FAULTS)))
+    key = hashlib.sha256((toolchain.version + whole).encode())
+    for header in sorted((ROOT / "csrc/tk").iterdir()):
+        key.update(header.read_bytes())
+    ptx = CACHE / f"attention_faults-{key.hexdigest()[:16]}.ptx"
+    if not ptx.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        folder = tmp_path_factory.mktemp("attention_faults")
+        path, made = folder / "attention_faults.cu", folder / "attention_faults.ptx"
+        path.write_text(whole)
+        command = [toolchain.nvcc, *compile_kernel.NVCC_FLAGS, f"-I{ROOT / 'csrc'}", path, "-o", made]
+        subprocess.run(list(map(str, command)), check=True)
+        shutil.copy(made, ptx.with_suffix(".part"))
+        os.replace(ptx.with_suffix(".part"), ptx)
+    return ptx.read_text()
+
+
+def one_kernel(text: str, number: int, name: str) -> str:
+    """The module with the kernel of one fault, under the name that the launcher asks for."""
+    head, *entries = text.split(".visible .entry ")
+    (entry,) = [e for e in entries if e.startswith(f"fault_{number}(")]
+    tail = entries[-1][entries[-1].rindex("\n}\n") + 3 :]  # .file, .section
+    body = entry[: entry.rindex("\n}\n") + 3]
+    return head + ".visible .entry " + re.sub(rf"\bfault_{number}(?=\(|_param)", name, body) + tail
+
+
+def calls(kernel: str) -> list[dict]:
+    make = torch.Generator().manual_seed(1)
+    d = 256 if kernel.startswith("256") else 64
+    if kernel.endswith("capped"):
+        return [inputs(1, 30, 40, 1, 1, d, softcap=2.0)]
+    moved = {"out_scale": torch.randn(2, d, generator=make), "out_bias": torch.randn(2, d, generator=make)}
+    lengths = [n % 3 for n in range(40)] + [130, 70]
+    poisoned = packed([150, 90], [150, 90], d=d)
+    poisoned["v"][150:] = float("nan")
+    return [
+        inputs(1, 400, 390, 2, 1, d, window=(200, 60)),
+        inputs(1, 200, 330, 4, 2, d, causal=True, sinks=torch.tensor([0.5, 3.0, -1.0, 9.0])),
+        packed(lengths, lengths, d=d, causal=True, **moved),
+        poisoned,
+    ]
+
+
+def caught(kwargs, monkeypatch, folder, seed: int) -> str:
+    on_machine(monkeypatch, folder, seed, multiprocessors=2)
+    try:
+        if kwargs["v"].isnan().any():
+            with torch.no_grad():
+                out = tkpy.attention(**kwargs, backend="emulator")
+            return "" if out[:150].isfinite().all() else "NaN of another sequence"
+        return disagreement(kwargs)
+    except tkpy.InternalError as error:
+        return str(error)
+
+
+def found(text: str, tmp_path, monkeypatch, number: int) -> str:
+    fault = FAULTS[number]
+    name = f"attention_forward_bf16_{fault.kernel}"
+    for module in ("hd64", "hd256"):
+        path = tmp_path / f"attention_forward_{module}.ptx"
+        path.write_text(one_kernel(text, number, name))
+        path.with_suffix(".cubin").write_text("")
+        path.with_suffix(".json").write_text("{}")
+    for seed in SEEDS if fault not in CONTROLS else SEEDS[:2]:
+        for kwargs in calls(fault.kernel):
+            if what := caught(kwargs, monkeypatch, tmp_path, seed):
+                print(what)
+                return what
+    return ""
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS) - len(CONTROLS)), ids=lambda number: str(FAULTS[number]))
+def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
+    assert found(text, tmp_path, monkeypatch, number)
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS) - len(CONTROLS), len(FAULTS)), ids=lambda n: FAULTS[n].kernel)
+def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch, number):
+    assert found(text, tmp_path, monkeypatch, number) == ""
