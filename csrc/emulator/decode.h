@@ -90,6 +90,7 @@ class Decoder {
   bool decode_multimem();
   bool decode_tensormap();
   bool decode_store_async();
+  u8 sparsity_selector(std::size_t i) const;
   void pin(std::size_t first_pending);
   void binary(Alu op, Type type, u32 flags);
   void alu(const AluKey& key, u32 sources, Op op = Op{});

@@ -71,6 +71,7 @@ bool Decoder::decode_matrix() {
   if (name == "wmma") return decode_wmma();
   if (name != "mma") return false;
   tensor::MmaOp m{};
+  m.sparse = has("sp") || has("sp::ordered_metadata");  // the latter promises rising indices, of which nothing depends
   has("sync"), has("aligned");
   const std::string_view shape = find_shape(in_->modifiers, m.m, m.n, m.k);
   if (shape.empty()) return false;
@@ -84,11 +85,13 @@ bool Decoder::decode_matrix() {
     has("popc");
   }
   if (m.d == Type::f64) m.rounding = rounding();
+  if (m.sparse) m.selector = sparsity_selector(5);
   const std::string why = tensor::mma_reason(m);
   if (!why.empty()) throw NotModelled{why};
   const tensor::MmaRegisters r = tensor::mma_registers(m);
   const Type row = m.a == Type::f64 ? Type::b64 : Type::b32;
-  arity(4, 4);
+  arity(m.sparse ? 6 : 4, m.sparse ? 6 : 4);
+  if (m.sparse) src(op, 0, arg(4), Type::b32);
   list(op, arg(0), row, true);
   if (op.list_size != r.c) throw NotModelled{"a vector whose length is not the instruction's"};
   list_more(op, arg(1), row, false);
@@ -102,6 +105,11 @@ bool Decoder::decode_matrix() {
   op.flops = static_cast<u16>(2 * m.m * m.n * m.k / kLanes);
   op.fn = exec_mma;
   return finish(op), true;
+}
+
+u8 Decoder::sparsity_selector(std::size_t i) const {
+  if (arg(i).kind != Operand::imm) throw NotModelled{"a sparsity selector that is not an immediate"};
+  return static_cast<u8>(std::min<u64>(arg(i).value, 255));
 }
 
 // Registers of an operation that outlives its instruction keep rows of their own, so that no other value moves in.
@@ -130,6 +138,7 @@ bool Decoder::decode_wgmma() {
   }
   if (!has("mma_async")) return false;
   tensor::WgmmaOp w{};
+  w.sparse = has("sp");
   u32 m = 0, k = 0;
   const std::string_view shape = find_shape(in_->modifiers, m, w.n, k);
   if (shape.empty() || m != 64) return false;
@@ -141,14 +150,16 @@ bool Decoder::decode_wgmma() {
   const bool half = w.a == Type::f16 || w.a == Type::bf16;
   const bool integers = w.d == Type::s32;
   const std::size_t extra = integers ? 0 : half ? (w.a_in_registers ? 3 : 4) : 2;  // imm-scale, imm-trans
-  arity(4 + extra, 4 + extra);
+  const std::size_t after = w.sparse ? 5 : 3;  // scale-d; metadata and selector come before it
+  arity(after + 1 + extra, after + 1 + extra);
+  if (w.sparse) w.selector = sparsity_selector(4);
   auto flag = [&](std::size_t i) {
     if (arg(i).kind != Operand::imm) throw NotModelled{"a scale or transposition that is not an immediate"};
     return arg(i).value;
   };
-  if (!integers) w.negate_a = flag(4) == ~u64{0}, w.negate_b = flag(5) == ~u64{0};
-  if (half && w.a_in_registers) w.transpose_b = flag(6) != 0;
-  if (half && !w.a_in_registers) w.transpose_a = flag(6) != 0, w.transpose_b = flag(7) != 0;
+  if (!integers) w.negate_a = flag(after + 1) == ~u64{0}, w.negate_b = flag(after + 2) == ~u64{0};
+  if (half && w.a_in_registers) w.transpose_b = flag(after + 3) != 0;
+  if (half && !w.a_in_registers) w.transpose_a = flag(after + 3) != 0, w.transpose_b = flag(after + 4) != 0;
   std::string why = tensor::wgmma_reason(w);
   if (why.empty() && k != tensor::wgmma_k(w)) why = "no such shape";
   if (!why.empty()) throw NotModelled{why};
@@ -167,9 +178,10 @@ bool Decoder::decode_wgmma() {
   } else {
     src(op, 0, arg(1), Type::b64);
   }
+  if (w.sparse) list_more(op, arg(3), Type::b32, false);
   pin(first);
   src(op, 1, arg(2), Type::b64);
-  op.s[2] = pred_src(arg(3));
+  op.s[2] = pred_src(arg(after));
   op.imm = static_cast<i64>(f_.wgmma_ops.size());
   f_.wgmma_ops.push_back(w);
   op.flops = static_cast<u16>(2 * 16 * w.n * k / kLanes);

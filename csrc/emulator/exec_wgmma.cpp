@@ -96,7 +96,7 @@ void execute(Cluster& c, Cta& cta, std::size_t index) {
     d.insert(d.end(), p.d[w].begin(), p.d[w].end());
   }
   const tensor::SharedBytes shared{cta.shared.data.data(), kSharedBase, static_cast<u32>(cta.shared.data.size())};
-  const std::string error = tensor::wgmma(*p.op, shared, a.data(), p.descriptor_a[0], p.descriptor_b[0], p.accumulate & 1, d.data());
+  const std::string error = tensor::wgmma(*p.op, shared, a.data(), p.descriptor_a[0], p.descriptor_b[0], p.accumulate & 1, d.data(), p.metadata);
   if (!error.empty()) c.report_at(Check::out_of_bounds, p.site, first, 0, error);
 }
 
@@ -166,6 +166,7 @@ void exec_wgmma(Exec& x, const Op& op, u32 mask) {
     for (u32 i = 0; i < 4; ++i) p.a[slot].push_back(x.row<u32>(list[registers + i]));
   else
     p.descriptor_a[slot] = x.row<u64>(op.s[0])[lane];
+  if (what->sparse) p.metadata[slot] = x.row<u32>(list[registers + (what->a_in_registers ? 4 : 0)]);
   p.descriptor_b[slot] = x.row<u64>(op.s[1])[lane];
   p.accumulate |= (x.pred(op.s[2]) >> lane & 1) << slot;
   p.frames[slot] = x.frame;

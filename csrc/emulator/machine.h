@@ -222,6 +222,7 @@ struct PendingWgmma {
   Frame* frames[4] = {};
   Clock start[4];                  // what comes before it in each warp
   std::vector<u32*> a[4], d[4];    // rows of each warp
+  const u32* metadata[4] = {};     // of sparse A
 };
 struct Warpgroup {
   std::vector<PendingWgmma> queue; // in order of issue, from number `done` on

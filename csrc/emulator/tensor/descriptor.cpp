@@ -39,18 +39,19 @@ void operand_addresses(const MatrixDescriptor& d, const Operand& operand, u32* a
   const u32 units = width / 16;
   const bool plain = d.swizzle == Swizzle::none;
   if (!operand.mn_major) {
-    const u32 column = plain ? d.leading : 16;
     for (u32 row = 0; row < operand.mn; ++row) {
       const u32 at = d.start + row % 8 * width + row / 8 * d.stride;
-      addresses[2 * row] = swizzle_address(at, d.swizzle, d.base_offset);
-      addresses[2 * row + 1] = swizzle_address(at + column, d.swizzle, d.base_offset);
+      for (u32 c = 0; c < operand.units; ++c) {
+        const u32 column = c / units * d.leading + c % units * 16;
+        addresses[operand.units * row + c] = swizzle_address(at + column, d.swizzle, d.base_offset);
+      }
     }
     return;
   }
   const u32 blocks = operand.mn / 8;
   const u32 panel = plain ? d.stride : d.leading;  // from one swizzle width of M or N to the next
   const u32 group = plain ? d.leading : d.stride;  // from eight columns to the next eight
-  for (u32 k = 0; k < 16; ++k) {
+  for (u32 k = 0; k < 8 * operand.units; ++k) {
     for (u32 block = 0; block < blocks; ++block) {
       const u32 at = d.start + block % units * 16 + block / units * panel + k % 8 * width + k / 8 * group;
       addresses[k * blocks + block] = swizzle_address(at, d.swizzle, d.base_offset);
@@ -109,7 +110,7 @@ std::string operand_out_of_bounds(const MatrixDescriptor& d, const Operand& oper
     const u32 blocks = operand.mn / 8;
     const std::string element =
         operand.mn_major ? std::to_string(i % blocks * 8) + ", k " + std::to_string(i / blocks)
-                         : std::to_string(i / 2) + ", k " + std::to_string(i % 2 * 16 / operand.element_bytes);
+                         : std::to_string(i / operand.units) + ", k " + std::to_string(i % operand.units * 16 / operand.element_bytes);
     return "row " + element + " is at " + hex(addresses[i]) + ", outside shared memory [" + hex(shared.base) + ", " +
            hex(shared.base + shared.bytes) + ")";
   }

@@ -36,16 +36,18 @@ MatrixDescriptor decode_descriptor(u64 bits);
 // What the ISA's matrix-descriptor-encode makes of it: the low four bits and those above 18 are lost.
 u64 encode_descriptor(const MatrixDescriptor& d);
 
-// One operand of one wgmma: mn rows of A (64) or columns of B (n); 32 bytes along K in every type.
+// One operand of one wgmma: mn rows of A (64) or columns of B (n); 32 bytes along K in every type, 64 of B where A is
+// sparse. The ISA does not say where the second 32 bytes of a K-major B with 32-byte swizzle lie: LBO after the first, here.
 struct Operand {
   u32 mn;
   u32 element_bytes;  // 1 also for b1
   bool mn_major;      // only two-byte elements
+  u32 units = 2;      // of 16 bytes along K
 };
 
-// Addresses of the operand's 2 * mn units of 16 bytes. K-major: unit 2 r + c holds elements (r, c T ..). MN-major: unit
+// Addresses of the operand's units * mn units of 16 bytes. K-major: unit `units` r + c holds elements (r, c T ..). MN-major: unit
 // k * (mn / 8) + b holds elements (8 b .. 8 b + 7, k).
-constexpr u32 operand_units(const Operand& operand) { return 2 * operand.mn; }
+constexpr u32 operand_units(const Operand& operand) { return operand.units * operand.mn; }
 void operand_addresses(const MatrixDescriptor& d, const Operand& operand, u32* addresses);
 
 // Why these bits are not a descriptor of this operand; empty when they are.

@@ -5,10 +5,12 @@
 #include <cfenv>
 #include <cmath>
 #include <limits>
+#include <span>
 
 #include "fragments.h"
 #include "gemm.h"
 #include "numbers.h"
+#include "sparse.h"
 
 namespace tkpy::emulator::tensor {
 
@@ -52,6 +54,20 @@ constexpr ShapeRow kShapes[] = {
     {16, 16, [](Type t) { return t == Type::f64; }, false, Type::f64},
 };
 
+constexpr ShapeRow kSparseShapes[] = {
+    {16, 16, [](Type t) { return t == Type::f16; }, true, Type::f32},
+    {16, 32, [](Type t) { return t == Type::f16; }, true, Type::f32},
+    {16, 16, [](Type t) { return t == Type::bf16; }, false, Type::f32},
+    {16, 32, [](Type t) { return t == Type::bf16; }, false, Type::f32},
+    {16, 8, [](Type t) { return t == Type::tf32; }, false, Type::f32},
+    {16, 16, [](Type t) { return t == Type::tf32; }, false, Type::f32},
+    {16, 64, is_fp8, false, Type::f32},
+    {16, 32, is_8bit, false, Type::s32},
+    {16, 64, is_8bit, false, Type::s32},
+    {16, 64, is_4bit, false, Type::s32},
+    {16, 128, is_4bit, false, Type::s32},
+};
+
 // Registers of A or B straight into the order of gemm.h (pack_a, pack_b): this is the inner loop of mma.sync.
 template <u32 e, class Put>
 void spread(u32 halves, u32 registers, const float* wide, Put&& put) {
@@ -89,7 +105,7 @@ void unpack_bits(u32 halves, u32 registers, const u32* const* from, u32 (*matrix
 
 using Accumulators = float[4][kLanes];
 
-void multiply(const MmaOp& op, const u32* const* a, const u32* const* b, Accumulators& acc) {
+void multiply_dense(const MmaOp& op, const u32* const* a, const u32* const* b, Accumulators& acc) {
   alignas(32) float pa[16 * kMaxK * 4], pb[8 * kMaxK];
   const u32 k = op.k, halves = op.m / 8;
   const MmaRegisters count = mma_registers(op);
@@ -101,6 +117,26 @@ void multiply(const MmaOp& op, const u32* const* a, const u32* const* b, Accumul
   unpack(op.b, 1, count.b, b, [&](u32 col, u32 i, float value) { pb[(col % 2 * k + i) * 4 + col / 2] = value; });
   float* rows[4] = {acc[0], acc[1], acc[2], acc[3]};
   fragment_gemm(1, 8, k, pa, pb, rows);
+}
+
+// Only what A stores is multiplied: a NaN of B that metadata do not choose does no harm.
+void multiply_sparse(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* metadata, Accumulators& acc) {
+  float am[16][kMaxK], bm[8][2 * kMaxK];
+  const MmaRegisters count = mma_registers(op);
+  unpack(op.a, 2, count.a, a, [&](u32 row, u32 i, float value) { am[row][i] = value; });
+  unpack(op.b, 1, count.b, b, [&](u32 col, u32 i, float value) { bm[col][i] = value; });
+  const SparseA sparse{op.a, op.k, op.selector};
+  u32 columns[16][kMaxK];
+  for (u32 row = 0; row < 16; ++row)
+    for (u32 i = 0; i < op.k / 2; ++i) columns[row][i] = sparse_column(sparse, metadata, row, i);
+  for (u32 reg = 0; reg < 4; ++reg) {
+    for (u32 lane = 0; lane < kLanes; ++lane) {
+      const Cell at = c_cell(16, lane, reg);
+      float sum = acc[reg][lane];
+      for (u32 i = 0; i < op.k / 2; ++i) sum = std::fma(am[at.row][i], bm[at.col][columns[at.row][i]], sum);
+      acc[reg][lane] = sum;
+    }
+  }
 }
 
 void multiply_bits(const MmaOp& op, const u32* const* a, const u32* const* b, Accumulators& acc) {
@@ -136,15 +172,18 @@ void add_integers(const MmaOp& op, u32 registers, const Accumulators& acc, const
 }  // namespace
 
 std::string mma_reason(const MmaOp& op) {
-  const std::string name = std::string("mma.sync m") + std::to_string(op.m) + "n" + std::to_string(op.n) + "k" +
+  const std::string name = std::string(op.sparse ? "mma.sp m" : "mma.sync m") + std::to_string(op.m) + "n" + std::to_string(op.n) + "k" +
                            std::to_string(op.k) + "." + type_name(op.d) + "." + type_name(op.a) + "." +
                            type_name(op.b) + "." + type_name(op.c);
   if (op.c != op.d) return name + ": the types of C and D differ";
-  for (const ShapeRow& row : kShapes) {
+  const std::span<const ShapeRow> shapes = op.sparse ? std::span<const ShapeRow>(kSparseShapes) : kShapes;
+  for (const ShapeRow& row : shapes) {
     if (op.n != 8 || row.m != op.m || row.k != op.k || !row.operand(op.a) || !row.operand(op.b)) continue;
     if (op.d != row.result && !(row.half_result && op.d == Type::f16)) continue;
     const bool clamps = row.result == Type::s32 && op.a != Type::b1;
     if (op.satfinite && !clamps) return name + ": .satfinite needs integer operands";
+    if (op.sparse && op.selector >= sparse_selectors(op.a, op.k))
+      return name + ": the sparsity selector must be below " + std::to_string(sparse_selectors(op.a, op.k)) + ", got " + std::to_string(op.selector);
     return {};
   }
   return name + ": sm_90a has no such shape";
@@ -153,24 +192,29 @@ std::string mma_reason(const MmaOp& op) {
 MmaRegisters mma_registers(const MmaOp& op) {
   const u32 lane_bits = type_bits(op.a) == 64 ? 64 : 32;
   const u32 c_bits = op.d == Type::f16 ? 2 : 1;
-  return {op.m * op.k * type_bits(op.a) / (kLanes * lane_bits), op.n * op.k * type_bits(op.b) / (kLanes * lane_bits),
+  const u32 stored = op.sparse ? op.k / 2 : op.k;
+  return {op.m * stored * type_bits(op.a) / (kLanes * lane_bits), op.n * op.k * type_bits(op.b) / (kLanes * lane_bits),
           op.m * op.n / kLanes / c_bits};
 }
 
-void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d) {
+void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d,
+         const u32* metadata) {
   const u32 registers = mma_registers(op).c;
+  const auto multiply = [&](Accumulators& into) {
+    op.sparse ? multiply_sparse(op, a, b, metadata, into) : multiply_dense(op, a, b, into);
+  };
   Accumulators acc = {};
   if (op.d == Type::s32) {
     if (op.a == Type::b1) {
       multiply_bits(op, a, b, acc);
     } else {
-      multiply(op, a, b, acc);  // at most 32 * 255 * 255 < 2^24: exact in f32
+      multiply(acc);  // at most 32 * 255 * 255 < 2^24: exact in f32
     }
     return add_integers(op, registers, acc, c, d);
   }
   if (op.d == Type::f32) {
     for (u32 reg = 0; reg < registers; ++reg) std::memcpy(acc[reg], c[reg], sizeof acc[reg]);
-    multiply(op, a, b, acc);
+    multiply(acc);
     for (u32 reg = 0; reg < registers; ++reg) std::memcpy(d[reg], acc[reg], sizeof acc[reg]);
     return;
   }
@@ -179,7 +223,7 @@ void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* c
       acc[reg][lane] = f16_to_f32(static_cast<u16>(c[reg / 2][lane] >> (16 * (reg % 2))));
     }
   }
-  multiply(op, a, b, acc);
+  multiply(acc);
   for (u32 reg = 0; reg < registers; ++reg) {
     for (u32 lane = 0; lane < kLanes; ++lane) {
       d[reg][lane] = f32_to_f16(acc[2 * reg][lane]) | u32{f32_to_f16(acc[2 * reg + 1][lane])} << 16;

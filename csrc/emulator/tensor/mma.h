@@ -14,6 +14,8 @@ struct MmaOp {
   bool satfinite = false;
   bool xor_popc = false;  // b1 only: .xor.popc; otherwise .and.popc
   u8 rounding = 0;         // f64 only: 0 .rn, 1 .rz, 2 .rm, 3 .rp
+  bool sparse = false;     // mma.sp: A holds half of its k columns, sparse.h
+  u8 selector = 0;
 };
 
 // Why sm_90a has no such instruction; empty when it has.
@@ -24,8 +26,10 @@ struct MmaRegisters {
 };
 MmaRegisters mma_registers(const MmaOp& op);
 
-// a[reg], b[reg], c[reg], d[reg] each point at 32 lanes; d may be c. Type::none is no matrix: call mma_reason first.
-void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d);
+// a[reg], b[reg], c[reg], d[reg] each point at 32 lanes, and so does metadata of a sparse one; d may be c. Type::none is no
+// matrix: call mma_reason first.
+void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d,
+         const u32* metadata = nullptr);
 
 // f64, whose registers are 64 bits wide; fused multiply-adds, k ascending.
 void mma_f64(const MmaOp& op, const double* const* a, const double* const* b, const double* const* c,

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
 
 #include "fragments.h"
 #include "gemm.h"
 #include "numbers.h"
+#include "sparse.h"
 
 namespace tkpy::emulator::tensor {
 
@@ -18,7 +20,7 @@ constexpr u32 kRows = 64, kMaxN = 256, kMaxK = 32, kWarps = 4;
 struct Scratch {
   u32 addresses[2 * kMaxN];
   alignas(64) float a[kRows * kMaxK];
-  alignas(64) float b[kMaxN * kMaxK];
+  alignas(64) float b[kMaxN * 2 * kMaxK];  // twice as much along K where A is sparse
   alignas(64) float packed_a[kRows * kMaxK * 4];
   alignas(64) float packed_b[kMaxN * kMaxK];
   alignas(64) float acc[kWarps * kMaxN / 2][kLanes];
@@ -33,7 +35,7 @@ Scratch& scratch() {
 
 // Shared memory to a matrix [mn][k] of floats.
 void gather(Type type, const Operand& operand, const SharedBytes& shared, const u32* addresses, float* matrix) {
-  const u32 per_unit = 16 / operand.element_bytes, k = 2 * per_unit;
+  const u32 per_unit = 16 / operand.element_bytes, k = operand.units * per_unit;
   if (!operand.mn_major) {
     for (u32 i = 0; i < operand_units(operand); ++i) {
       widen_packed(type, shared.at(addresses[i]), per_unit, matrix + i * per_unit);
@@ -102,6 +104,24 @@ void multiply_bits(const WgmmaOp& op, Scratch& s) {
   }
 }
 
+// Only what A stores is multiplied (see mma.cpp).
+void multiply_sparse(const WgmmaOp& op, const u32* const* metadata, Scratch& s) {
+  const u32 k = wgmma_k(op), stored = k / 2;
+  const SparseA sparse{op.a, k, op.selector};
+  std::vector<u32> columns(kRows * stored);
+  for (u32 row = 0; row < kRows; ++row)
+    for (u32 i = 0; i < stored; ++i) columns[row * stored + i] = sparse_column(sparse, metadata[row / 16], row % 16, i);
+  for (u32 i = 0; i < kWarps * op.n / 2; ++i) {
+    for (u32 lane = 0; lane < kLanes; ++lane) {
+      const Cell at = wgmma_d_cell(i / (op.n / 2), lane, i % (op.n / 2));
+      const float *a = s.a + at.row * stored, *b = s.b + at.col * k;
+      float sum = s.rows[i][lane];
+      for (u32 j = 0; j < stored; ++j) sum = std::fma(a[j], b[columns[at.row * stored + j]], sum);
+      s.rows[i][lane] = sum;
+    }
+  }
+}
+
 // Text: outside shared memory. `matrix` is filled, or `bits` for b1.
 std::string read_shared(Type type, const Operand& operand, const SharedBytes& shared, u64 descriptor, Scratch& s,
                         float* matrix, u32 (*bits)[8]) {
@@ -138,7 +158,7 @@ void read_registers(Type type, const u32* const* from, Scratch& s) {
 }  // namespace
 
 Operand wgmma_operand_a(const WgmmaOp& op) { return {kRows, std::max(1u, type_bits(op.a) / 8), op.transpose_a}; }
-Operand wgmma_operand_b(const WgmmaOp& op) { return {op.n, std::max(1u, type_bits(op.b) / 8), op.transpose_b}; }
+Operand wgmma_operand_b(const WgmmaOp& op) { return {op.n, std::max(1u, type_bits(op.b) / 8), op.transpose_b, op.sparse ? 4u : 2u}; }
 
 std::string wgmma_reason(const WgmmaOp& op) {
   const auto is = [](Type t, std::initializer_list<Type> list) {
@@ -162,12 +182,14 @@ std::string wgmma_reason(const WgmmaOp& op) {
   if ((op.transpose_a || op.transpose_b) && !half) return "only f16 and bf16 operands can be transposed";
   if (op.transpose_a && op.a_in_registers) return "A in registers cannot be transposed";
   if ((op.negate_a || op.negate_b) && integers) return "integer wgmma has no imm-scale";
+  if (op.sparse && (op.a == Type::b1 || op.selector >= sparse_selectors(op.a, wgmma_k(op))))
+    return "no such sparsity selector: " + std::to_string(op.selector);
   if (op.satfinite && !bytes) return ".satfinite needs s8 or u8 operands";
   return {};
 }
 
 std::string wgmma(const WgmmaOp& op, const SharedBytes& shared, const u32* const* a, u64 a_descriptor,
-                  u64 b_descriptor, bool accumulate, u32* const* d) {
+                  u64 b_descriptor, bool accumulate, u32* const* d, const u32* const* metadata) {
   Scratch& s = scratch();
   if (op.a_in_registers) {
     read_registers(op.a, a, s);
@@ -182,8 +204,13 @@ std::string wgmma(const WgmmaOp& op, const SharedBytes& shared, const u32* const
   if (op.a == Type::b1) {
     multiply_bits(op, s);
   } else {
-    const u32 k = wgmma_k(op);
+    const u32 k = 256 / type_bits(op.a);  // as A is stored
     if (op.negate_a != op.negate_b) negate(s.a, kRows * k);
+    if (op.sparse) {
+      multiply_sparse(op, metadata, s);
+      store_accumulators(op, accumulate, s, d);
+      return {};
+    }
     pack_a(kRows, k, s.a, s.packed_a);
     pack_b(op.n, k, s.b, s.packed_b);
     fragment_gemm(kWarps, op.n, k, s.packed_a, s.packed_b, s.rows);

@@ -16,9 +16,11 @@ struct WgmmaOp {
   bool transpose_a = false, transpose_b = false;  // imm-trans: M- or N-major
   bool negate_a = false, negate_b = false;        // imm-scale of -1
   bool satfinite = false;
+  bool sparse = false;  // wgmma.mma_async.sp: A holds half of the k columns, sparse.h
+  u8 selector = 0;
 };
 
-inline u32 wgmma_k(const WgmmaOp& op) { return 256 / type_bits(op.a); }
+inline u32 wgmma_k(const WgmmaOp& op) { return (op.sparse ? 512 : 256) / type_bits(op.a); }
 // Accumulator registers of one thread.
 inline u32 wgmma_registers(const WgmmaOp& op) { return op.d == Type::f16 ? op.n / 4 : op.n / 2; }
 Operand wgmma_operand_a(const WgmmaOp& op);
@@ -28,9 +30,10 @@ Operand wgmma_operand_b(const WgmmaOp& op);
 std::string wgmma_reason(const WgmmaOp& op);
 
 // d[w * registers + i] points at the 32 lanes of accumulator i of warp w; a likewise, with four registers a warp, and
-// only read when op.a_in_registers. With accumulate false the old D is not read. Text: an operand lies outside shared
+// only read when op.a_in_registers; metadata of a sparse one are one register a warp. With accumulate false the old D is not read. Text: an operand lies outside shared
 // memory, and nothing was written.
 std::string wgmma(const WgmmaOp& op, const SharedBytes& shared, const u32* const* a, u64 a_descriptor,
-                  u64 b_descriptor, bool accumulate, u32* const* d);
+                  u64 b_descriptor, bool accumulate, u32* const* d,
+                  const u32* const* metadata = nullptr);
 
 }  // namespace tkpy::emulator::tensor

@@ -162,6 +162,16 @@ void bind_mma(py::module_& m) {
         rows<const u32>(d).data(), rows<u32>(d).data());
     return d;
   });
+  m.def("mma_sp", [](u32 mm, u32 n, u32 k, const std::string& ta, const std::string& tb, const std::string& td, u32 selector,
+                     Array<u32> a, Array<u32> b, const Array<u32>& c, const Array<u32>& metadata) {
+    MmaOp op = mma_op(mm, n, k, ta, tb, td, false, false);
+    op.sparse = true, op.selector = static_cast<u8>(selector);
+    if (const std::string why = mma_reason(op); !why.empty()) throw std::invalid_argument(why);
+    Array<u32> d = copy(c);
+    mma(op, rows<const u32>(a).data(), rows<const u32>(b).data(), rows<const u32>(d).data(), rows<u32>(d).data(),
+        metadata.data());
+    return d;
+  });
   m.def("mma_f64", [](u32 mm, u32 n, u32 k, Array<double> a, Array<double> b, const Array<double>& c) {
     Array<double> d = copy(c);
     mma_f64(mma_op(mm, n, k, "f64", "f64", "f64", false, false), rows<const double>(a).data(),
@@ -257,6 +267,8 @@ struct WgmmaKeywords {
     op.negate_a = flag("negate_a");
     op.negate_b = flag("negate_b");
     op.satfinite = flag("satfinite");
+    op.sparse = flag("sparse");
+    if (k.contains("selector")) op.selector = k["selector"].cast<u8>();
   }
 };
 
@@ -269,9 +281,12 @@ void bind_wgmma(py::module_& m) {
     Array<u32> d = copy(accumulators);
     const auto a_rows = rows<const u32>(a);
     const auto d_rows = rows<u32>(d);
+    Array<u32> metadata = op.sparse ? k["metadata"].cast<Array<u32>>() : Array<u32>(0);  // [4][32]
+    const auto metadata_rows = rows<const u32>(metadata);
     std::string reason;
     for (u32 i = 0; i < repeat; ++i) {
-      reason = wgmma(op, view(memory, base), a_rows.data(), a_descriptor, b_descriptor, accumulate, d_rows.data());
+      reason = wgmma(op, view(memory, base), a_rows.data(), a_descriptor, b_descriptor, accumulate, d_rows.data(),
+                     metadata_rows.data());
     }
     return std::make_pair(reason, d);
   });

@@ -53,9 +53,14 @@ def layouts(mn: int, k_bytes: int, majors: tuple[bool, ...], start: int, widths=
             atom = 8 * width
             if mn_major:
                 units = -(-mn // (width // 2))  # panels of M/N
-                pairs = [(2 * atom, atom), (atom, units * atom)]  # (between panels, between groups of 8 columns)
+                pairs = [
+                    (k_bytes // 16 * atom, atom),
+                    (atom, units * atom),
+                ]  # (between panels, between groups of 8 columns)
                 pairs = [(leading, stride) if width > 16 else (stride, leading) for leading, stride in pairs]
             else:
-                pairs = [(128, 256), (mn // 8 * 128, 128)] if width == 16 else [(16, atom), (16, 2 * atom)]
+                pairs = (
+                    [(128, k_bytes // 16 * 128), (mn // 8 * 128, 128)] if width == 16 else [(16, atom), (16, 2 * atom)]
+                )
             found += [Layout(width, mn_major, *pair, start) for pair in pairs]
     return found
