@@ -91,12 +91,14 @@ def check_rows(
 def _results(
     op: registry.Op, case: registry.Case, backend: str, dtype: torch.dtype, device: str
 ) -> list[conformance.Result]:
-    """The comparisons in `dtype`, or in bfloat16 where the backend has no float32; none where it refuses both."""
+    """The comparisons in `dtype`, or in bfloat16 where the backend has no float32, without gradients where it has no
+    backward; none where it refuses all of them."""
     for tried in dict.fromkeys((dtype, torch.bfloat16) if dtype == torch.float32 else (dtype,)):
-        try:
-            return list(conformance.check_case(op, case, backend=backend, dtype=tried, device=device))
-        except tkpy.Unsupported:
-            continue
+        for grad in (None, False):
+            try:
+                return list(conformance.check_case(op, case, backend=backend, dtype=tried, device=device, grad=grad))
+            except tkpy.Unsupported:
+                continue
     return []
 
 
