@@ -36,6 +36,7 @@ MACROS = {
     "TK_REDUCE": ["row_{0}(dst, src, init =)", "col_{0}(dst, src, init =)",
                   "col_{0}<Scope>(dst, src, scratch, barrier)", "{0}(src)"],
     "TK_SCAN": ["{0}_cumsum<Direction>(dst, src, state =)", "{0}_decay_scan<Direction>(dst, src, decay, state =)"],
+    "TK_COMPLEX_MMA": ["{0}(d, a, b, accumulate =)", "{0}(d, a, minus_im, b, accumulate =)"],
     "TK_BULK_REDUCE": ["bulk_{0}(dst, src, count)"],
     "TK_APPROXIMATION": ["{0}(x)"],
 }  # fmt: skip

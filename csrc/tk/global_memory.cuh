@@ -1,7 +1,9 @@
 // load and store between global memory (view, vec_view) and shared memory or registers, called by all warps of Scope:
 //   load<warpgroup>(tile, x, row, col, fill)     store<warpgroup>(x, tile, row, col)
 // Any strides, any tails: what lies outside the view, to the left and above too, is read as `fill` and never written.
-// Rows whose address and pitch are multiples of 16 bytes move 16 bytes a lane, neighbouring lanes side by side.
+// Rows whose address and pitch are multiples of 16 bytes move 16 bytes a lane, neighbouring lanes side by side: between
+// global and shared memory always; into registers where all columns of the tile are inside, its type is the view's (not
+// a 32-bit one other than tf32) and a row of it has a multiple of 64 bytes.
 // A tile in shared memory that TMA or wgmma reads next is published first: publish_tile() by all who wrote, a barrier.
 #pragma once
 
@@ -155,6 +157,79 @@ struct alignas(Count * sizeof(T)) neighbours {
   T x[Count];
 };
 
+// Row tiles whose runs fill a register, in memory of the same type: four lanes hold 16 registers of a row, 64 bytes, in
+// every fourth place. They move as 16 bytes a lane and are exchanged within the quad.
+template <class Tile, class T>
+constexpr bool by_quads = Tile::layout == Layout::row && Tile::run == Tile::per_word &&
+                          is_same<plain<T>, typename Tile::type> && Tile::cols * sizeof(T) % 64 == 0;
+
+// The 4 x 4 transpose of four registers in four lanes.
+TK_DEVICE void transpose_quad(u32 (&x)[4]) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = (lane_index() & bit) != 0;
+#pragma unroll
+    for (int low = 0; low < 4; ++low) {
+      if (low & bit) continue;
+      const u32 given = upper ? x[low] : x[low + bit];
+      const u32 taken = __shfl_xor_sync(0xffffffffu, given, bit);
+      x[low] = upper ? taken : x[low];
+      x[low + bit] = upper ? x[low + bit] : taken;
+    }
+  }
+}
+
+// f(b, half, group): 16 rows, the lower or upper 8 of them, 64 bytes of columns.
+template <class Tile, class F>
+TK_DEVICE void for_quads(F f) {
+#pragma unroll
+  for (int b = 0; b < Tile::blocks; ++b)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int group = 0; group < Tile::words / 8; ++group) f(b, half, group);
+}
+
+template <class Scope, class Tile, class T>
+TK_DEVICE void load_quads(Tile& dst, const view<const T>& src, int row, int col,
+                          typename Tile::compute fill) {
+  constexpr int width = 16 / static_cast<int>(sizeof(T));
+  typename Tile::compute same[Tile::per_word];
+#pragma unroll
+  for (int i = 0; i < Tile::per_word; ++i) same[i] = fill;
+  const u32 outside = word_bits(packed<T>::make(same));
+  for_quads<Tile>([&](int b, int half, int group) {
+    const int r = row + group_row<Scope, Tile>(b, half * Tile::run);
+    const int c = col + width * (4 * group + lane_index() % 4);
+    uint4 x = make_uint4(outside, outside, outside, outside);
+    if (inside(src, r, c)) x = ptx::ld_global_v4(src.at(r, c));
+    u32 words[4] = {x.x, x.y, x.z, x.w};
+    transpose_quad(words);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) set_word(dst.x[b][2 * (4 * group + j) + half], words[j]);
+  });
+}
+template <class Scope, class Tile, class T>
+TK_DEVICE void store_quads(const view<T>& dst, const Tile& src, int row, int col) {
+  constexpr int width = 16 / static_cast<int>(sizeof(T));
+  for_quads<Tile>([&](int b, int half, int group) {
+    u32 words[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) words[j] = word_bits(src.x[b][2 * (4 * group + j) + half]);
+    transpose_quad(words);
+    const int r = row + group_row<Scope, Tile>(b, half * Tile::run);
+    const int c = col + width * (4 * group + lane_index() % 4);
+    if (inside(dst, r, c)) ptx::st_global_v4(dst.at(r, c), make_uint4(words[0], words[1], words[2], words[3]));
+  });
+}
+
+// Are all columns of the tile in the view, in whole 16-byte chunks? The same in all lanes.
+template <class Tile, class T>
+TK_DEVICE bool whole_rows(const view<T>& x, int col) {
+  constexpr int width = 16 / static_cast<int>(sizeof(T));
+  return x.aligned(width) && col % width == 0 && col >= 0 && col + Tile::cols <= x.cols;
+}
+
 }  // namespace detail
 
 // The tile's type may differ from the view's: values are converted. A column tile is read by rows and turned in
@@ -170,6 +245,12 @@ TK_DEVICE void load(rt<D, Rows, Cols, L>& dst, const view<const T>& src, int row
     load<Scope>(rows, src, row, col, fill);
     swap_layout(dst, rows);
   } else {
+    if constexpr (detail::by_quads<Tile, T>) {
+      if (detail::whole_rows<Tile>(src, col)) {
+        detail::load_quads<Scope>(dst, src, row, col, fill);
+        return;
+      }
+    }
     const bool aligned = L == Layout::row && src.aligned(run) && col % run == 0;
 #pragma unroll
     for (int b = 0; b < Tile::blocks; ++b)
@@ -204,6 +285,12 @@ TK_DEVICE void store(const view<T>& dst, const rt<D, Rows, Cols, L>& src, int ro
     swap_layout(rows, src);
     store<Scope>(dst, rows, row, col);
   } else {
+    if constexpr (detail::by_quads<Tile, T>) {
+      if (detail::whole_rows<Tile>(dst, col)) {
+        detail::store_quads<Scope>(dst, src, row, col);
+        return;
+      }
+    }
     const bool aligned = L == Layout::row && dst.aligned(run) && col % run == 0;
 #pragma unroll
     for (int b = 0; b < Tile::blocks; ++b)

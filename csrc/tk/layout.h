@@ -72,6 +72,12 @@ TK_HD constexpr int widest_swizzle(int row_bytes) {
   return row_bytes % 128 == 0 ? 128 : row_bytes % 64 == 0 ? 64 : row_bytes % 32 == 0 ? 32 : 0;
 }
 
+// Where element (row, col) would lie if chunks were not permuted: descriptors begin there, the hardware permutes.
+TK_HD constexpr u32 linear_offset(int rows, int cols, int size, int swizzle, int row, int col) {
+  const u32 width = static_cast<u32>(swizzle ? swizzle : cols * size), byte = static_cast<u32>(col * size);
+  return byte / width * static_cast<u32>(rows) * width + static_cast<u32>(row) * width + byte % width;
+}
+
 // Byte offset of element (row, col) of a rows x cols tile of `size`-byte elements; neither is negative. The XOR depends
 // on the row only, and on no more of it than row % 8, so that a loop over rows or columns repeats little of this.
 TK_HD constexpr u32 tile_offset(int rows, int cols, int size, int swizzle, int row, int col) {

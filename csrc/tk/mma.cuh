@@ -40,14 +40,24 @@ TK_DEVICE void mma_wait(Tiles&... ready) {
 }
 
 // The descriptor of a tile, and how it grows to that of k-step `step`: one addition instead of one register a step.
+// A sub-tile begins at a multiple of 8 rows, and of 32 bytes of columns (K along its rows) or of a panel.
 template <class Tile, Major major>
 TK_DEVICE u64 descriptor(const Tile& tile) {
   static_assert(Tile::swizzle != 0, "wgmma reads swizzled tiles: give the tile a swizzle of 32, 64 or 128 bytes");
-  return tile_descriptor(ptx::shared_address(tile.data), major, Tile::rows, Tile::swizzle, 0);
+  if constexpr (is_part<Tile>)
+    return tile_descriptor(ptx::shared_address(tile.tile->data) + tile.corner(0, 0), major, Tile::whole::rows,
+                           Tile::swizzle, 0);
+  else
+    return tile_descriptor(ptx::shared_address(tile.data), major, Tile::rows, Tile::swizzle, 0);
 }
 template <class Tile, Major major>
-TK_DEVICE u64 step_of(int step) {
-  return encode_offset(step_offset(major, Tile::rows, Tile::swizzle, step));
+TK_DEVICE u64 step_of(const Tile& tile, int step) {
+  constexpr int k = 32 / static_cast<int>(sizeof(typename Tile::type));
+  if constexpr (is_part<Tile>)
+    return encode_offset(tile.corner(major == Major::mn ? 16 * step : 0, major == Major::k ? k * step : 0) -
+                         tile.corner(0, 0));
+  else
+    return encode_offset(step_offset(major, Tile::rows, Tile::swizzle, step));
 }
 
 namespace detail {
@@ -74,7 +84,7 @@ TK_DEVICE void mma_shared(D& d, const A& a, const B& b, bool accumulate) {
   const u64 first_a = descriptor<A, MajorA>(a), first_b = descriptor<B, MajorB>(b);
 #pragma unroll
   for (int step = 0; step < depth / Form::depth; ++step)
-    ptx::wgmma<Form, at, bt>(d.x[0], first_a + step_of<A, MajorA>(step), first_b + step_of<B, MajorB>(step),
+    ptx::wgmma<Form, at, bt>(d.x[0], first_a + step_of<A, MajorA>(a, step), first_b + step_of<B, MajorB>(b, step),
                              step > 0 || accumulate);
 }
 
@@ -89,7 +99,8 @@ TK_DEVICE void mma_register(D& d, const A& a, const B& b, bool accumulate) {
   for (int step = 0; step < A::cols / Form::depth; ++step) {
     u32 words[4];
     operand(words, a, 0, step);
-    ptx::wgmma<Form, MajorB == Major::mn>(d.x[0], words, first_b + step_of<B, MajorB>(step), step > 0 || accumulate);
+    ptx::wgmma<Form, MajorB == Major::mn>(d.x[0], words, first_b + step_of<B, MajorB>(b, step),
+                                          step > 0 || accumulate);
   }
 }
 

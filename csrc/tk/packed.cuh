@@ -47,6 +47,16 @@ struct packed {
   }
 };
 
+namespace detail {
+
+// The bits of a register.
+TK_DEVICE void set_word(u32& x, u32 bits) { x = bits; }
+TK_DEVICE void set_word(float& x, u32 bits) { x = __uint_as_float(bits); }
+TK_DEVICE u32 word_bits(u32 x) { return x; }
+TK_DEVICE u32 word_bits(float x) { return __float_as_uint(x); }
+
+}  // namespace detail
+
 // One element in memory as a value, and back.
 template <class T>
 TK_DEVICE typename element<plain<T>>::compute read(const T* at) {

@@ -31,11 +31,6 @@ TK_DEVICE u32 matrix_trans_address(const Tile& tile, int row, int col) {
   return tile.address(row + matrix_trans_row(lane_index()), col + 8 * matrix_trans_chunk(lane_index()));
 }
 
-TK_DEVICE void set_word(u32& x, u32 bits) { x = bits; }
-TK_DEVICE void set_word(float& x, u32 bits) { x = __uint_as_float(bits); }
-TK_DEVICE u32 word_bits(u32 x) { return x; }
-TK_DEVICE u32 word_bits(float x) { return __float_as_uint(x); }
-
 // Row tiles whose runs fill a register.
 template <class Scope, class Register, class Shared>
 TK_DEVICE void load_matrices(Register& dst, const Shared& src, int row, int col) {

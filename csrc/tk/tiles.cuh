@@ -156,13 +156,28 @@ struct st_part {
 
   TK_DEVICE u32 address(int r, int c) const { return tile->address(row + r, col + c); }
   TK_DEVICE type& at(int r, int c) const { return tile->at(row + r, col + c); }
+  // Byte offset of (r, c) in the whole tile, chunks not permuted: for matrix descriptors.
+  TK_DEVICE u32 corner(int r, int c) const {
+    return linear_offset(Tile::rows, Tile::cols, sizeof(type), swizzle, row + r, col + c);
+  }
 };
-template <int Rows, int Cols, shared_tile Tile>
-TK_DEVICE st_part<Tile, Rows, Cols> subtile(Tile& tile, int row, int col) {
+template <class A>
+constexpr bool is_part = false;
+template <class Tile, int Rows, int Cols>
+constexpr bool is_part<st_part<Tile, Rows, Cols>> = true;
+
+// Of a sub-tile too.
+template <int Rows, int Cols, class Reference>
+  requires shared_tile<plain_tile<Reference>>
+TK_DEVICE auto subtile(Reference&& tile, int row, int col) {
+  using Tile = plain_tile<Reference>;
   static_assert(Rows <= Tile::rows && Cols <= Tile::cols, "a sub-tile must fit in its tile");
   static_assert(Rows % 8 == 0 && Cols * sizeof(typename Tile::type) % 16 == 0,
                 "a sub-tile has a multiple of 8 rows and of 16 bytes of columns, and begins at one");
-  return {&tile, row, col};
+  if constexpr (is_part<Tile>)
+    return st_part<typename Tile::whole, Rows, Cols>{tile.tile, tile.row + row, tile.col + col};
+  else
+    return st_part<Tile, Rows, Cols>{&tile, row, col};
 }
 
 // A shared vector.

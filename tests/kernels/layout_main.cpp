@@ -109,6 +109,8 @@ void tiles() {
               require(at == static_cast<unsigned>(byte / width * rows * width) +
                                 tk::swizzle_bytes(static_cast<unsigned>(r * width + byte % width), swizzle),
                       "panels of swizzled rows", swizzle, rows, r, c);
+              require(tk::swizzle_bytes(tk::linear_offset(rows, cols, size, swizzle, r, c), swizzle) == at,
+                      "the linear place, permuted", swizzle, rows, r, c);
               require(at % static_cast<unsigned>(size) == 0, "elements are aligned", swizzle, rows, r, c);
               require(seen[at]++ == 0, "no two elements share a place", swizzle, rows, r, c);
               if (c * size % 16)

@@ -151,6 +151,38 @@ extern "C" __global__ void __launch_bounds__(32)
     swap_layout(turned, a);
     transpose(out, turned);
   }
+  if (op == 10) {  // out = a b + a b, all in registers
+    complex<rt_bf<16, 16>> left;
+    complex<rt_bf<16, 16, Layout::col>> right;
+    complex<rt_bf<16, 16>> rows;
+    copy(left, a);
+    copy(rows, b);
+    swap_layout(right, rows);
+    mma_AB(out, left, right, false);
+    mma_AB(out, left, right);
+  }
   store(matrix<Tile>(re), out.re, 0, 0);
   store(matrix<Tile>(im), out.im, 0, 0);
+}
+
+// D = A B^t of a warpgroup, complex: A [64, 32] in registers, B [32, 32] shared.
+extern "C" __global__ void __launch_bounds__(128) complex_product(const bf16* a_re, const bf16* a_im, const bf16* b_re,
+                                                                  const bf16* b_im, float* re, float* im) {
+  __shared__ complex<st<bf16, 32, 32>> b;
+  complex<rt_bf<16, 32>> a;
+  rt_bf<16, 32> minus_im;
+  load<warpgroup>(b.re, view<const bf16>{b_re, 32, 32, 32}, 0, 0);
+  load<warpgroup>(b.im, view<const bf16>{b_im, 32, 32, 32}, 0, 0);
+  load<warpgroup>(a.re, view<const bf16>{a_re, 64, 32, 32}, 0, 0);
+  load<warpgroup>(a.im, view<const bf16>{a_im, 64, 32, 32}, 0, 0);
+  neg(minus_im, a.im);
+  publish_tile();
+  __syncthreads();
+  complex<rt_fl<16, 32>> d;
+  mma_fence();
+  mma_ABt(d, a, minus_im, b, false);
+  mma_commit();
+  mma_wait();
+  store<warpgroup>(view<float>{re, 64, 32, 32}, d.re, 0, 0);
+  store<warpgroup>(view<float>{im, 64, 32, 32}, d.im, 0, 0);
 }

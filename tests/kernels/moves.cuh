@@ -139,6 +139,33 @@ TK_DEVICE void vectors(const T* x, T* y, float* z, int length, int first) {
     vectors<T, LENGTH, Spread::A, Spread::B, RUN>(x, y, z, length, first);                                           \
   }
 
+// D = A B with A and B sub-tiles of larger ones, from (row, col) on, in shared memory and A from there in registers.
+template <class T, Major MajorA, Major MajorB, int Swizzle>
+TK_DEVICE void product_of_parts(const T* a, const T* b, float* d, int a_row, int a_col, int b_row, int b_col) {
+  __shared__ st<T, 96, 128, Swizzle> a_tile, b_tile;
+  load<warpgroup>(a_tile, view<const T>{a, 96, 128, 128}, 0, 0);
+  load<warpgroup>(b_tile, view<const T>{b, 96, 128, 128}, 0, 0);
+  publish_tile();
+  __syncthreads();
+  constexpr bool at = MajorA == Major::mn, bt = MajorB == Major::mn;
+  const auto part_a = subtile<at ? 32 : 64, at ? 64 : 32>(a_tile, a_row, a_col);
+  const auto half = subtile<at ? 16 : 64, at ? 64 : 16>(part_a, at ? 16 : 0, at ? 0 : 16);  // its second 16 of K
+  const auto part_b = subtile<bt ? 32 : 64, bt ? 64 : 32>(b_tile, b_row, b_col);
+  const auto half_b = subtile<bt ? 16 : 64, bt ? 64 : 16>(part_b, bt ? 16 : 0, bt ? 0 : 16);
+  rt_fl<16, 64> result;
+  mma_fence();
+  mma<MajorA, MajorB>(result, part_a, part_b, false);
+  mma<MajorA, MajorB>(result, half, half_b);  // once more: D counts the second half twice
+  mma_commit();
+  mma_wait();
+  store<warpgroup>(view<float>{d, 64, 64, 64}, result, 0, 0);
+}
+#define PRODUCT_OF_PARTS(NAME, T, A, B, SWIZZLE)                                                                     \
+  extern "C" __global__ void __launch_bounds__(128)                                                                  \
+      NAME(const T* a, const T* b, float* d, int a_row, int a_col, int b_row, int b_col) {                           \
+    product_of_parts<T, Major::A, Major::B, SWIZZLE>(a, b, d, a_row, a_col, b_row, b_col);                           \
+  }
+
 // Parts of register tiles; a matrix of a tensor of rank 4.
 extern "C" __global__ void __launch_bounds__(32) slices(const bf16* x, bf16* y, bf16* z, int b, int h) {
   const tensor<const bf16, 4> t{x, {2, 3, 32, 64}, {3 * 32 * 64, 64, 3 * 64, 1}};  // stored as [b, row, h, col]

@@ -159,6 +159,22 @@ def test_complex_tiles(run):
         assert compare(torch.complex(re, im), want, 2e-6), op
 
 
+def test_complex_products(run):
+    def numbers(rows, cols, dtype):
+        parts = [torch.randint(-3, 4, (rows, cols)).to(dtype) for _ in range(2)]
+        return parts, torch.complex(*(p.double() for p in parts))
+
+    torch.manual_seed(0)
+    (a_parts, a), (b_parts, b) = (numbers(16, 16, torch.float32) for _ in range(2))
+    re, im = (torch.full((16, 16), float("nan")) for _ in range(2))
+    run("complexes", [*a_parts, *b_parts, re, im, 10], block=32)
+    assert torch.equal(torch.complex(re.double(), im.double()), 2 * (a @ b))
+    (a_parts, a), (b_parts, b) = (numbers(n, 32, torch.bfloat16) for n in (64, 32))
+    re, im = (torch.full((64, 32), float("nan")) for _ in range(2))
+    run("complex_product", [*a_parts, *b_parts, re, im], block=128)
+    assert torch.equal(torch.complex(re.double(), im.double()), a @ b.T)
+
+
 def test_copies_keep_every_bit(run):
     x = values("bf16", 16, 32)
     x[0, :4] = torch.tensor([math.inf, -math.inf, 0.0, -0.0]).bfloat16()

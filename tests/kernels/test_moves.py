@@ -56,12 +56,13 @@ STAGES = [
 DIRECTS = [
     (t, d, rows, cols, layout, warps)
     for t, d, rows, cols, layout, warps in [
-        ("bf16", "bf16", 16, 64, "row", 4), ("bf16", "float", 32, 40, "row", 1), ("fp16", "float", 16, 16, "col", 8),
+    ("bf16", "bf16", 16, 64, "row", 4), ("bf16", "float", 32, 40, "row", 1), ("fp16", "float", 16, 16, "col", 8),
         ("float", "bf16", 16, 48, "row", 1), ("float", "float", 16, 8, "row", 4), ("float", "float", 8, 16, "col", 1),
         ("int", "int", 32, 24, "row", 1), ("int", "float", 16, 16, "col", 4), ("tf32", "tf32", 16, 24, "row", 1),
         ("float", "e4m3", 16, 32, "row", 1), ("e4m3", "float", 16, 32, "row", 4), ("e5m2", "bf16", 32, 32, "col", 1),
         ("e4m3", "e4m3", 32, 64, "row", 1), ("bf16", "fp16", 16, 16, "col", 1), ("int8", "int", 16, 8, "row", 1),
         ("e5m2", "e5m2", 32, 16, "col", 1),
+        ("tf32", "tf32", 32, 32, "row", 1), ("fp16", "fp16", 32, 96, "row", 1), ("uint8", "uint8", 16, 64, "row", 4),
     ]
 ]  # fmt: skip
 ASYNCS = [
@@ -82,6 +83,7 @@ CONVERTS = [(a, b, 16, 32, "row") for a in KINDS for b in KINDS if a != b] + [
     ("float", "e5m2", 32, 64, "row"), ("e4m3", "bf16", 32, 32, "col"), ("bf16", "float", 48, 16, "col"),
     ("float", "tf32", 32, 16, "col"), ("float", "bf16", 16, 256, "row"),
 ]  # fmt: skip
+PRODUCTS = [("bf16", "k", "k", 128), ("fp16", "k", "mn", 64), ("bf16", "mn", "k", 32), ("fp16", "mn", "mn", 128)]
 SPREADS = ["across", "along", "lanes"]
 VECTORS = [("float", 64, a, b, 2) for a in SPREADS for b in SPREADS] + [
     ("bf16", 48, "across", "along", 4), ("fp16", 16, "along", "across", 4), ("e4m3", 80, "lanes", "along", 1),
@@ -98,7 +100,7 @@ def kernels() -> list[str]:
     found = [case.source() for case in STAGES]
     for prefix, cases in [
         ("DIRECT", DIRECTS), ("ASYNC", ASYNCS), ("PARTS", PARTS), ("TURN", TURNS), ("CONVERT", CONVERTS),
-        ("VECTORS", VECTORS),
+        ("VECTORS", VECTORS), ("PRODUCT_OF_PARTS", PRODUCTS),
     ]:  # fmt: skip
         found += [f"{prefix}({joined(prefix.lower(), case)}, {', '.join(map(str, case))})" for case in cases]
     return found
@@ -199,9 +201,15 @@ def test_registers_and_global_memory(run, case, where):
     wide = window(x[:, :cols], row, col, height, width, fill)
     expected = converted(wide, d)
     want = torch.cat([paste(y[:, :cols], converted(expected, t), row, col), y[:, cols:]], 1)
-    run(joined("direct", case), [x, registers, y, rows, cols, pitch, row, col], block=32 * warps)
+    done = run(joined("direct", case), [x, registers, y, rows, cols, pitch, row, col], block=32 * warps)
     assert torch.equal(bits(registers), bits(expected))
     assert torch.equal(bits(y), bits(want))
+    if where == "whole" and done is not None and t == d and t not in ("float", "int") and "row" in case:
+        size = height * width * x.element_size()
+        if width * x.element_size() % 64 == 0:  # 16 bytes a lane, every sector once
+            for opcode in ("ld.global.v4", "st.global.v4"):
+                count = done.counters.select(opcode)
+                assert (count.lanes, count.global_sectors) == (size // 16, size // 32)
 
 
 def converted(x, kind):
@@ -247,6 +255,27 @@ def test_sub_tiles(run, case, place):
     assert torch.equal(bits(part), bits(expected))
     assert torch.equal(bits(z), bits(expected))
     assert torch.equal(bits(y), bits(want))
+
+
+@pytest.mark.parametrize("a_row, b_row", [(0, 0), (8, 16), (32, 24)])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda c: joined("product", c))
+def test_products_of_sub_tiles(run, case, a_row, b_row, place):
+    kind, a_order, b_order, swizzle = case
+    panel = swizzle // 2  # K along the rows: any 32 bytes; otherwise at a panel
+    a_col, b_col = (16 * (place + i) if o == "k" else panel * place for i, o in enumerate((a_order, b_order), 1))
+    a_col, b_col = (min(c, 128 - (32 if o == "k" else 64)) for c, o in ((a_col, a_order), (b_col, b_order)))
+    a, b = (torch.randint(-3, 4, (96, 128)).to(TORCH[kind]) for _ in range(2))
+    part_a = (
+        a[a_row : a_row + 64, a_col : a_col + 32] if a_order == "k" else a[a_row : a_row + 32, a_col : a_col + 64].T
+    )
+    part_b = (
+        b[b_row : b_row + 64, b_col : b_col + 32].T if b_order == "k" else b[b_row : b_row + 32, b_col : b_col + 64]
+    )
+    d = torch.full((64, 64), float("nan"))
+    run(joined("product_of_parts", case), [a, b, d, a_row, a_col, b_row, b_col], block=128)
+    left, right = part_a.double(), part_b.double()
+    assert torch.equal(d.double(), left @ right + left[:, 16:] @ right[16:])
 
 
 @pytest.mark.parametrize("case", TURNS, ids=lambda c: joined("turn", c))
