@@ -20,7 +20,8 @@ HEADERS = {
                   "complex.cuh"],
     "Products": ["mma.cuh"],
     "Order": ["sync.cuh", "pipeline.cuh"],
-    "Instructions": ["ptx_data.cuh", "ptx_async.cuh", "ptx.cuh", "ptx_mma.cuh", "ptx_wgmma.cuh"],
+    "Instructions": ["ptx_data.cuh", "ptx_async.cuh", "ptx.cuh", "ptx_mma.cuh", "ptx_wgmma.cuh",
+                     "ptx_micro.cuh"],
 }  # fmt: skip
 PREFACE = """# Tile primitives
 
