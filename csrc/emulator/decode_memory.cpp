@@ -115,7 +115,8 @@ bool Decoder::decode_memory() {
     }
     has("mbarrier_init");  // orders less than a release fence (only earlier mbarrier.init); taken as one
     for (std::string_view order : {"acq_rel", "sc", "release", "acquire"}) has(order);
-    for (std::string_view scope : {"cta", "gpu", "sys", "cluster", "gl"}) has(scope);
+    for (std::string_view scope : {"gpu", "sys", "gl"}) op.a |= has(scope);
+    has("cta"), has("cluster");
     has_prefix("sync_restrict::");  // orders less than the whole fence, which stands for it
     op.fn = exec_fence;
     arity(0, 0);
@@ -152,13 +153,14 @@ void Decoder::load_store(bool load) {
   Op op;
   op.fn = load ? exec_load : exec_store;
   op.in_place = false;
-  if (has("volatile")) op.f |= kStrong | kVolatile;
+  if (has("volatile")) op.f |= kStrong | kVolatile | kGpuScope;  // as .relaxed.sys (PTX ISA 9.7.9.8)
   if (has("relaxed")) op.f |= kStrong;
   if (has("acquire")) op.f |= kStrong | kAcquire;
   if (has("release")) op.f |= kStrong | kRelease;
   if (has("mmio")) op.f |= kStrong;
-  has("weak");
-  for (std::string_view scope : {"cta", "cluster", "gpu", "sys"}) has(scope);
+  has("weak"), has("cta"), has("cluster");
+  for (std::string_view scope : {"gpu", "sys"})
+    if (has(scope)) op.f |= kGpuScope;
   const Space space = take_space(in_->modifiers, taken_, Space::generic);
   for (std::string_view cache : {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc"}) has(cache);
   while (has_prefix("L1::") || has_prefix("L2::64B") || has_prefix("L2::128B") || has_prefix("L2::256B")) {}
@@ -207,12 +209,14 @@ static bool atomic_exists(AtomicOp what, Type type, u32 elements) {
 void Decoder::atomic(bool returns) {
   Op op;
   op.fn = exec_atomic;
-  op.f |= kStrong;
+  op.f |= kStrong | kReadModifyWrite;
   if (has("acquire")) op.f |= kAcquire;
   else if (has("release")) op.f |= kRelease;
   else if (has("acq_rel")) op.f |= kAcquire | kRelease;
   else has("relaxed");
-  for (std::string_view scope : {"cta", "cluster", "gpu", "sys"}) has(scope);
+  const bool narrow = has("cta") || has("cluster");
+  if (!narrow) op.f |= kGpuScope;  // the default
+  has("gpu"), has("sys");
   const Space space = take_space(in_->modifiers, taken_, Space::generic);
   static constexpr std::pair<std::string_view, AtomicOp> kOps[] = {
       {"add", AtomicOp::add}, {"and", AtomicOp::and_}, {"or", AtomicOp::or_}, {"xor", AtomicOp::xor_},

@@ -7,7 +7,7 @@
 namespace tkpy::emulator {
 
 enum MemFlag : u32 {
-  kSigned = 1, kStrong = 2, kAcquire = 4, kRelease = 8, kWide = 16, kVolatile = 32,
+  kSigned = 1, kStrong = 2, kAcquire = 4, kRelease = 8, kWide = 16, kVolatile = 32, kGpuScope = 64, kReadModifyWrite = 128,
 };
 
 enum class AtomicOp : u8 { add, and_, or_, xor_, exch, cas, min, max, inc, dec };
@@ -27,7 +27,7 @@ void exec_cache_line(Exec& x, const Op& op, u32 mask);   // 128 bytes of global 
 void exec_nothing(Exec& x, const Op& op, u32 mask);
 // atomics (exec_atomic.cpp): a element bytes, b elements, d[0]/list results, s[1] list of operands; imm offset; e Base
 void exec_atomic(Exec& x, const Op& op, u32 mask);
-void exec_fence(Exec& x, const Op& op, u32 mask);
+void exec_fence(Exec& x, const Op& op, u32 mask);        // a: of gpu or system scope
 void exec_proxy_fence(Exec& x, const Op& op, u32 mask);  // a: kFenceShared, kFenceGlobal
 // warp (exec_warp.cpp)
 void exec_shfl(Exec& x, const Op& op, u32 mask);
@@ -92,6 +92,7 @@ struct Addresses {
 };
 u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 flags, Addresses& out);
 // A plain range of global memory, for device-side strings and asynchronous copies; nullptr when out of bounds.
+bool in_heap(Exec& x, u64 address);
 u8* global_range(Exec& x, u64 address, u64 bytes, bool write);
 // Where a 32-bit shared address lies; `cta` becomes its owner. nullptr when out of bounds.
 u8* shared_range(Exec& x, u32 address, u64 bytes, Cta*& cta);

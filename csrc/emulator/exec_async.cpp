@@ -180,6 +180,7 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
       a.lane = p.lane;
       std::array<u8, 16> data{};
       if (p.from) std::memcpy(data.data(), p.from, p.bytes);
+      if (p.from && issue.checked) touch_global(a, reinterpret_cast<u64>(p.from), p.bytes, AccessKind::read, false, nullptr);
       if (issue.checked) touch_shared(a, *p.cta, p.offset, bytes, AccessKind::write, false, false);
       std::memcpy(p.to, data.data(), bytes);
     }
@@ -255,6 +256,8 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
           a.has_read = true;
           return false;
         }
+        if (issue.checked)
+          touch_global(issue.as(g.component + 1, g.time, true), to, bytes, reduces ? AccessKind::atomic : AccessKind::write, reduces, buffer->data());
         apply(buffer->data(), target);
         return true;
       });
@@ -280,7 +283,8 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
       c->add_agent(x, op, lane, [=](Cluster::Agent&) {
         if (issue.checked) {
           const Accessor a = landed_on(issue, *barrier, m.offset, true);
-          if (s.cta) touch_shared(a, *s.cta, s.offset, bytes, AccessKind::read, false, false);
+          if (!s.cta) touch_global(a, from, bytes, AccessKind::read, false, nullptr);
+          else touch_shared(a, *s.cta, s.offset, bytes, AccessKind::read, false, false);
           touch_shared(a, *cta, d.offset, bytes, reduces ? AccessKind::atomic : AccessKind::write, reduces, false);
         }
         apply(source, cta->shared.data.data() + (d.offset - kSharedBase));
@@ -314,6 +318,19 @@ void touch_tile(const Accessor& a, Cta& cta, u32 shared, const tensor::TensorMap
     return touch_shared(a, cta, shared, tensor::tile_span(map), kind, false, false);
   tensor::for_each_run(map, at, shared, [&](const tensor::TileRun& r) {
     if (r.inside || kind == AccessKind::write) touch_shared(a, cta, r.shared, r.bytes, kind, false, false);
+  });
+}
+
+// The global side.
+void load_tile(const Accessor& a, const tensor::TensorMap& map, const i32* at, u32 shared) {
+  tensor::for_each_run(map, at, shared, [&](const tensor::TileRun& r) {
+    if (r.inside) touch_global(a, r.global, r.bytes, AccessKind::read, false, nullptr);
+  });
+}
+
+void store_tile(const Accessor& a, const tensor::TensorMap& map, const i32* at, const tensor::SharedBytes& source, bool reduces) {
+  tensor::for_each_run(map, at, source.base, [&](const tensor::TileRun& r) {
+    if (r.inside) touch_global(a, r.global, r.bytes, reduces ? AccessKind::atomic : AccessKind::write, reduces, source.at(r.shared));
   });
 }
 
@@ -379,6 +396,7 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
           return false;
         }
         const tensor::SharedBytes source{picture->data(), s.offset, span};
+        if (issue.checked) store_tile(issue.as(g.component + 1, g.time, true), map, at.data(), source, op.a == 2);
         if (op.a == 2) tensor::tile_reduce(map, reduction, at.data(), s.offset, source);
         else tensor::tile_store(map, at.data(), s.offset, source);
         return true;
@@ -395,7 +413,11 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
       Cta* barrier = op.b & 1 ? cta : m.cta;
       if (x.trace) x.trace->note({u64{barrier->rank} << 32 | m.offset});
       c->add_agent(x, op, lane, [=](Cluster::Agent&) {
-        if (issue.checked) touch_tile(landed_on(issue, *barrier, m.offset, true), *cta, s.offset, map, at.data(), AccessKind::write);
+        if (issue.checked) {
+          const Accessor a = landed_on(issue, *barrier, m.offset, true);
+          load_tile(a, map, at.data(), s.offset);
+          touch_tile(a, *cta, s.offset, map, at.data(), AccessKind::write);
+        }
         tensor::tile_load(map, at.data(), s.offset, memory(*cta));
         mbarrier_complete(issue, site, *barrier, m.offset, bytes);
         return true;

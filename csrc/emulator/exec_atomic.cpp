@@ -107,6 +107,8 @@ void exec_atomic(Exec& x, const Op& op, u32 mask) {
         const u32 offset = static_cast<u32>(a.value[lane]) & kSharedOffsetMask;
         shared_access(x, op, *cta, lane, offset, bytes, AccessKind::atomic, true, nullptr);
         location = shared_location(*cta, offset);
+      } else if (x.cluster->global && !in_heap(x, a.value[lane])) {
+        touch_global(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), a.value[lane], bytes, AccessKind::atomic, true, nullptr);
       }
       const u32 as = (x.warp->alive & ~mask) == 0 ? mask : 1u << lane;
       acquire_from(x, location, op.f, as);

@@ -78,7 +78,8 @@ u8* resolve_local(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acces
   return w.local.data() + at;
 }
 
-u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind) {
+// The region that the access may touch, or null, reported.
+const Region* allowed_region(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind) {
   const Region* r = find_region(x, address, bytes);
   if (!r) {
     report_range(x, op, lane, address, bytes, kind, Space::global);
@@ -93,6 +94,14 @@ u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acce
                                                  " of the device heap, which malloc did not give or free took back");
     return nullptr;
   }
+  return r;
+}
+
+u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind, bool strong) {
+  const Region* r = allowed_region(x, op, lane, address, bytes, kind);
+  if (!r) return nullptr;
+  if (x.cluster->global && r->writable && !r->heap && kind == AccessKind::read)
+    touch_global(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), address, bytes, kind, strong, nullptr);
   return reinterpret_cast<u8*>(address);
 }
 
@@ -170,7 +179,18 @@ bool is_shared(const Op& op, u64 address) {
          (s == Space::generic && space_of(address) == Space::shared_cluster);
 }
 
+bool is_global(const Op& op, u64 address) {
+  const Space s = static_cast<Space>(op.c);
+  return s == Space::global || (s == Space::generic && space_of(address) == Space::global);
+}
+
 }  // namespace
+
+// Blocks of the device heap go from thread to thread, in an order that malloc and free keep: they are not checked for races.
+bool in_heap(Exec& x, u64 address) {
+  const Region* r = find_region(x, address, 1);
+  return r && r->heap;
+}
 
 u8* global_range(Exec& x, u64 address, u64 bytes, bool write) {
   const Region* r = find_region(x, address, bytes);
@@ -209,7 +229,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
     u8* at = nullptr;
     switch (space) {
       case Space::global:
-      case Space::constant: at = resolve_global(x, op, lane, address, bytes, kind); break;
+      case Space::constant: at = resolve_global(x, op, lane, address, bytes, kind, flags & kStrong); break;
       case Space::param:
         if (static_cast<u64>(op.imm) <= x.launch->param_bytes && bytes <= x.launch->param_bytes - static_cast<u64>(op.imm)) at = reinterpret_cast<u8*>(address);
         else report_range(x, op, lane, address, bytes, kind, Space::param);
@@ -319,8 +339,10 @@ void exec_store(Exec& x, const Op& op, u32 mask) {
       const u32 offset = static_cast<u32>(a.value[lane]) & kSharedOffsetMask;
       shared_access(x, op, *cta, lane, offset, bytes, AccessKind::write, op.f & kStrong, data);
       if (op.f & kStrong) release_to(x, shared_location(*cta, offset), op.f, 1u << lane);
-    } else if (x.checked && (op.f & kStrong)) {
-      release_to(x, a.value[lane] & ~u64{3}, op.f, 1u << lane);
+    } else if (x.checked && is_global(op, a.value[lane])) {
+      if (x.cluster->global && !in_heap(x, a.value[lane]))
+        touch_global(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), a.value[lane], bytes, AccessKind::write, op.f & kStrong, data);
+      if (op.f & kStrong) release_to(x, a.value[lane] & ~u64{3}, op.f, 1u << lane);
     }
     std::memcpy(a.where[lane], data, bytes);
   }
@@ -460,8 +482,10 @@ void exec_cache_line(Exec& x, const Op& op, u32 mask) {
     const u64 address = lane_address(x, op, lane);
     if (address % kLine) {
       x.report(Check::misaligned, op, lane, "a line of 128 bytes at " + hex(address) + ", which is not a multiple of 128");
-    } else if (u8* at = resolve_global(x, op, lane, address, kLine, op.a ? AccessKind::write : AccessKind::read); at && op.a) {
-      for (u32 i = 0; i < kLine; i += 4) std::memcpy(at + i, &kPoison, 4);
+    } else if (allowed_region(x, op, lane, address, kLine, op.a ? AccessKind::write : AccessKind::read) && op.a) {
+      if (x.cluster->global)
+        touch_global(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), address, kLine, AccessKind::write, false, nullptr);
+      for (u32 i = 0; i < kLine; i += 4) std::memcpy(reinterpret_cast<u8*>(address) + i, &kPoison, 4);
     }
   }
 }

@@ -102,6 +102,8 @@ std::vector<Region> sorted_regions(const Linked& linked, const LaunchConfig& con
   return merged;
 }
 
+u32 checks_bit(Check check) { return 1u << static_cast<u32>(check); }
+
 std::unique_ptr<Cluster> make_cluster(Launch& launch, u64 index, std::vector<InstrCount>& counts) {
   const LaunchConfig& c = *launch.config;
   auto cluster = std::make_unique<Cluster>();
@@ -110,28 +112,28 @@ std::unique_ptr<Cluster> make_cluster(Launch& launch, u64 index, std::vector<Ins
   cluster->counts = &counts;
   cluster->rng = (c.seed + 1) * 0xd1342543de82ef95ull + index * 0x9e3779b97f4a7c15ull;
   cluster->ctas = std::vector<Cta>(launch.cluster_ctas);
-  const u64 gx = c.grid.x / c.cluster.x, gy = c.grid.y / c.cluster.y;
-  const u32 cx = static_cast<u32>(index % gx), cy = static_cast<u32>(index / gx % gy), cz = static_cast<u32>(index / gx / gy);
+  if (c.checks & (checks_bit(Check::global_race) | checks_bit(Check::proxy_fence))) cluster->global = std::make_unique<GlobalMemory>();
   for (u32 rank = 0; rank < launch.cluster_ctas; ++rank) {
     Cta& cta = cluster->ctas[rank];
     cta.rank = rank;
-    cta.x = cx * c.cluster.x + rank % c.cluster.x;
-    cta.y = cy * c.cluster.y + rank / c.cluster.x % c.cluster.y;
-    cta.z = cz * c.cluster.z + rank / c.cluster.x / c.cluster.y;
-    cta.linear = static_cast<u32>(cta.x + u64{c.grid.x} * (cta.y + u64{c.grid.y} * cta.z));
+    cta.linear = cta_linear(launch, index, rank);
+    cta.x = cta.linear % c.grid.x;
+    cta.y = cta.linear / c.grid.x % c.grid.y;
+    cta.z = static_cast<u32>(cta.linear / (u64{c.grid.x} * c.grid.y));
   }
   cluster->start();
   return cluster;
 }
 
 struct Outcome {
+  std::unique_ptr<GlobalMemory> global;
   std::vector<Finding> findings;
   std::string output;
   u64 executed = 0;
   bool stopped = false;
 };
 
-Outcome take(Cluster& c) { return {std::move(c.findings), std::move(c.output), c.executed, c.stopped}; }
+Outcome take(Cluster& c) { return {std::move(c.global), std::move(c.findings), std::move(c.output), c.executed, c.stopped}; }
 
 // CTAs that talk to each other through global memory: one host thread, interleaved, up to a device's worth at a time.
 void run_together(Launch& launch, u64 clusters, std::vector<Outcome>& outcomes, std::vector<InstrCount>& counts) {
@@ -148,22 +150,49 @@ void run_together(Launch& launch, u64 clusters, std::vector<Outcome>& outcomes, 
     const std::size_t at = (rng >> 33) % live.size();
     if (live[at].second->step()) continue;
     outcomes[live[at].first] = take(*live[at].second);
+    outcomes[live[at].first].global.reset();
     const bool stopped = live[at].second->stopped;
     live.erase(live.begin() + static_cast<std::ptrdiff_t>(at));
     if (stopped) return;  // others may wait for this one for ever
   }
 }
 
+// What clusters did to global memory is brought together in their order, as soon as all before them have ended.
+class InOrder {
+ public:
+  InOrder(const Launch& launch, std::vector<Outcome>& outcomes) : launch_(launch), outcomes_(outcomes), ended_(outcomes.size()) {}
+  void end(u64 index) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ended_[index] = true;
+    for (; next_ < ended_.size() && ended_[next_]; ++next_) {
+      Outcome& o = outcomes_[next_];
+      if (o.global && outcomes_.size() > 1) across_.add(launch_, static_cast<u32>(next_), *o.global, o.findings);
+      o.global.reset();
+    }
+  }
+
+ private:
+  const Launch& launch_;
+  std::vector<Outcome>& outcomes_;
+  std::vector<bool> ended_;
+  u64 next_ = 0;
+  AcrossClusters across_;
+  std::mutex mutex_;
+};
+
 void run_apart(Launch& launch, u64 clusters, std::vector<Outcome>& outcomes, std::vector<std::vector<InstrCount>>& counts) {
   std::atomic<u64> next{0}, first_stopped{~u64{0}};
+  InOrder in_order(launch, outcomes);
   auto work = [&](std::size_t worker) {
     while (true) {
       const u64 index = next.fetch_add(1);
       if (index >= clusters || index > first_stopped.load()) return;
       auto cluster = make_cluster(launch, index, counts[worker]);
       while (cluster->step()) {}
+      const bool stopped = cluster->stopped;
       outcomes[index] = take(*cluster);
-      if (!outcomes[index].stopped) continue;
+      in_order.end(index);
+      if (!stopped) continue;
       u64 seen = first_stopped.load();
       while (index < seen && !first_stopped.compare_exchange_weak(seen, index)) {}
     }
@@ -176,6 +205,15 @@ void run_apart(Launch& launch, u64 clusters, std::vector<Outcome>& outcomes, std
 
 }  // namespace
 
+u32 cta_linear(const Launch& launch, u64 cluster, u32 rank) {
+  const Dim3 &grid = launch.config->grid, &size = launch.config->cluster;
+  const u64 columns = grid.x / size.x, rows = grid.y / size.y;
+  const u64 x = cluster % columns * size.x + rank % size.x;
+  const u64 y = cluster / columns % rows * size.y + rank / size.x % size.y;
+  const u64 z = cluster / columns / rows * size.z + rank / size.x / size.y;
+  return static_cast<u32>(x + grid.x * (y + grid.y * z));
+}
+
 std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel) {
   auto l = std::make_unique<Linked>();
   l->module = &module;
@@ -184,10 +222,13 @@ std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel) {
   l->functions.resize(module.functions.size());
   const std::vector<bool> in = reachable(module, kernel);
   layout_shared(module, in, *l);
+  u32 sites = 0;
   for (u32 i = 0; i < module.functions.size(); ++i) {
     if (!in[i]) continue;
     link_function(module.functions[i], *l, l->functions[i]);
     l->functions[i].first_counter = l->counters;
+    l->functions[i].first_site = sites;
+    sites += static_cast<u32>(l->functions[i].ops.size());
     l->counters += static_cast<u32>(module.ast->functions[i].code.size()) + 1;
     l->talks_across_ctas |= module.functions[i].talks_across_ctas;
     l->most_registers = std::max(l->most_registers, module.functions[i].most_registers);
@@ -224,6 +265,7 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
   }
   std::vector<Outcome> outcomes(clusters);
   const bool together = linked.talks_across_ctas;
+  if (together && clusters > 1 && config.checks & checks_bit(Check::global_race)) launch.across = std::make_unique<AcrossClusters>();
   const std::size_t workers = together || trace ? 1 : std::max<std::size_t>(1, std::min<u64>(config.threads, clusters));
   std::vector<std::vector<InstrCount>> counts(workers, std::vector<InstrCount>(config.counters ? linked.counters : 0));
   if (together) run_together(launch, clusters, outcomes, counts[0]);

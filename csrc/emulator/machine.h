@@ -13,7 +13,7 @@
 
 #include "findings.h"
 #include "program.h"
-#include "shadow.h"
+#include "shadow_global.h"
 #include "trace.h"
 
 namespace tkpy::emulator {
@@ -39,6 +39,10 @@ struct InstrCount {
   void add(const InstrCount& o);
 };
 
+struct SiteKey {
+  u32 function, op;
+};
+
 // Code of one function with this kernel's shared addresses filled in.
 struct LinkedFunction {
   const Function* function = nullptr;
@@ -46,11 +50,14 @@ struct LinkedFunction {
   std::vector<u32, std::allocator<u32>> constant_rows;  // raw; `constants` is its first aligned byte
   u8* constants = nullptr;
   u32 first_counter = 0;
+  u32 first_site = 0;
 };
 
 struct Linked {
   const Module* module = nullptr;
   u32 kernel = 0;
+  SiteKey site(u32 index) const;          // of a number that site_index() gave; 0 is none
+  u32 site_index(const SiteKey& key) const { return functions[key.function].first_site + key.op + 1; }
   std::vector<LinkedFunction> functions;  // parallel to Module::functions; unreachable ones are empty
   std::vector<u64> shared_address;        // by symbol
   u32 static_shared = 0;                  // bytes of static shared memory, from kSharedBase
@@ -82,10 +89,6 @@ struct LaunchResult {
   std::vector<std::vector<InstrCount>> counters;  // [function][instr]
   u64 warp_instructions = 0, thread_instructions = 0;
   TraceResult trace;
-};
-
-struct SiteKey {
-  u32 function, op;
 };
 
 // What the checks know of one watched register of one call (exec_watch.cpp).
@@ -317,10 +320,7 @@ struct Cluster {
   u64 executed = 0;           // warp instructions
   u64 clock_offset = 0;       // time slept
   u64 progress = 0;           // bumped by everything another warp could wait for
-  std::vector<SiteKey> sites{SiteKey{0, 0}};
-  std::unordered_map<u64, u32> site_index;
-  u64 last_site = ~u64{0};
-  u32 last_site_index = 0;
+  std::unique_ptr<GlobalMemory> global;     // null when nothing is to be checked
   std::vector<Component> components;        // of the clocks; the first are the warps
   std::unordered_map<u64, u32> pair_index;  // findings with two sides: check and sites -> finding + 1
   std::vector<Finding> findings;
@@ -358,7 +358,7 @@ struct Cluster {
   u32 random(u32 below);
   void add_finding(Finding finding, const std::string& key);
   u32 site(const Exec& x, const Op& op);
-  u32 site_index_of(const SiteKey& key);
+  u32 site_index_of(const SiteKey& key) const;
  private:
   bool runnable(Warp& w);
   Warp* pick();
@@ -393,10 +393,16 @@ struct Launch {
   u64 param_address = 0, param_bytes = 0;
   u64 budget = 0;
   u32 cluster_ctas = 1;
+  // Clusters that talk to each other through global memory run in one thread and share these; otherwise `across` is null.
+  std::unique_ptr<AcrossClusters> across;
+  std::unordered_map<u64, u16> lane_components;  // lane_key -> component
+  std::unordered_map<u64, Clock> released;       // location -> what strong writes of gpu scope have published
   u32 registers = 0;               // a thread's at launch; 0: setmaxnreg has no effect
   Trace* trace = nullptr;
 };
 
+// The CTA of a rank of a cluster, by its number in the grid.
+u32 cta_linear(const Launch& launch, u64 cluster, u32 rank);
 // findings (report.cpp)
 Site make_site(const Launch& launch, const SiteKey& key, u32 cta, u32 warp, u32 lane);
 // wgmma (exec_wgmma.cpp)

@@ -34,7 +34,11 @@ u32 synced(const WarpOrder& o, u32 lanes) {
 
 u32 component_of(Warp& w, u32 lane) {
   u16& c = w.order.lane_component[lane];
-  if (!c) c = new_component(*w.cta->cluster, Component::lane);
+  if (!c) {
+    Cluster& cluster = *w.cta->cluster;
+    c = new_component(cluster, Component::lane);
+    if (cluster.launch->across) cluster.launch->lane_components[lane_key(cluster.linear, w.id, lane)] = c;
+  }
   return c;
 }
 
@@ -56,6 +60,7 @@ void fold(Warp& w) {
   WarpOrder& o = w.order;
   if (!w.alive || (w.alive & ~o.apart_lanes)) return;
   Clock common = *o.apart[std::countr_zero(w.alive)];
+  common.others.clear();  // stays apart until the lanes meet
   for (u32 rest = w.alive; rest; rest &= rest - 1) {
     const Clock& lane = *o.apart[std::countr_zero(rest)];
     meet(common.seen, lane.seen), meet(common.fenced, lane.fenced), meet(common.fenced_global, lane.fenced_global);
@@ -64,7 +69,7 @@ void fold(Warp& w) {
   for (u32 rest = o.apart_lanes; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const Clock& c = *o.apart[lane];
-    if (below(c.seen, o.clock.seen) && below(c.fenced, o.clock.fenced) && below(c.fenced_global, o.clock.fenced_global))
+    if (c.others.empty() && below(c.seen, o.clock.seen) && below(c.fenced, o.clock.fenced) && below(c.fenced_global, o.clock.fenced_global))
       drop(o, 1u << lane);
   }
 }
@@ -80,6 +85,21 @@ void join(Clock& into, const Clock& from) {
   join(into.seen, from.seen);
   join(into.fenced, from.fenced);
   join(into.fenced_global, from.fenced_global);
+  for (const auto& [cluster, seen] : from.others) join(into.others[cluster], seen);
+}
+
+void publish_abroad(u32 cluster, const Clock& from, Clock& into) {
+  for (const auto& [other, seen] : from.others) join(into.others[other], seen);
+  join(into.others[cluster], from.seen);
+}
+
+Clock from_abroad(u32 cluster, const Clock& from) {
+  Clock c = from;
+  if (const auto own = c.others.find(cluster); own != c.others.end()) {
+    c.seen = std::move(own->second);
+    c.others.erase(own);
+  }
+  return c;
 }
 
 u16 new_component(Cluster& c, Component::Kind kind, u32 count) {

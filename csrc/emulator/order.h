@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -30,7 +31,12 @@ struct Clock {
   Times seen;           // accesses up to these times happen before
   Times fenced;         // of those, generic writes to shared memory that a proxy fence has shown to the async proxy
   Times fenced_global;  // the same for global memory
-  bool empty() const { return seen.empty(); }
+  std::map<u32, Times> others;  // of other clusters, what is seen; only where clusters talk to each other
+  bool empty() const { return seen.empty() && others.empty(); }
+  const Times* of(u32 cluster) const {
+    const auto c = others.find(cluster);
+    return c == others.end() ? nullptr : &c->second;
+  }
 };
 void join(Clock& into, const Clock& from);
 
@@ -51,7 +57,7 @@ struct WarpOrder {
   std::array<u32, kLanes> bulk_issued{};
   u16 copy_component = 0;               // of cp.async
   u32 copies_issued = 0;
-  Clock fence_clock;                    // what relaxed operations publish: the clock at the last fence
+  Clock fence_clock, gpu_fence_clock;   // what relaxed operations publish: the clock at the last fence (of gpu scope)
   Clock pending_acquire;                // what relaxed reads have seen: joined at the next fence
 };
 
@@ -60,6 +66,10 @@ enum : u32 { kFenceShared = 1, kFenceGlobal = 2 };
 
 // Adds to `into` all that happens before this moment in lanes `mask` of the warp.
 void publish(Warp& w, u32 mask, Clock& into);
+// The same as other clusters see it, and back.
+void publish_abroad(u32 cluster, const Clock& from, Clock& into);
+Clock from_abroad(u32 cluster, const Clock& from);
+inline u64 lane_key(u32 cluster, u32 warp, u32 lane) { return u64{cluster} << 32 | warp << 5 | lane; }
 // Adds what lanes that exit have seen, of others.
 void retire(const Warp& w, u32 mask, Clock& into);
 // Lanes `mask` come after all that is in `from`, or after one time of one component.

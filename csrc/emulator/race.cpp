@@ -46,23 +46,35 @@ void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& no
 
 namespace {
 
-const char* noun(bool write, bool atomic) { return atomic ? "atomic" : write ? "write" : "read"; }
-
-// What would have put `before` first.
-std::string remedy(const Accessor& a, const Access& before) {
-  const Warp& issuer = *a.cluster->warps[before.warp];
-  switch (a.cluster->components[before.component].kind) {
+// How a thread sees that an operation of this chain is over; null for threads themselves.
+const char* completion(const Accessor& a, u32 component, bool global) {
+  switch (a.cluster->components[component].kind) {
     case Component::mbarrier: return "a wait for the phase of the mbarrier that the copy completes";
-    case Component::bulk: return "cp.async.bulk.wait_group.read in the thread that issued the copy, then a barrier";
+    case Component::bulk:
+      return global ? "cp.async.bulk.wait_group in the thread that issued the copy, then a barrier"
+                    : "cp.async.bulk.wait_group.read in the thread that issued the copy, then a barrier";
     case Component::cp_async: return "cp.async.wait_group in the threads that copied, then a barrier";
     case Component::wgmma: return "wgmma.wait_group for the group of the product, then a barrier or an mbarrier";
-    default: break;
+    default: return nullptr;
   }
-  if (&issuer == a.warp && !a.agent) return "bar.warp.sync";
-  if (&issuer == a.warp) return "a warp-level synchronisation before the operation is issued";
-  if (issuer.cta != a.warp->cta) return "barrier.cluster, or a release and an acquire at cluster scope";
-  return "a barrier, an mbarrier, or a release and an acquire";
 }
+
+}  // namespace
+
+// What would have ordered the two. Which was to be first is not known when an operation meets what a thread has done.
+std::string remedy(const Accessor& a, const Access& before, bool global) {
+  if (const char* wait = completion(a, before.component, global)) return wait;
+  const Warp& issuer = *a.cluster->warps[before.warp];
+  std::string meet = "a barrier, an mbarrier, or a release and an acquire";
+  if (&issuer == a.warp) meet = a.agent ? "a warp-level synchronisation" : "bar.warp.sync";
+  else if (issuer.cta != a.warp->cta) meet = "barrier.cluster, or a release and an acquire at cluster scope";
+  const char* wait = completion(a, a.component, global);
+  return wait ? std::string(wait) + ", before the other access; or after it " + meet + ", before the operation is issued" : meet;
+}
+
+namespace {
+
+const char* noun(bool write, bool atomic) { return atomic ? "atomic" : write ? "write" : "read"; }
 
 const char* who(const Accessor& a, const Access& before) {
   if (a.warp != a.cluster->warps[before.warp]) return a.warp->cta == a.cluster->warps[before.warp]->cta ? " by two warps" : " by two CTAs of a cluster";
@@ -83,7 +95,7 @@ void report_race(const Accessor& a, const Cta& cta, u32 address, AccessKind kind
     });
   else
     a.cluster->report_pair(Check::shared_race, a.site, *a.warp, a.lane, before.site, other, before.lane, [&] {
-      return what + " with nothing between them that orders them; needed: " + remedy(a, before);
+      return what + " with nothing between them that orders them; needed: " + remedy(a, before, false);
     });
 }
 
@@ -140,7 +152,7 @@ void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 by
 // A CTA's shared memory lives as long as the CTA: what others, or agents, do to it must come before its end.
 void visit(Cta& cta, const Accessor& a) {
   if (cta.has_ended) {
-    a.cluster->report_at(Check::async_in_flight, a.cluster->sites[a.site], *a.warp, a.lane, unfinished(cta, *a.warp));
+    a.cluster->report_at(Check::async_in_flight, a.cluster->launch->linked->site(a.site), *a.warp, a.lane, unfinished(cta, *a.warp));
     return;
   }
   if (cta.visits.size() <= a.component) cta.visits.resize(a.component + 1);
@@ -162,29 +174,42 @@ void end_cta(Cluster& c, Cta& cta) {
   for (const Access& last : cta.visits) {
     const Warp& w = *c.warps[last.warp];
     if (relate(end, last, false, false) == Relation::unordered)
-      c.report_at(Check::async_in_flight, c.sites[last.site], w, last.lane, unfinished(cta, w));
+      c.report_at(Check::async_in_flight, c.launch->linked->site(last.site), w, last.lane, unfinished(cta, w));
   }
 }
 
+// Within a cluster scopes are not compared. Between clusters both sides must be of gpu scope. A read-modify-write there
+// acquires at once, with no fence after it: the last block of a grid is commonly found so.
 void acquire_from(Exec& x, u64 location, u32 flags, u32 mask) {
-  const auto published = x.cluster->released.find(location);
-  if (published == x.cluster->released.end()) return;
-  join(x.warp->order.pending_acquire, published->second);
-  if (flags & kAcquire) observe(*x.warp, mask, published->second);
+  Cluster& c = *x.cluster;
+  auto learn = [&](const Clock& published, bool now) {
+    join(x.warp->order.pending_acquire, published);
+    if (now) observe(*x.warp, mask, published);
+  };
+  if (const auto here = c.released.find(location); here != c.released.end()) learn(here->second, flags & kAcquire);
+  if (!c.launch->across || !(flags & kGpuScope)) return;
+  const auto abroad = c.launch->released.find(location);
+  if (abroad != c.launch->released.end()) learn(from_abroad(c.linear, abroad->second), flags & (kAcquire | kReadModifyWrite));
 }
 
 void release_to(Exec& x, u64 location, u32 flags, u32 mask) {
+  Cluster& c = *x.cluster;
   WarpOrder& o = x.warp->order;
-  if (flags & kRelease) publish(*x.warp, mask, x.cluster->released[location]);
-  else if (!o.fence_clock.empty()) join(x.cluster->released[location], o.fence_clock);
+  Clock own;
+  if (flags & kRelease) publish(*x.warp, mask, own);
+  const Clock& near = flags & kRelease ? own : o.fence_clock;
+  const Clock& far = flags & kRelease ? own : o.gpu_fence_clock;
+  if (!near.empty()) join(c.released[location], near);
+  if (c.launch->across && flags & kGpuScope && !far.empty()) publish_abroad(c.linear, far, c.launch->released[location]);
 }
 
 // A fence makes earlier relaxed reads acquire and later relaxed writes release (PTX ISA 8.8, release and acquire patterns).
-void exec_fence(Exec& x, const Op&, u32 mask) {
+void exec_fence(Exec& x, const Op& op, u32 mask) {
   if (!x.checked) return;
   WarpOrder& o = x.warp->order;
   observe(*x.warp, mask, o.pending_acquire);
   publish(*x.warp, mask, o.fence_clock);
+  if (op.a) join(o.gpu_fence_clock, o.fence_clock);
 }
 
 // fence.proxy.async (PTX ISA 9.7.13.4): bi-directional, takes effect in the thread that executes it. a: spaces.

@@ -9,6 +9,8 @@ namespace tkpy::emulator {
 void touch_shared(const Accessor& a, Cta& cta, u32 offset, u32 bytes, AccessKind kind, bool strong, bool same_value);
 // The check of a read alone.
 void check_read(const Accessor& a, Cta& cta, u32 offset, u32 bytes);
+// What would have ordered an access after `before`, in words.
+std::string remedy(const Accessor& a, const Access& before, bool global);
 // Remembers that `a` used the CTA's shared memory, which must come before the CTA ends.
 void visit(Cta& cta, const Accessor& a);
 // The CTA's last thread has exited: is anything left that may still use its shared memory?

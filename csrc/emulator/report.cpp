@@ -84,9 +84,9 @@ void Cluster::report_pair(Check check, u32 here, const Warp& warp, u32 lane, u32
   Finding f;
   f.check = check;
   f.message = message();
-  f.site = make_site(*launch, sites[here], warp.cta->linear, warp.index, lane);
+  f.site = make_site(*launch, launch->linked->site(here), warp.cta->linear, warp.index, lane);
   f.has_other = true;
-  f.other = make_site(*launch, sites[other], other_warp.cta->linear, other_warp.index, other_lane);
+  f.other = make_site(*launch, launch->linked->site(other), other_warp.cta->linear, other_warp.index, other_lane);
   add_finding(std::move(f), "pair/" + std::to_string(key));
   known = findings.size() > before ? static_cast<u32>(findings.size()) : kNone;
 }
@@ -116,13 +116,13 @@ void Cluster::add_finding(Finding finding, const std::string& key) {
 
 u32 Cluster::site(const Exec& x, const Op& op) { return site_index_of(x.site(op)); }
 
-u32 Cluster::site_index_of(const SiteKey& key) {
-  const u64 packed = u64{key.function} << 32 | key.op;
-  if (packed == last_site) return last_site_index;
-  const auto [entry, fresh] = site_index.try_emplace(packed, static_cast<u32>(sites.size()));
-  if (fresh) sites.push_back(key);
-  last_site = packed;
-  return last_site_index = entry->second;
+u32 Cluster::site_index_of(const SiteKey& key) const { return launch->linked->site_index(key); }
+
+SiteKey Linked::site(u32 index) const {
+  u32 best = 0;
+  for (u32 i = 0; i < functions.size(); ++i)
+    if (functions[i].function && functions[i].first_site < index && functions[i].first_site >= functions[best].first_site) best = i;
+  return {best, index - functions[best].first_site - 1};
 }
 
 }  // namespace tkpy::emulator

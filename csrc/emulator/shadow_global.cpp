@@ -1,0 +1,158 @@
+#include "shadow_global.h"
+
+#include <utility>
+
+#include "race.h"
+
+namespace tkpy::emulator {
+
+namespace {
+
+constexpr u32 byte_mask(u32 bytes) {
+  return (bytes & 1 ? 0xffu : 0) | (bytes & 2 ? 0xff00u : 0) | (bytes & 4 ? 0xff0000u : 0) | (bytes & 8 ? 0xff000000u : 0);
+}
+
+const char* noun(bool write, bool atomic) { return atomic ? "atomic" : write ? "write" : "read"; }
+
+std::string describe(u64 address, AccessKind kind, const Access& now, const Access& before, bool before_writes) {
+  char text[96];
+  std::snprintf(text, sizeof text, "%s and %s of global address 0x%llx", noun(kind != AccessKind::read, now.atomic),
+                noun(before_writes, before.atomic), static_cast<unsigned long long>(address));
+  return text;
+}
+
+void report(const Accessor& a, u64 address, AccessKind kind, const Access& now, const Access& before, bool before_writes, Relation relation) {
+  const Warp& other = *a.cluster->warps[before.warp];
+  const bool fence = relation == Relation::unfenced;
+  a.cluster->report_pair(fence ? Check::proxy_fence : Check::global_race, a.site, *a.warp, a.lane, before.site, other, before.lane, [&] {
+    const std::string what = describe(address, kind, now, before, before_writes);
+    if (fence)
+      return what + ": the first is in the generic proxy, the second in the async proxy, and no fence.proxy.async lies between them";
+    return what + " with nothing between them that orders them; needed: " + remedy(a, before, true);
+  });
+}
+
+constexpr const char* kAcross =
+    " by two CTAs with nothing between them that orders them; needed: another kernel, or a release by one and an acquire by the "
+    "other at gpu scope (a fence and an atomic)";
+
+Site site_of(const Launch& launch, u32 cluster, const Access& access) {
+  const u32 warps = static_cast<u32>((launch.config->block.count() + kLanes - 1) / kLanes);
+  return make_site(launch, launch.linked->site(access.site), cta_linear(launch, cluster, access.warp / warps), access.warp % warps, access.lane);
+}
+
+}  // namespace
+
+bool Written::same(const Written& o) const {
+  const u32 both = bytes & o.bytes;
+  return !((varied | o.varied) & both) && ((value ^ o.value) & byte_mask(both)) == 0;
+}
+
+void Written::add(const Written& o) {
+  const u32 both = bytes & o.bytes, changed = value ^ o.value;
+  for (u32 i = 0; i < 4; ++i)
+    if (both >> i & 1 && changed & byte_mask(1u << i)) varied |= static_cast<u8>(1u << i);
+  varied |= o.varied;
+  value = (value & ~byte_mask(o.bytes)) | (o.value & byte_mask(o.bytes));
+  bytes |= o.bytes;
+}
+
+void touch_global(const Accessor& a, u64 address, u64 bytes, AccessKind kind, bool strong, const u8* incoming) {
+  Cluster& c = *a.cluster;
+  if (!c.global) return;
+  Access now = record_of(a, strong);
+  for (u64 at = address & ~u64{3}; at < address + bytes; at += 4) {
+    now.bytes = cell_bytes(at, address, address + bytes);
+    Written written;
+    if (kind != AccessKind::read) {
+      written.bytes = static_cast<u8>(now.bytes);
+      if (!incoming || kind == AccessKind::atomic) written.varied = written.bytes;
+      else for (u32 i = 0; i < 4; ++i)
+        if (now.bytes >> i & 1) written.value |= u32{incoming[at + i - address]} << (8 * i);
+    }
+    GlobalCell& cell = c.global->cells.at(at);
+    // Against the last values written, not all of them: an older write of another value has been compared already.
+    const bool same = kind == AccessKind::write && !written.varied && ((cell.written.value ^ written.value) & byte_mask(now.bytes & cell.written.bytes)) == 0;
+    touch(a, cell, c.global->read_sets, now, kind, same, true,
+          [&](const Access& before, bool writes, Relation r) { report(a, at, kind, now, before, writes, r); });
+    if (kind != AccessKind::read) cell.written.add(written);
+    if (c.launch->across) c.launch->across->access(a, at, now, kind, written);
+  }
+}
+
+template <class Relate, class Race>
+void AcrossClusters::touch(u32 cluster, AcrossCell& cell, const Access& now, AccessKind kind, const Written& written, Relate&& ordered, Race&& race) {
+  auto conflicts = [&](const Access& before, u32 other) {
+    return before.time && other != cluster && (before.bytes & now.bytes) && !(before.atomic && now.atomic);
+  };
+  const bool same_value = kind == AccessKind::write && cell.written.same(written);
+  if (conflicts(cell.write, cell.write_cluster) && !same_value && !ordered(cell.write, cell.write_cluster))
+    race(cell.write, cell.write_cluster, true);
+  if (kind == AccessKind::read) {
+    u32 slot = 0;
+    while (slot < 2 && cell.read[slot].time && cell.read_cluster[slot] != cluster) ++slot;
+    if (slot == 2) slot = ordered(cell.read[0], cell.read_cluster[0]) ? 0 : 1;
+    cell.read[slot] = now;
+    cell.read_cluster[slot] = cluster;
+    return;
+  }
+  for (u32 i = 0; i < 2; ++i)
+    if (conflicts(cell.read[i], cell.read_cluster[i]) && !ordered(cell.read[i], cell.read_cluster[i]))
+      race(cell.read[i], cell.read_cluster[i], false);
+  cell.written.add(written);
+  cell.write = now;
+  cell.write_cluster = cluster;
+}
+
+void AcrossClusters::add(const Launch& launch, u32 cluster, GlobalMemory& memory, std::vector<Finding>& findings) {
+  if (!(launch.config->checks >> static_cast<u32>(Check::global_race) & 1)) return;
+  memory.cells.for_each([&](u64 address, GlobalCell& own) {
+    auto add_one = [&](const Access& now, AccessKind kind) {
+      if (!now.time) return;
+      touch(cluster, cells_.at(address), now, kind, kind == AccessKind::read ? Written{} : own.written, [](const Access&, u32) { return false; },
+            [&](const Access& before, u32 other, bool writes) {
+              if (std::exchange(reported_[u64{now.site} << 32 | before.site], true)) return;
+              Finding f;
+              f.check = Check::global_race;
+              f.message = describe(address, kind, now, before, writes) + kAcross;
+              f.site = site_of(launch, cluster, now);
+              f.has_other = true;
+              f.other = site_of(launch, other, before);
+              findings.push_back(std::move(f));
+            });
+    };
+    add_one(own.read, AccessKind::read);
+    if (own.readers)
+      for (const Access& read : memory.read_sets.sets[own.readers - 1]) add_one(read, AccessKind::read);
+    add_one(own.other_write, own.other_write.atomic ? AccessKind::atomic : AccessKind::write);
+    add_one(own.write, own.write.atomic ? AccessKind::atomic : AccessKind::write);
+  });
+}
+
+void AcrossClusters::access(const Accessor& a, u64 address, const Access& now, AccessKind kind, const Written& written) {
+  Cluster& c = *a.cluster;
+  auto ordered = [&](const Access& before, u32 other) {
+    if (!before.time || other == c.linear) return true;
+    for (const Clock* clock : {a.clock, a.apart}) {
+      const Times* seen = clock ? clock->of(other) : nullptr;
+      if (!seen) continue;
+      if (covers(*seen, before.component, before.time)) return true;
+      const auto lane = c.launch->lane_components.find(lane_key(other, before.warp, before.lane));
+      if (lane != c.launch->lane_components.end() && !before.several && covers(*seen, lane->second, before.time)) return true;
+    }
+    return false;
+  };
+  touch(c.linear, cells_.at(address), now, kind, written, ordered, [&](const Access& before, u32 other, bool writes) {
+    if (!(c.launch->config->checks >> static_cast<u32>(Check::global_race) & 1)) return;
+    if (std::exchange(reported_[u64{now.site} << 32 | before.site], true)) return;
+    Finding f;
+    f.check = Check::global_race;
+    f.message = describe(address, kind, now, before, writes) + kAcross;
+    f.site = site_of(*c.launch, c.linear, now);
+    f.has_other = true;
+    f.other = site_of(*c.launch, other, before);
+    c.add_finding(std::move(f), "across/" + std::to_string(now.site) + "/" + std::to_string(before.site));
+  });
+}
+
+}  // namespace tkpy::emulator

@@ -1,0 +1,85 @@
+"""Findings about order: the same whatever the number of host threads, with both sides and what would have ordered them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from faults.twins_clusters import CLUSTER
+from faults.twins_copies import STORE
+from faults.twins_global import APART
+from faults.twins_proxies import HAND_OVER
+
+from tkpy.emulator import Finding, Module
+
+Compile = Callable[..., Module]
+
+
+def findings(
+    module: Module, program, fault_name: str, seed: int = 0, threads: int = 1, **options: int
+) -> list[Finding]:
+    variant = next(i for i, f in enumerate(program.variants) if f.name == fault_name) + 1
+    launch = program.launch(**options)[0]
+    return module.launch(f"k{variant}", seed=seed, threads=threads, **launch).findings
+
+
+def described(found: list[Finding]) -> list[tuple[object, ...]]:
+    other = [(f.other.cta, f.other.warp, f.other.lane, f.other.ptx_line) if f.other else None for f in found]
+    return [
+        (f.code, f.site.cta, f.site.warp, f.site.lane, f.site.ptx_line, o, f.times)
+        for f, o in zip(found, other, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("fault", ["reads what its neighbour writes", "pieces overlap by one", "bulk stores overlap"])
+def test_findings_do_not_depend_on_threads(compile_cuda: Compile, fault: str) -> None:
+    module = compile_cuda(APART.text())
+    for seed in range(4):
+        alone = described(findings(module, APART, fault, seed, threads=1, ctas=9))
+        assert alone
+        assert described(findings(module, APART, fault, seed, threads=4, ctas=9)) == alone
+
+
+@pytest.mark.parametrize(
+    "program, fault, code, sides, remedy",
+    [
+        (STORE, "refilled before it was read", "shared-race", {"cp.async.bulk", "st.shared"}, "wait_group.read"),
+        (HAND_OVER, "no fence by the writers", "proxy-fence", {"cp.async.bulk", "st.shared"}, "fence.proxy.async"),
+        (
+            HAND_OVER,
+            "one lane waits for its warp",
+            "shared-race",
+            {"cp.async.bulk"},
+            "a wait for the phase",
+        ),
+        (APART, "reads what its neighbour writes", "global-race", {"ld.global", "st.global"}, "another kernel"),
+    ],
+)
+def test_both_sides_and_the_remedy_are_named(compile_cuda: Compile, program, fault, code, sides, remedy) -> None:
+    module = compile_cuda(program.text())
+    for seed in range(8):  # by order, not by timing: every schedule shows it
+        found = [f for f in findings(module, program, fault, seed) if f.code == code]
+        assert found, f"seed {seed}"
+        pairs = [(f, {t for t in sides if t in f.site.text or (f.other and t in f.other.text)}) for f in found]
+        assert any(pair == sides and remedy in f.message for f, pair in pairs), [f.message for f in found]
+        assert all(f.source and f.source[1] for f, _ in pairs)
+
+
+def test_a_cta_that_ends_early_names_who_may_still_come(compile_cuda: Compile) -> None:
+    module = compile_cuda(CLUSTER.text())
+    for seed in range(8):
+        found = findings(module, CLUSTER, "a CTA leaves while its neighbour still arrives", seed)
+        assert {f.code for f in found} == {"async-in-flight"}
+        assert any("barrier.cluster" in f.message and "mbarrier.arrive" in f.site.text for f in found)
+
+
+def test_outputs_of_two_ctas_may_share_a_word(compile_cuda: Compile) -> None:
+    module = compile_cuda(
+        'extern "C" __global__ void k(unsigned char* out, unsigned short* pairs) {'
+        "  unsigned i = blockIdx.x + gridDim.x * threadIdx.x; out[i] = i; pairs[i] = pairs[i] + i; }"
+    )
+    out, pairs = np.zeros(96, np.uint8), np.ones(96, np.uint16)
+    module.launch("k", grid=3, block=32, args=[out, pairs], threads=2).raise_on_findings()
+    assert np.array_equal(out, np.arange(96))
+    assert np.array_equal(pairs, np.arange(96) + 1)
