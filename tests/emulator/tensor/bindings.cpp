@@ -281,8 +281,12 @@ void bind_wgmma(py::module_& m) {
     Array<u32> d = copy(accumulators);
     const auto a_rows = rows<const u32>(a);
     const auto d_rows = rows<u32>(d);
-    Array<u32> metadata = op.sparse ? k["metadata"].cast<Array<u32>>() : Array<u32>(0);  // [4][32]
-    const auto metadata_rows = rows<const u32>(metadata);
+    Array<u32> metadata;
+    std::vector<const u32*> metadata_rows;
+    if (op.sparse) {
+      metadata = k["metadata"].cast<Array<u32>>();  // [4][32]
+      metadata_rows = rows<const u32>(metadata);
+    }
     std::string reason;
     for (u32 i = 0; i < repeat; ++i) {
       reason = wgmma(op, view(memory, base), a_rows.data(), a_descriptor, b_descriptor, accumulate, d_rows.data(),
