@@ -16,39 +16,35 @@ triton = pytest.importorskip("triton", reason="needs the package triton")
 
 TRITON_OPS = [op for op in registry.ops().values() if "triton" in op.available]
 
-#: Runs every case of the ops named on the command line, forward and gradients, in this process's interpreter.
+#: Runs every case of the op named on the command line, forward and gradients, in this process's interpreter.
 RUNNER = """
 import json, sys, torch
 from tkpy import conformance, registry
-rows = []
-for name in sys.argv[1:]:
-    op = registry.get(name)
-    for dtype in (torch.float32, torch.float16):
-        for case in op.cases:
-            wants_bf16 = any(v.dtype == torch.bfloat16 for v in case.make(registry.Maker(dtype)).values()
-                             if isinstance(v, torch.Tensor))
-            if not case.bench and not wants_bf16:
-                for r in conformance.check_case(op, case, backend="triton", dtype=dtype):
-                    rows.append([str(r), bool(r.comparison), registry.last_dispatch().backend])
-bf16 = registry._capture(registry.get("rms_norm"), (torch.ones(2, 4).bfloat16(), torch.ones(4).bfloat16()), {})
-refused = [r.code for r in registry.get("rms_norm").refusals("triton", bf16)]
+op, rows = registry.get(sys.argv[1]), []
+for dtype in (torch.float32, torch.float16):
+    for case in op.cases:
+        wants_bf16 = any(v.dtype == torch.bfloat16 for v in case.make(registry.Maker(dtype)).values()
+                         if isinstance(v, torch.Tensor))
+        if not case.bench and not wants_bf16:
+            for r in conformance.check_case(op, case, backend="triton", dtype=dtype):
+                rows.append([str(r), bool(r.comparison), registry.last_dispatch().backend])
+made = op.cases[0].make(registry.Maker(torch.bfloat16))
+refused = [r.code for r in op.refusals("triton", registry._capture(op, (), made))]
 print(json.dumps({"rows": rows, "bf16": refused}))
 """
 
 
-def test_every_case_in_the_interpreter():
-    assert TRITON_OPS
+@pytest.mark.parametrize("op", TRITON_OPS, ids=lambda op: op.name)
+def test_every_case_in_the_interpreter(op):
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    names = [op.name for op in TRITON_OPS]
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER, *names], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-W", "ignore", "-c", RUNNER, op.name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     result = json.loads(done.stdout.splitlines()[-1])
     wrong = [text for text, ok, _ in result["rows"] if not ok]
     assert not wrong, "\n".join(wrong)
-    cases = sum(not case.bench for op in TRITON_OPS for case in op.cases)
-    assert len(result["rows"]) >= 2 * cases  # at least one comparison for each case and dtype
+    cases = sum(not case.bench for case in op.cases)
+    assert len(result["rows"]) >= 2 * cases - 2  # a comparison for each case and dtype; a case may ask for bfloat16
     assert {backend for _, _, backend in result["rows"]} <= {"triton", "reference"}
     assert result["bf16"] == ["dtype"]  # the interpreter's bfloat16 is refused, not trusted
 
