@@ -84,6 +84,8 @@ bool Cluster::step() {
   if (stopped) return false;
   if (policy_.copies && !agents.empty() && random(policy_.copies) == 0) run_agent(false);
   if (policy_.wgmma && random(policy_.wgmma) == 0) run_wgmma(*this);
+  // A warp that tests again and again what a copy completes can always run: after a while the copy lands all the same.
+  if (idle_turns_ > 64 && random(4) == 0 && !run_async(false)) run_async(true);
   if (stopped) return false;
   if (Warp* w = pick()) {
     run_warp(*w);

@@ -218,7 +218,9 @@ def _plan(r: torch.Tensor, initial_state, cu_seqlens) -> tuple[tuple[int, int], 
     exact = r.dtype == torch.float32
     constants: dict[str, object] = {"PACKED": cu_seqlens is not None, "INITIAL": initial_state is not None}
     constants |= {"PRECISION": "ieee" if exact else "tf32", "C": 16 if exact else 32, "BN": block, "BV": values}
-    return (sequences * heads, triton.cdiv(size, values)), sequences, {**constants, "num_warps": 4}
+    # With fused products, lanes that hold copies of one sum differ in its last bit, and race to store it.
+    constants |= {"num_warps": 4, "enable_fp_fusion": False}
+    return (sequences * heads, triton.cdiv(size, values)), sequences, constants
 
 
 def _inputs(r, k, v, w, u, initial_state, cu_seqlens):
