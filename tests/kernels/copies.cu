@@ -147,7 +147,8 @@ extern "C" __global__ void __launch_bounds__(128) barriers(const int* x, int* y)
     publish_barriers();
   }
   __syncthreads();
-  // First phase: two from warp 0, one from each other warp; warp 3 leaves with its own. Second: four are left.
+  // First phase: two from warp 0, one from each other warp; warp 3 leaves with its own. Second: four are left,
+  // one from each warp, or a slow one would find the phase after the next.
   if (lane_index() == 0) {
     if (w == 0) arrive(turn, 2);
     if (w == 1 || w == 2) arrive(turn);
@@ -155,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(128) barriers(const int* x, int* y)
   }
   while (!passed(turn, 0)) {
   }
-  if (lane_index() == 0 && w < 2) arrive(turn, 2);
+  if (lane_index() == 0) arrive(turn);
   wait(turn, 1);
   if (thread == 0) {
     expect(bytes, 256);
