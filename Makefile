@@ -47,7 +47,7 @@ COMPILED := $(shell find csrc cmake -type f) CMakeLists.txt
 $(VENV)/ready: pyproject.toml setup.py constraints.txt $(COMPILED)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tkpy needs Python 3.11 or newer, got " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools cmake ninja pybind11
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch triton setuptools cmake ninja pybind11
 	TKPY_BUILD_DIR=$(CURDIR)/build/cmake PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	touch $@
 
