@@ -157,11 +157,11 @@ def _run(command: Sequence[str], what: str) -> str:
     return done.stdout + done.stderr
 
 
-def parse_ptxas(text: str) -> tuple[dict[str, dict[str, int]], list[str]]:
+def parse_ptxas(text: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """What `ptxas -v` says: per entry function its registers, shared, stack and spill bytes; and every warning."""
-    entries: dict[str, dict[str, int]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
-    current: dict[str, int] = {}
+    current: dict[str, Any] = {}
     for line in text.splitlines():
         if found := re.search(r"Compiling entry function '([^']+)'", line):
             current = entries.setdefault(found[1], {"shared": 0, "barriers": 0})
@@ -213,6 +213,8 @@ def is_current(folder: Path, name: str, source: Path, toolchain: Toolchain, flag
     made_by = [report.get(key) for key in ("nvcc", "flags", "source_sha256")]
     if made_by != [toolchain.version, [*NVCC_FLAGS, *flags, *PTXAS_FLAGS], _sha256(source)]:
         return False
+    if toolchain.cuobjdump and any(facts["sass"] is None for facts in report["kernels"].values()):
+        return False  # it was built where there was no cuobjdump
     return all((ROOT / path).exists() and _sha256(ROOT / path) == was for path, was in report["headers"].items())
 
 
@@ -235,7 +237,7 @@ def compile_kernel(
         entries, warnings = parse_ptxas(assembled)
         sass = count_sass(toolchain.cuobjdump, cubin) if toolchain.cuobjdump else None
         for entry, facts in entries.items():
-            facts["sass"] = sass.get(entry, {}) if sass is not None else None  # type: ignore[assignment]
+            facts["sass"] = sass.get(entry, {}) if sass is not None else None
         report = {
             "name": name,
             "arch": "sm_90a",

@@ -19,7 +19,7 @@ Compile = Callable[..., Module]
 def findings(
     module: Module, program, fault_name: str, seed: int = 0, threads: int = 1, **options: int
 ) -> list[Finding]:
-    variant = next(i for i, f in enumerate(program.variants) if f.name == fault_name) + 1
+    variant = next(i for i, f in enumerate(program.faults) if f.name == fault_name) + 1
     launch = program.launch(**options)[0]
     return module.launch(f"k{variant}", seed=seed, threads=threads, **launch).findings
 

@@ -33,20 +33,15 @@ class Program:
     source: str  # one kernel, named `k`
     launch: Callable[..., tuple[dict[str, Any], np.ndarray, np.ndarray]]  # -> launch arguments, output, expected output
     faults: tuple[Fault, ...]
-    unseen: tuple[Fault, ...] = ()  # faults that the emulator does not show in any way yet
     is_ptx: bool = False
-
-    @property
-    def variants(self) -> tuple[Fault, ...]:
-        return self.faults + self.unseen
 
     def text(self) -> str:
         """Every variant, each in a namespace of its own."""
         parts = [HEADER if self.is_ptx else PRELUDE]
-        for i in range(len(self.variants) + 1):
+        for i in range(len(self.faults) + 1):
             body = self.source
-            if i and self.variants[i - 1].before:
-                fault = self.variants[i - 1]
+            if i and self.faults[i - 1].before:
+                fault = self.faults[i - 1]
                 assert body.count(fault.before) == 1, f"{fault.name}: must change exactly one place"
                 body = body.replace(fault.before, fault.after)
             assert body.count(" k(") == 1
