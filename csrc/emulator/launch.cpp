@@ -1,5 +1,7 @@
 // Linking a kernel (shared-memory layout, constant pools) and running a grid over host threads.
 #include <algorithm>
+#include <condition_variable>
+#include <optional>
 #include <thread>
 
 #include "exec.h"
@@ -125,6 +127,7 @@ std::unique_ptr<Cluster> make_cluster(Launch& launch, u64 index, std::vector<Ins
   return cluster;
 }
 
+// What is left of a cluster that has ended.
 struct Outcome {
   std::unique_ptr<GlobalMemory> global;
   std::vector<Finding> findings;
@@ -135,8 +138,51 @@ struct Outcome {
 
 Outcome take(Cluster& c) { return {std::move(c.global), std::move(c.findings), std::move(c.output), c.executed, c.stopped}; }
 
+// Adds what clusters leave to the result in their order, each as soon as all before it have ended: the result is the same
+// whatever the number of host threads, and only those that ended early are kept.
+class Gather {
+ public:
+  Gather(const Launch& launch, u64 clusters) : launch_(launch), clusters_(clusters) {}
+  void end(u64 index, Outcome outcome) {
+    early_.emplace(index, std::move(outcome));
+    for (auto first = early_.begin(); first != early_.end() && first->first == next_; first = early_.erase(first), ++next_)
+      add(first->first, first->second);
+  }
+  u64 next() const { return next_; }  // the first that has not ended
+  LaunchResult finish() {             // a cluster may have stopped the others before they ended
+    for (auto& [index, outcome] : early_) add(index, outcome);
+    early_.clear();
+    return std::move(result_);
+  }
+
+ private:
+  void add(u64 index, Outcome& o) {
+    // Clusters that run apart have their errors each: those after the first that stopped would not have started.
+    if (result_.fatal && !launch_.linked->talks_across_ctas) return;
+    if (o.global && clusters_ > 1) across_.add(launch_, static_cast<u32>(index), *o.global, o.findings);
+    for (Finding& f : o.findings) {
+      const std::string key = std::to_string(static_cast<u32>(f.check)) + f.site.function + std::to_string(f.site.ptx_line) + "/" +
+                              f.other.function + std::to_string(f.other.ptx_line);
+      const auto [entry, fresh] = seen_.try_emplace(key, result_.findings.size());
+      if (fresh) result_.findings.push_back(std::move(f));
+      else result_.findings[entry->second].times += f.times;
+    }
+    result_.output += o.output;
+    result_.warp_instructions += o.executed;
+    result_.fatal |= o.stopped;
+  }
+
+  const Launch& launch_;
+  const u64 clusters_;
+  std::map<u64, Outcome> early_;
+  u64 next_ = 0;
+  AcrossClusters across_;
+  std::unordered_map<std::string, std::size_t> seen_;
+  LaunchResult result_;
+};
+
 // CTAs that talk to each other through global memory: one host thread, interleaved, up to a device's worth at a time.
-void run_together(Launch& launch, u64 clusters, std::vector<Outcome>& outcomes, std::vector<InstrCount>& counts) {
+void run_together(Launch& launch, u64 clusters, Gather& gather, std::vector<InstrCount>& counts) {
   const u64 resident = std::max<u64>(1, 264 / launch.cluster_ctas);
   std::vector<std::pair<u64, std::unique_ptr<Cluster>>> live;
   u64 next = 0;
@@ -149,59 +195,71 @@ void run_together(Launch& launch, u64 clusters, std::vector<Outcome>& outcomes, 
     rng = rng * 6364136223846793005ull + 1442695040888963407ull;
     const std::size_t at = (rng >> 33) % live.size();
     if (live[at].second->step()) continue;
-    outcomes[live[at].first] = take(*live[at].second);
-    outcomes[live[at].first].global.reset();
-    const bool stopped = live[at].second->stopped;
-    live.erase(live.begin() + static_cast<std::ptrdiff_t>(at));
+    Outcome outcome = take(*live[at].second);
+    outcome.global.reset();  // compared with the others' as it happened
+    const bool stopped = outcome.stopped;
+    gather.end(live[at].first, std::move(outcome));
     if (stopped) return;  // others may wait for this one for ever
+    live.erase(live.begin() + static_cast<std::ptrdiff_t>(at));
   }
 }
 
-// What clusters did to global memory is brought together in their order, as soon as all before them have ended.
-class InOrder {
+// Clusters that run apart: the workers take them in order, and none starts far ahead of the slowest.
+class Crew {
  public:
-  InOrder(const Launch& launch, std::vector<Outcome>& outcomes) : launch_(launch), outcomes_(outcomes), ended_(outcomes.size()) {}
-  void end(u64 index) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    ended_[index] = true;
-    for (; next_ < ended_.size() && ended_[next_]; ++next_) {
-      Outcome& o = outcomes_[next_];
-      if (o.global && outcomes_.size() > 1) across_.add(launch_, static_cast<u32>(next_), *o.global, o.findings);
-      o.global.reset();
+  Crew(Launch& launch, u64 clusters, Gather& gather) : launch_(launch), clusters_(clusters), gather_(gather) {}
+  void run(std::vector<std::vector<InstrCount>>& counts) {
+    std::vector<std::thread> threads;
+    threads.reserve(counts.size());
+    try {
+      for (std::size_t i = 1; i < counts.size(); ++i) threads.emplace_back(&Crew::work, this, std::ref(counts[i]));
+    } catch (const std::exception&) {
+      // The host has no room for more threads: those there are do it all.
     }
+    work(counts[0]);
+    for (std::thread& t : threads) t.join();
+    if (error_) std::rethrow_exception(error_);
   }
 
  private:
-  const Launch& launch_;
-  std::vector<Outcome>& outcomes_;
-  std::vector<bool> ended_;
-  u64 next_ = 0;
-  AcrossClusters across_;
-  std::mutex mutex_;
-};
+  static constexpr u64 kAhead = 1024;
 
-void run_apart(Launch& launch, u64 clusters, std::vector<Outcome>& outcomes, std::vector<std::vector<InstrCount>>& counts) {
-  std::atomic<u64> next{0}, first_stopped{~u64{0}};
-  InOrder in_order(launch, outcomes);
-  auto work = [&](std::size_t worker) {
-    while (true) {
-      const u64 index = next.fetch_add(1);
-      if (index >= clusters || index > first_stopped.load()) return;
-      auto cluster = make_cluster(launch, index, counts[worker]);
-      while (cluster->step()) {}
-      const bool stopped = cluster->stopped;
-      outcomes[index] = take(*cluster);
-      in_order.end(index);
-      if (!stopped) continue;
-      u64 seen = first_stopped.load();
-      while (index < seen && !first_stopped.compare_exchange_weak(seen, index)) {}
+  // An exception (memory has run out) ends the launch, in the thread that called it.
+  void work(std::vector<InstrCount>& counts) noexcept {
+    try {
+      while (const std::optional<u64> index = take_next()) {
+        auto cluster = make_cluster(launch_, *index, counts);
+        while (cluster->step()) {}
+        Outcome outcome = take(*cluster);
+        cluster.reset();
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (outcome.stopped) clusters_ = std::min(clusters_, *index);
+        gather_.end(*index, std::move(outcome));
+        moved_.notify_all();
+      }
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+      clusters_ = 0;
+      moved_.notify_all();
     }
-  };
-  std::vector<std::thread> threads;
-  for (std::size_t i = 1; i < counts.size(); ++i) threads.emplace_back(work, i);
-  work(0);
-  for (std::thread& t : threads) t.join();
-}
+  }
+
+  std::optional<u64> take_next() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    moved_.wait(lock, [&] { return next_ >= clusters_ || next_ < gather_.next() + kAhead; });
+    if (next_ >= clusters_) return std::nullopt;
+    return next_++;
+  }
+
+  Launch& launch_;
+  u64 clusters_;  // to start; fewer once one has stopped
+  Gather& gather_;
+  std::mutex mutex_;
+  std::condition_variable moved_;
+  u64 next_ = 0;
+  std::exception_ptr error_;
+};
 
 }  // namespace
 
@@ -237,6 +295,7 @@ std::unique_ptr<Linked> link_kernel(const Module& module, u32 kernel) {
 }
 
 LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
+  constexpr u64 kMostThreads = 1024;
   Launch launch;
   launch.linked = &linked;
   launch.config = &config;
@@ -263,30 +322,15 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
     trace = std::make_unique<Trace>(config.trace_slots, slot, (u64{256} << 10) - std::min<u64>(shared, 228u << 10));
     launch.trace = trace.get();
   }
-  std::vector<Outcome> outcomes(clusters);
   const bool together = linked.talks_across_ctas;
   if (together && clusters > 1 && config.checks & checks_bit(Check::global_race)) launch.across = std::make_unique<AcrossClusters>();
-  const std::size_t workers = together || trace ? 1 : std::max<std::size_t>(1, std::min<u64>(config.threads, clusters));
+  const std::size_t workers = together || trace ? 1 : std::clamp<u64>(config.threads, 1, std::clamp<u64>(clusters, 1, kMostThreads));
   std::vector<std::vector<InstrCount>> counts(workers, std::vector<InstrCount>(config.counters ? linked.counters : 0));
-  if (together) run_together(launch, clusters, outcomes, counts[0]);
-  else run_apart(launch, clusters, outcomes, counts);
+  Gather gather(launch, clusters);
+  if (together) run_together(launch, clusters, gather, counts[0]);
+  else Crew(launch, clusters, gather).run(counts);
 
-  // In order of CTA, and nothing after the first that stopped: the same whatever the number of host threads.
-  LaunchResult result;
-  std::unordered_map<std::string, std::size_t> seen;
-  for (Outcome& o : outcomes) {
-    for (Finding& f : o.findings) {
-      const std::string key = std::to_string(static_cast<u32>(f.check)) + f.site.function + std::to_string(f.site.ptx_line) + "/" +
-                              f.other.function + std::to_string(f.other.ptx_line);
-      const auto [entry, fresh] = seen.try_emplace(key, result.findings.size());
-      if (fresh) result.findings.push_back(std::move(f));
-      else result.findings[entry->second].times += f.times;
-    }
-    result.output += o.output;
-    result.warp_instructions += o.executed;
-    result.fatal |= o.stopped;
-    if (o.stopped && !together) break;
-  }
+  LaunchResult result = gather.finish();
   if (trace) result.trace = trace->take();
   result.counters.resize(linked.functions.size());
   for (std::size_t i = 0; i < linked.functions.size() && config.counters; ++i) {
