@@ -11,6 +11,7 @@ from typing import Any
 
 from tkpy import ops, registry
 from tkpy.errors import InternalError, Refusal, Unsupported
+from tkpy.explain_model import explain_model
 from tkpy.ops.attention import BlockMask
 from tkpy.registry import (
     BACKENDS,
@@ -34,6 +35,7 @@ __all__ = [
     "Refusal",
     "Unsupported",
     "explain",
+    "explain_model",
     "last_dispatch",
     "ops",
     "record_dispatches",

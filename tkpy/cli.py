@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 import sys
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -14,23 +13,9 @@ import torch
 
 import tkpy
 from tkpy import conformance, registry
+from tkpy.text import table
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns as wide as their widest entry; the last one is wrapped."""
-    cells = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head) - 1)]
-    room = max(40, 118 - sum(widths) - 2 * len(widths))
-    lines = []
-    for row in cells:
-        first = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        wrapped = textwrap.wrap(row[-1], room) or [""]
-        lines.append(f"{first}  {wrapped[0]}".rstrip())
-        lines += [" " * (len(first) + 2) + rest for rest in wrapped[1:]]
-    lines.insert(1, "-" * min(118, max(map(len, lines))))
-    return "\n".join(lines)
 
 
 def machine() -> str:
@@ -110,7 +95,11 @@ def _device() -> str:
 
 
 #: Commands that live beside what they run, imported when asked for: a checkout may have no compiled part.
-ELSEWHERE = {"bench": "tkpy.bench.command", "emulate": "tkpy.emulator.command"}
+ELSEWHERE = {
+    "bench": ("tkpy.bench.command", "bench"),
+    "emulate": ("tkpy.emulator.command", "emulate"),
+    "explain-model": ("tkpy.explain_model", "command"),
+}
 
 
 class _Commands(click.Group):
@@ -121,7 +110,8 @@ class _Commands(click.Group):
         if cmd_name not in ELSEWHERE:
             return super().get_command(ctx, cmd_name)
         try:
-            return getattr(importlib.import_module(ELSEWHERE[cmd_name]), cmd_name)
+            module, command = ELSEWHERE[cmd_name]
+            return getattr(importlib.import_module(module), command)
         except ImportError as error:
             reason = str(error)
             return click.Command(cmd_name, callback=lambda: _refuse(reason), help=f"Not here: {reason}")

@@ -39,6 +39,7 @@ from typing import Any, TypeGuard
 import torch
 
 from tkpy import machine
+from tkpy.cases import Case, Maker
 from tkpy.errors import InternalError, Refusal, Unsupported
 
 BACKENDS = ("cuda", "triton", "eager", "reference", "emulator")
@@ -61,8 +62,11 @@ class _State(threading.local):
         self.last: Dispatch | None = None
         self.chosen: tuple[str, str, bool, tuple[Refusal, ...]] | None = None  # op, backend, automatic, passed over
         self.capturing: bool = False
+        self.watcher: Watcher | None = None  # of watch_calls()
+        self.device: torch.device | None = None  # where watch_calls() takes all tensors to be
 
 
+Watcher = Callable[["Explanation"], None]
 _state = _State()
 _recordings: list[list[Dispatch]] = []
 
@@ -83,6 +87,7 @@ class Call:
 
     op: str
     args: Mapping[str, Any]
+    on: torch.device | None = None  # where to take the tensors to be, if not where they are
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -93,55 +98,12 @@ class Call:
 
     @property
     def device(self) -> torch.device:
-        return self.tensors[0].device
+        return self.on or self.tensors[0].device
 
 
 class _Captured(Exception):
     def __init__(self, call: Call):
         self.call = call
-
-
-# ------------------------------------------------------------------------------------------------------ cases of an op
-class Maker:
-    """Makes the inputs of a case: the same numbers for every backend, in the dtype and on the device under test."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0):
-        self.dtype, self.device = dtype, torch.device(device)
-        self.generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def wide(self) -> torch.dtype:
-        """dtype of parameters that stay float32 in low-precision calls (float64 in float64 calls)."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-    def randn(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return (torch.randn(*shape, generator=self.generator) * scale).to(self.device, dtype or self.dtype)
-
-    def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return (torch.rand(*shape, generator=self.generator) * (high - low) + low).to(self.device, dtype or self.dtype)
-
-    def randint(self, low: int, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(low, high, shape, generator=self.generator).to(self.device)
-
-    def ints(self, *values: int) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One row of an op's table of cases, which feeds tests, `tkpy check`, benchmarks and the support matrix.
-
-    `make(maker)` returns keyword arguments of the public function; `why` says what the case is there to catch.
-    `tol` multiplies `numerics.TOLERANCE`; `grad` asks for gradients of every floating or complex tensor argument.
-    A case with `bench` is a real shape: benchmarks run it, tests do not.
-    """
-
-    name: str
-    make: Callable[[Maker], dict[str, Any]]
-    why: str
-    tol: float = 1.0
-    grad: bool = True
-    bench: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------------- the op
@@ -297,11 +259,14 @@ class Op:
 
     # -- dispatch
     def call(self, *args: Any) -> Call:
-        return Call(self.name, dict(zip(self.arg_names, args, strict=True)))
+        return Call(self.name, dict(zip(self.arg_names, args, strict=True)), _state.device)
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         if _state.capturing:
             raise _Captured(self.call(*args))
+        if _state.watcher is not None:
+            call = self.call(*args)
+            _state.watcher(_explain_call(self, call, backend if backend is not None else _state.forced))
         return self.torch_op(*args, self._choose(args, backend))
 
     def _choose(self, args: Sequence[Any], backend: str | None) -> str:
@@ -441,7 +406,7 @@ def _triton_refusals(call: Call) -> list[Refusal]:
         return []
     if call.device.type != "cuda":
         return [Refusal("needs_gpu", f"needs CUDA tensors, got {call.device.type} tensors")]
-    major, minor = torch.cuda.get_device_capability(call.device)
+    major, minor = machine.compute_capability(call.device)
     if major < 8:
         return [Refusal("compute_capability", f"needs compute capability 8.0 or newer, got {major}.{minor}")]
     return []
@@ -528,6 +493,20 @@ def record_dispatches() -> Iterator[list[Dispatch]]:
         _recordings.remove(log)
 
 
+@contextlib.contextmanager
+def watch_calls(watcher: Watcher, device: str | torch.device | None = None) -> Iterator[None]:
+    """Within this context (of this thread) `watcher` gets an `Explanation` of every call of an op, before it runs.
+
+    With `device`, the choice is made as if all tensors were there, which need not exist: for models on the device meta.
+    """
+    before = _state.watcher, _state.device
+    _state.watcher, _state.device = watcher, None if device is None else torch.device(device)
+    try:
+        yield
+    finally:
+        _state.watcher, _state.device = before
+
+
 @dataclasses.dataclass(frozen=True)
 class Explanation:
     """Why each backend can or cannot serve one call; `chosen` is what the automatic choice takes (or None)."""
@@ -535,6 +514,7 @@ class Explanation:
     op: str
     refusals: Mapping[str, tuple[Refusal, ...]]
     chosen: str | None
+    call: Call | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         lines = [f"tkpy.{self.op}"]
@@ -544,10 +524,10 @@ class Explanation:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def _explain_call(op: Op, call: Call) -> Explanation:
+def _explain_call(op: Op, call: Call, named: str | None = None) -> Explanation:
     refusals = {backend: tuple(op.refusals(backend, call)) for backend in BACKENDS}
-    order = AUTOMATIC.get(call.device.type, ("eager",))
-    return Explanation(op.name, refusals, next((b for b in order if not refusals[b]), None))
+    order = (named,) if named is not None else AUTOMATIC.get(call.device.type, ("eager",))
+    return Explanation(op.name, refusals, next((b for b in order if not refusals[b]), None), call)
 
 
 def _capture(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -1,0 +1,116 @@
+"""`tkpy.explain_model` and `tkpy explain-model`: every op call of a model, where it came from, and who serves it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import tkpy
+from tkpy.cli import main
+from tkpy.nn import Linear
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = Linear(8, 16), Linear(16, 8)
+        self.weight = torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(tkpy.rms_norm(x, self.weight)))
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(Layer(), Layer())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return tkpy.rms_norm(self.layers(x), torch.ones(8, device=x.device))
+
+
+def run(*args: str):
+    return CliRunner().invoke(main, ["explain-model", *args], catch_exceptions=False)
+
+
+@pytest.mark.fast
+def test_every_call_is_there_with_its_module(capsys):
+    explained = tkpy.explain_model(Model(), torch.ones(3, 8))
+    found = [(call.module, call.explanation.op, call.backend) for call in explained.calls]
+    per_layer = [("", "rms_norm"), (".up", "linear"), (".down", "linear")]
+    assert found == [
+        *((f"layers.{i}{part}", op, "eager") for i in (0, 1) for part, op in per_layer),
+        ("", "rms_norm", "eager"),
+    ]
+    text = capsys.readouterr().out
+    assert str(explained) in text
+    row = next(line for line in text.splitlines() if line.startswith("rms_norm"))
+    assert row.split()[1:3] == ["eager", "3"]
+    assert "(3, 8) float32" in row
+    assert "layers.*, the model itself" in row
+    assert "triton  needs_gpu" in text
+
+
+@pytest.mark.fast
+def test_it_answers_for_a_device_that_is_not_there():
+    model = Model().to("meta", torch.bfloat16)
+    explained = tkpy.explain_model(model, torch.ones(3, 8, device="meta", dtype=torch.bfloat16), device="cuda")
+    pytest.importorskip("triton")
+    assert {call.backend for call in explained.calls if call.explanation.op == "rms_norm"} <= {"cuda", "triton"}
+    here = tkpy.explain(tkpy.rms_norm, torch.ones(3, 8), torch.ones(8))
+    assert here.chosen == "eager"  # and it is over afterwards
+
+
+@pytest.mark.fast
+def test_a_model_that_fails_leaves_no_hooks_behind():
+    class Broken(Model):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.layers(x)
+            raise RuntimeError("here")
+
+    model = Broken()
+    with pytest.raises(RuntimeError, match="here"):
+        tkpy.explain_model(model, torch.ones(3, 8))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(ValueError, match="weight"):
+        tkpy.explain_model(model, torch.ones(3, 9))  # raised inside a layer: its name must leave the stack
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "name, ops",
+    [
+        ("rwkv-5", {"layer_norm": 50, "wkv5": 24}),
+        ("evo-1-8k", {"modal_conv": 29, "short_conv": 29, "attention": 3, "rms_norm": 65}),
+        ("llama-2", {"attention": 32, "rotary": 64}),
+        ("m2-bert", {"fft_conv": 24, "short_conv": 12}),
+    ],
+)
+def test_the_command_knows_the_models(name, ops):
+    result = run(name, "--tokens", "64", "--train")
+    assert result.exit_code == 0, result.output
+    assert "64 tokens, bfloat16, training, on cuda" in result.output
+    for op, calls in ops.items():
+        assert calls == sum(int(row.split()[2]) for row in result.output.splitlines() if row.startswith(f"{op} "))
+
+
+@pytest.mark.fast
+def test_decoding_and_a_forced_backend():
+    result = run("rwkv-5", "--decode", "--batch", "2", "--device", "cpu", "--backend", "reference")
+    assert result.exit_code == 0, result.output
+    assert "wkv5        reference  24     (2, 1, 32, 64)" in result.output
+
+
+@pytest.mark.fast
+def test_bad_input_gets_one_sentence():
+    assert "evo-1-131k" in run().output
+    result = run("gpt-7")
+    assert result.exit_code == 2
+    assert "no model 'gpt-7'; the models are rwkv-5" in result.output
+    result = run("m2-bert", "--decode")
+    assert result.exit_code == 2
+    assert "reads texts whole" in result.output
+    result = run("evo-1-8k", "--backend", "triton", "--tokens", "64")
+    assert result.exit_code == 1
+    assert "tkpy.modal_conv: no backend can serve this call" in result.output
