@@ -72,7 +72,10 @@ u64 special_value(const Exec& x, u32 special, u32 lane) {
     case Special::clock_hi:
     case Special::globaltimer_hi: return (x.cluster->executed + x.cluster->clock_offset) >> 32;
     case Special::reserved_smem_end: return kSharedBase;  // the system's part of shared memory starts at 0
-    default: return 0;  // %gridid, %envreg, %current_graph_exec (no graph), %pm (no profiler)
+    // Cooperative groups' workspace of the grid, high and low half of its address (cooperative_groups/details/driver_abi.h).
+    case Special::envreg1: return reinterpret_cast<u64>(x.launch->grid_workspace.data()) >> 32;
+    case Special::envreg2: return reinterpret_cast<u64>(x.launch->grid_workspace.data());
+    default: return 0;  // %gridid, other %envreg, %current_graph_exec (no graph), %pm (no profiler)
   }
 }
 

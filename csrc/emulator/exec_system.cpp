@@ -111,7 +111,8 @@ void exec_assertfail(Exec& x, const Op& op, u32 mask) {
   const u32 lane = static_cast<u32>(std::countr_zero(mask));
   x.report(Check::assertion, op, lane, "assertion failed: " + read_string(x, lane, frame_value(x, lane, list[0], 8)) + " at " +
                                            read_string(x, lane, frame_value(x, lane, list[1], 8)) + ":" +
-                                           std::to_string(frame_value(x, lane, list[2], 4)));
+                                           std::to_string(frame_value(x, lane, list[2], 4)) + " in " +
+                                           read_string(x, lane, frame_value(x, lane, list[3], 8)));
 }
 
 void exec_malloc(Exec& x, const Op& op, u32 mask) {

@@ -311,6 +311,8 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
     std::memcpy(reinterpret_cast<void*>(launch.param_address), config.params.data(), config.params.size());
   // Generic accesses may read the parameter block.
   launch.regions.push_back({launch.param_address, launch.param_address + launch.param_bytes, false});
+  const u64 workspace = reinterpret_cast<u64>(launch.grid_workspace.data());
+  launch.regions.push_back({workspace, workspace + sizeof launch.grid_workspace, true});
   std::sort(launch.regions.begin(), launch.regions.end(), [](const Region& a, const Region& b) { return a.lo < b.lo; });
 
   const u64 clusters = config.grid.count() / launch.cluster_ctas;

@@ -391,6 +391,7 @@ struct Launch {
   std::vector<Region> regions;     // sorted, disjoint
   std::vector<u64> param_block;    // aligned copy of the parameters
   u64 param_address = 0, param_bytes = 0;
+  alignas(8) std::array<u32, 2> grid_workspace{};  // its size, the barrier of grid.sync()
   u64 budget = 0;
   u32 cluster_ctas = 1;
   // Clusters that talk to each other through global memory run in one thread and share these; otherwise `across` is null.

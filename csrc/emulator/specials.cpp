@@ -27,7 +27,7 @@ u32 special_from_name(std::string_view name) {
       {"%globaltimer_lo", Special::globaltimer_lo}, {"%globaltimer_hi", Special::globaltimer_hi},
       {"%dynamic_smem_size", Special::dynamic_smem_size}, {"%total_smem_size", Special::total_smem_size},
       {"%aggr_smem_size", Special::aggr_smem_size}, {"WARP_SZ", Special::warp_size},
-      {"%current_graph_exec", Special::current_graph_exec},
+      {"%envreg1", Special::envreg1}, {"%envreg2", Special::envreg2}, {"%current_graph_exec", Special::current_graph_exec},
       {"%reserved_smem_offset_begin", Special::reserved_smem_begin},
       {"%reserved_smem_offset_end", Special::reserved_smem_end},
       {"%reserved_smem_offset_cap", Special::reserved_smem_end},

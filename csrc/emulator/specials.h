@@ -13,7 +13,7 @@ enum class Special : u8 {
   lanemask_eq, lanemask_le, lanemask_lt, lanemask_ge, lanemask_gt, clock, clock_hi, clock64,
   globaltimer, globaltimer_lo, globaltimer_hi, dynamic_smem_size, total_smem_size, aggr_smem_size,
   reserved_smem_begin, reserved_smem_end, current_graph_exec, performance_monitor, performance_monitor64,
-  envreg, warp_size, count
+  envreg1, envreg2, envreg, warp_size, count
 };
 
 // kNone when `name` (with its % and suffix) is no special register.

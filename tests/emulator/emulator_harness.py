@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import tkpy.emulator
+from tkpy.emulator import Module
 
 HEADER = ".version 8.0\n.target sm_90a\n.address_size 64\n"
 
@@ -58,6 +59,44 @@ ret; }}"""
     run = module.launch("k", grid=(n + 127) // 128, block=128, args=[result, *arrays, n])
     run.raise_on_findings()
     return result
+
+
+def snippet(body: str, params: str = ".param .u64 out", before: str = "", header: str = HEADER) -> Module:
+    """A module of one kernel, `k`; `before` is at module level."""
+    return tkpy.emulator.load(f"{header}\n{before}\n.visible .entry k({params})\n{{\n{body}\nret;\n}}\n")
+
+
+def results(
+    body: str, *names: str, before: str = "", params: str = "", args: Sequence[Any] = (), block: int = 32, **launch: Any
+) -> np.ndarray:
+    """Runs `body` and returns what its 32-bit registers `names` hold at the end, (thread, name) -> bits. %lane is %tid.x."""
+    stores = "\n".join(f"st.global.b32 [%addr+{4 * i}], {name};" for i, name in enumerate(names))
+    text = f"""
+.reg .b32 %lane; .reg .b64 %addr;
+mov.u32 %lane, %tid.x;
+{body}
+ld.param.u64 %addr, [out];
+mad.wide.u32 %addr, %lane, {4 * len(names)}, %addr;
+{stores}"""
+    module = snippet(text, ", ".join([".param .u64 out", *([params] if params else [])]), before)
+    assert not module.unmodelled, module.unmodelled
+    out = np.zeros((block, len(names)), np.uint32)
+    module.launch("k", block=block, args=[out, *args], **launch).raise_on_findings()
+    return out
+
+
+def value(body: str, before: str = "") -> list[int]:
+    """What `body` leaves in %out, of each lane of one warp."""
+    return results(".reg .b32 %out;" + body, "%out", before=before)[:, 0].tolist()
+
+
+def aligned(a: np.ndarray) -> np.ndarray:
+    """A copy that starts on a 256-byte boundary, as cudaMalloc's memory does."""
+    room = np.empty(a.nbytes + 256, np.uint8)
+    start = -room.ctypes.data % 256
+    out = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
 
 
 def integers(dtype: Any, count: int = 2, random: int = 40, seed: int = 0) -> list[np.ndarray]:

@@ -4,30 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator_harness import HEADER
+from emulator_harness import HEADER, snippet, value
 
 import tkpy.emulator
-from tkpy.emulator import Module
-
-
-def kernel(body: str, params: str = ".param .u64 out", before: str = "", header: str = HEADER) -> Module:
-    return tkpy.emulator.load(f"{header}\n{before}\n.visible .entry k({params})\n{{\n{body}\nret;\n}}\n")
-
-
-def value(body: str, before: str = "", dtype: type = np.uint32, count: int = 32) -> list[int]:
-    """Runs `body`, which leaves 32 bits in %out."""
-    text = f"""
-.reg .b32 %out, %lane; .reg .b64 %addr;
-mov.u32 %lane, %laneid;
-{body}
-ld.param.u64 %addr, [out];
-mad.wide.u32 %addr, %lane, 4, %addr;
-st.global.b32 [%addr], %out;"""
-    module = kernel(text, before=before)
-    assert not module.unmodelled, module.unmodelled
-    out = np.zeros(count, dtype)
-    module.launch("k", block=count, args=[out]).raise_on_findings()
-    return out.tolist()
 
 
 def test_scoped_labels_and_registers_shadow() -> None:
@@ -124,7 +103,7 @@ mov.b64 a, blob; cvta.param.u64 a, a; ld.u32 v, [a+4]; ld.param.s8 w, [small]; a
 ld.param.f64 f, [d]; cvt.rzi.s32.f64 w, f; add.s32 v, v, w; ld.param.u64 o, [out]; st.global.u32 [o], v;"""
     out = np.zeros(1, np.int32)
     blob = np.array([10, 20, 30, 40], np.int32).tobytes()
-    kernel(body, params).launch("k", args=[out, blob, -5, 100.9]).raise_on_findings()
+    snippet(body, params).launch("k", args=[out, blob, -5, 100.9]).raise_on_findings()
     assert out[0] == 115
 
 
@@ -179,7 +158,7 @@ def test_errors_name_their_line(text: str, message: str) -> None:
 
 
 def test_unmodelled_instructions_are_listed_and_stop() -> None:
-    module = kernel(
+    module = snippet(
         ".reg .b32 %r<4>; .reg .pred %p; setp.eq.u32 %p, 1, 2;\n@%p shfl.idx.b32 %r1, %r2, %r3, %r1;\nfrobnicate.b32 %r1, %r2;"
     )
     assert [u.text.split(".")[0] for u in module.unmodelled] == ["shfl", "frobnicate"]
@@ -190,7 +169,7 @@ def test_unmodelled_instructions_are_listed_and_stop() -> None:
 
 
 def test_arguments_are_checked() -> None:
-    module = kernel("", ".param .u64 p, .param .u32 n, .param .f32 x, .param .align 8 .b8 blob[8]")
+    module = snippet("", ".param .u64 p, .param .u32 n, .param .f32 x, .param .align 8 .b8 blob[8]")
     x = np.zeros(4)
     good = [x, 3, 1.5, bytes(8)]
     module.launch("k", args=good)
@@ -219,7 +198,7 @@ def test_arguments_are_checked() -> None:
 
 
 def test_read_only_and_unrelated_memory_is_protected() -> None:
-    module = kernel(".reg .b64 a; ld.param.u64 a, [out]; st.global.u32 [a], 1;")
+    module = snippet(".reg .b64 a; ld.param.u64 a, [out]; st.global.u32 [a], 1;")
     x = np.zeros(4, np.uint32)
     x.flags.writeable = False
     finding = module.launch("k", args=[x], checks="none").findings[0]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
+from emulator_harness import aligned
 
 from tkpy.emulator import Module, Run
 
@@ -18,15 +19,6 @@ def clean(module: Module, name: str, **launch: object) -> Run:
     run = module.launch(name, **launch)  # type: ignore[arg-type]
     run.raise_on_findings()
     return run
-
-
-def aligned(a: np.ndarray) -> np.ndarray:
-    """A copy that starts on a 256-byte boundary, as cudaMalloc's memory does."""
-    room = np.empty(a.nbytes + 256, np.uint8)
-    start = -room.ctypes.data % 256
-    out = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
-    out[...] = a
-    return out
 
 
 REDUCE = r"""
