@@ -66,8 +66,9 @@ u64 special_value(const Exec& x, u32 special, u32 lane) {
     case Special::globaltimer:
     case Special::globaltimer_lo: return x.cluster->executed + x.cluster->clock_offset;
     case Special::dynamic_smem_size: return c.dynamic_shared;
-    case Special::total_smem_size:
-    case Special::aggr_smem_size: return cta.shared.data.size();
+    // PTX ISA 10.28, 10.29: in units of allocation, 128 bytes; the aggregate counts what the system reserves.
+    case Special::total_smem_size: return align_up(cta.shared.data.size(), 128);
+    case Special::aggr_smem_size: return align_up(cta.shared.data.size(), 128) + kSharedBase;
     case Special::warp_size: return kLanes;
     case Special::clock_hi:
     case Special::globaltimer_hi: return (x.cluster->executed + x.cluster->clock_offset) >> 32;

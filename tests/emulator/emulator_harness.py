@@ -61,27 +61,28 @@ ret; }}"""
     return result
 
 
-def snippet(body: str, params: str = ".param .u64 out", before: str = "", header: str = HEADER) -> Module:
-    """A module of one kernel, `k`; `before` is at module level."""
-    return tkpy.emulator.load(f"{header}\n{before}\n.visible .entry k({params})\n{{\n{body}\nret;\n}}\n")
+def snippet(body: str, params: str = ".param .u64 out", before: str = "", directives: str = "") -> Module:
+    """A module of one kernel, `k`; `before` is at module level, `directives` are the kernel's."""
+    return tkpy.emulator.load(f"{HEADER}\n{before}\n.visible .entry k({params}) {directives}\n{{\n{body}\nret;\n}}\n")
 
 
 def results(
-    body: str, *names: str, before: str = "", params: str = "", args: Sequence[Any] = (), block: int = 32, **launch: Any
-) -> np.ndarray:
-    """Runs `body` and returns what its 32-bit registers `names` hold at the end, (thread, name) -> bits. %lane is %tid.x."""
+    body: str, *names: str, before: str = "", params: str = "", directives: str = "", args: Sequence[Any] = (),
+    grid: int = 1, block: int = 32, **launch: Any,
+) -> np.ndarray:  # fmt: skip
+    """What the 32-bit registers `names` hold after `body`, as bits: (thread of the grid, name). %lane is %tid.x."""
     stores = "\n".join(f"st.global.b32 [%addr+{4 * i}], {name};" for i, name in enumerate(names))
     text = f"""
-.reg .b32 %lane; .reg .b64 %addr;
+.reg .b32 %lane, %cta, %thread; .reg .b64 %addr;
 mov.u32 %lane, %tid.x;
 {body}
-ld.param.u64 %addr, [out];
-mad.wide.u32 %addr, %lane, {4 * len(names)}, %addr;
+ld.param.u64 %addr, [out]; mov.u32 %cta, %ctaid.x; mad.lo.u32 %thread, %cta, {block}, %lane;
+mad.wide.u32 %addr, %thread, {4 * len(names)}, %addr;
 {stores}"""
-    module = snippet(text, ", ".join([".param .u64 out", *([params] if params else [])]), before)
+    module = snippet(text, ", ".join([".param .u64 out", *([params] if params else [])]), before, directives)
     assert not module.unmodelled, module.unmodelled
-    out = np.zeros((block, len(names)), np.uint32)
-    module.launch("k", block=block, args=[out, *args], **launch).raise_on_findings()
+    out = np.zeros((grid * block, len(names)), np.uint32)
+    module.launch("k", grid=grid, block=block, args=[out, *args], **launch).raise_on_findings()
     return out
 
 

@@ -5,13 +5,12 @@ The numbers are those of a list kept from 509 files of public Hopper kernels; ea
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from emulator_harness import HEADER, aligned, results, snippet, value
+from emulator_harness import aligned, results, snippet
 
 import tkpy.emulator
 from tkpy.emulator import TensorMap
@@ -24,7 +23,8 @@ def test_01_scoped_labels_and_registers() -> None:
     wait = """{ .reg .pred P1; LAB_WAIT: mbarrier.try_wait.parity.shared::cta.b64 P1,[%r1],%r2; @P1 bra DONE; bra LAB_WAIT;
 DONE: }"""
     rounds = "".join(
-        f"mbarrier.arrive.shared::cta.b64 _, [%r1]; mov.u32 %r2, {i % 2}; {wait} add.u32 %r3, %r3, 1;\n" for i in range(3)
+        f"mbarrier.arrive.shared::cta.b64 _, [%r1]; mov.u32 %r2, {i % 2}; {wait} add.u32 %r3, %r3, 1;\n"
+        for i in range(3)
     )
     got = results(f"""
 .reg .b32 %r<4>, p, complete, l; .reg .b32 t<4>; .reg .pred P1; .shared .align 8 .b64 bar;
@@ -184,7 +184,11 @@ mov.b64 %rd2, {%r2, %r2}; st.shared.u8 [%r11], %rd2; ld.shared.s8 %r11, [%r11]; 
 
 def test_08_conversions() -> None:
     def halves(a: float, b: float, dtype: Any) -> int:
-        return int(np.array([b, a], np.float32).astype(dtype).view(np.uint32 if np.dtype(dtype).itemsize == 2 else np.uint16)[0])
+        return int(
+            np.array([b, a], np.float32)
+            .astype(dtype)
+            .view(np.uint32 if np.dtype(dtype).itemsize == 2 else np.uint16)[0]
+        )
 
     cases = {  # instruction from floats %a = 1.7, %b = -300.25, %n = NaN, %big = 3e9, %tiny = 1e-40; f64 %dn = NaN
         "cvt.rn.bf16x2.f32 $, %a, %b;": halves(1.7, -300.25, ml_dtypes.bfloat16),
@@ -317,8 +321,11 @@ def test_13_indirect_calls() -> None:
         f" {op} %x, %x, %y; st.param.b32 [r], %x; ret; }}\n"
         for name, op in (("_Z3addii", "add.s32"), ("_Z3mulii", "mul.lo.s32"))
     )
-    before = functions + """.global .align 8 .u64 tab[2] = {_Z3addii, _Z3mulii}; .global .align 8 .u64 object[2] = {generic(vtable)+16, 7};
-.visible .global .align 8 .u64 vtable[3] = {0, 0, _Z3mulii};"""
+    before = (
+        functions
+        + """.visible .global .align 8 .u64 vtable[3] = {0, 0, _Z3mulii};
+.global .align 8 .u64 tab[2] = {_Z3addii, _Z3mulii}; .global .align 8 .u64 object[2] = {generic(vtable)+16, 7};"""
+    )
     call = """{ .param .b32 param0; st.param.b32 [param0+0], %lane; .param .b32 param1; st.param.b32 [param1+0], 7; .param .b32 retval0;
 prototype_3 : .callprototype (.param .b32 _) _ (.param .b32 _, .param .b32 _);
 call (retval0),
@@ -339,6 +346,7 @@ mov.u64 %rd2, object; cvta.global.u64 %rd2, %rd2; ld.u64 %rd2, [%rd2]; ld.u64 %r
 
 def test_14_vprintf_is_the_runtimes() -> None:
     """Arguments lie on their natural alignment in a buffer, and floats are doubles there."""
+    text = ", ".join(map(str, b"%d|%.2f|%c|%lld\n"))
     module = snippet("""
 .reg .b64 %SP, %SPL, %rd<4>; .reg .b32 %r<4>; .reg .f64 %fd; .reg .f32 %f; .local .align 8 .b8 __local_depot0[32];
 mov.u64 %SPL, __local_depot0; cvta.local.u64 %SP, %SPL; mov.f32 %f, 0fC0200000; cvt.f64.f32 %fd, %f;
@@ -346,8 +354,8 @@ st.local.u32 [%SPL], 42; st.local.f64 [%SPL+8], %fd; st.local.u32 [%SPL+16], 88;
 mov.u64 %rd2, $str; cvta.global.u64 %rd3, %rd2;
 { .param .b64 param0; st.param.b64 [param0+0], %rd3; .param .b64 param1; st.param.b64 [param1+0], %SP; .param .b32 retval0;
 call.uni (retval0), vprintf, (param0, param1); ld.param.b32 %r1, [retval0+0]; }
-ld.param.u64 %rd1, [out]; st.global.u32 [%rd1], %r1;""", before=""".extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);
-.global .align 1 .b8 $str[20] = {%s};""" % ", ".join(map(str, b"%d|%.2f|%c|%lld\n")))  # fmt: skip
+ld.param.u64 %rd1, [out]; st.global.u32 [%rd1], %r1;""", before=f""".extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);
+.global .align 1 .b8 $str[20] = {{{text}}};""")  # fmt: skip
     count = np.zeros(1, np.int32)
     run = module.launch("k", args=[count])
     run.raise_on_findings()

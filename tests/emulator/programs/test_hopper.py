@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from emulator_harness import aligned
 
 from tkpy.emulator import Module, Run, TensorMap
 
@@ -26,15 +27,6 @@ def run(compile_cuda: Callable[..., Module]) -> Callable[..., Run]:
         return done
 
     return launch
-
-
-def aligned(a: np.ndarray) -> np.ndarray:
-    """A copy that starts on a 256-byte boundary, as cudaMalloc's memory does."""
-    room = np.empty(a.nbytes + 256, np.uint8)
-    start = -room.ctypes.data % 256
-    out = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
-    out[...] = a
-    return out
 
 
 def window(x: np.ndarray, at: tuple[int, ...], box: tuple[int, ...]) -> np.ndarray:
