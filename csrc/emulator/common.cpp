@@ -23,30 +23,25 @@ constexpr std::array<TypeRow, 31> kTypes{{
     {"e5m2", Type::e5m2, 8},     {"f16x2", Type::f16x2, 32},  {"bf16x2", Type::bf16x2, 32}, {"u16x2", Type::u16x2, 32},
     {"s16x2", Type::s16x2, 32},  {"e4m3x2", Type::e4m3x2, 16}, {"e5m2x2", Type::e5m2x2, 16},
 }};
+static_assert([] {  // a type is the number of its row
+  for (std::size_t i = 0; i < kTypes.size(); ++i)
+    if (kTypes[i].type != static_cast<Type>(i)) return false;
+  return true;
+}());
 
 }  // namespace
 
 Type type_from_name(std::string_view name) {
   if (name.empty() || name.size() > 6) return Type::none;
   for (const TypeRow& row : kTypes) {
-    if (row.name && name == row.name) return row.type;
+    if (name == row.name) return row.type;
   }
   return Type::none;
 }
 
-const char* type_name(Type type) {
-  for (const TypeRow& row : kTypes) {
-    if (row.name && row.type == type) return row.name;
-  }
-  return "?";
-}
+const char* type_name(Type type) { return kTypes[static_cast<std::size_t>(type)].name; }
 
-u32 type_bits(Type type) {
-  for (const TypeRow& row : kTypes) {
-    if (row.type == type) return row.bits;
-  }
-  return 0;
-}
+u32 type_bits(Type type) { return kTypes[static_cast<std::size_t>(type)].bits; }
 
 const char* space_name(Space space) {
   switch (space) {

@@ -110,7 +110,7 @@ void init_order(Exec& x, const Op& op, u32 lane, const Place& p) {
   m.valid = true;
   if (!x.checked) return;
   m.arriving = m.done = Clock{};
-  m.init = record_of(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), false);
+  m.init = record_of(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), false, 0);
 }
 
 bool finished(u64 object, u64 token, bool parity, bool* done, std::string* why) {

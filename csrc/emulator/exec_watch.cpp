@@ -145,7 +145,7 @@ void watch_wgmma(Exec& x, const Op& op, u32 accumulate) {
     } else if (s.fenced == now && (s.accumulates || d)) {
       // Accumulating again in the same shape is ordered without a fence, and two reads need no order.
       const tensor::WgmmaOp& before = f.wgmma_ops[static_cast<std::size_t>(x.frame->fn->ops[s.wgmma_op].imm)];
-      if (!(s.accumulates && d && before.n == what.n && tensor::wgmma_k(before) == tensor::wgmma_k(what)))
+      if (!(s.accumulates && d && (&before == &what || (before.n == what.n && tensor::wgmma_k(before) == tensor::wgmma_k(what)))))
         w.report(Check::wgmma_fence, "no wgmma.fence between two wgmma that use " + w.name(i) + " differently", s.wgmma_op);
     }
     if (d) s.undefined = 0;

@@ -17,15 +17,28 @@ Warpgroup& group_of(Warp& w) {
   return cta.warpgroups[index];
 }
 
-std::string check_operand(const SharedMemory& shared, u64 descriptor, const tensor::Operand& operand, const char* name) {
-  const tensor::MatrixDescriptor d = tensor::decode_descriptor(descriptor);
-  std::vector<u32> at(tensor::operand_units(operand));
-  tensor::operand_addresses(d, operand, at.data());
-  for (u32 address : at) {
-    if (address < kSharedBase || address + 16 > kSharedBase + shared.init.size()) continue;
-    for (u32 i = 0; i < 16; ++i)
-      if (!shared.init[address - kSharedBase + i])
-        return std::string("wgmma reads operand ") + name + " at shared address " + std::to_string(address + i) + ", which was never written";
+// An operand in shared memory and its units of 16 bytes; those outside are reported by the product itself.
+struct SharedOperand {
+  bool is_a;
+  u64 descriptor;
+  tensor::Operand what;
+  std::vector<u32> units;
+  SharedOperand(bool a, u64 bits, const tensor::Operand& operand)
+      : is_a(a), descriptor(bits), what(operand), units(tensor::operand_units(operand)) {
+    tensor::operand_addresses(tensor::decode_descriptor(bits), operand, units.data());
+  }
+  u32 row(std::size_t unit) const { return static_cast<u32>(what.mn_major ? unit % (what.mn / 8) * 8 : unit / what.units); }
+};
+
+bool inside(const SharedMemory& shared, u32 unit) { return unit >= kSharedBase && unit + 16 <= kSharedBase + shared.init.size(); }
+
+std::string check_written(const SharedMemory& shared, const SharedOperand& operand) {
+  for (u32 unit : operand.units) {
+    if (!inside(shared, unit)) continue;
+    const u8* init = &shared.init[unit - kSharedBase];
+    if (const void* hole = std::memchr(init, 0, 16))
+      return std::string("wgmma reads operand ") + (operand.is_a ? "A" : "B") + " at shared address " +
+             std::to_string(unit + (static_cast<const u8*>(hole) - init)) + ", which was never written";
   }
   return {};
 }
@@ -37,32 +50,43 @@ u32 wgmma_component(Cluster& c, Warpgroup& g) {
 
 // Reads of one operand by the product. What a warp reads must come before its own issue: all of B, its 16 rows of A (programs
 // that store their own rows of A meet by warps only). One chain a warpgroup: a warp's wait_group covers the product of all four.
-void touch_operand(const PendingWgmma& p, Accessor a, Cta& cta, std::size_t index, u64 descriptor, const tensor::Operand& operand, bool is_a) {
-  std::vector<u32> at(tensor::operand_units(operand));
-  tensor::operand_addresses(tensor::decode_descriptor(descriptor), operand, at.data());
-  for (std::size_t unit = 0; unit < at.size(); ++unit) {
-    if (at[unit] < kSharedBase || at[unit] + 16 > kSharedBase + cta.shared.init.size()) continue;
-    const std::size_t row = operand.mn_major ? unit % (operand.mn / 8) * 8 : unit / 2;
-    for (u32 w = is_a ? static_cast<u32>(row / 16) : 0, last = is_a ? w : 3; w <= last; ++w) {
-      a.warp = &cta.warps[index * 4 + w];
-      a.warp_id = a.warp->id;
-      a.clock = &p.start[w];
-      check_read(a, cta, at[unit], 16);
-    }
-    touch_shared(a, cta, at[unit], 16, AccessKind::read, false, false);
-  }
-}
-
-void touch_operands(Cluster& c, Cta& cta, std::size_t index, const PendingWgmma& p) {
+void touch_operands(Cluster& c, Cta& cta, std::size_t index, const PendingWgmma& p, const std::vector<SharedOperand>& operands) {
   Warpgroup& g = cta.warpgroups[index];
   Accessor a;
   a.cluster = &c;
+  a.warp = &cta.warps[index * 4];
   a.site = c.site_index_of(p.site);
   a.component = wgmma_component(c, g);
   a.time = static_cast<u32>(g.done);
   a.agent = a.async = true;
-  if (!p.op->a_in_registers) touch_operand(p, a, cta, index, p.descriptor_a[0], tensor::wgmma_operand_a(*p.op), true);
-  touch_operand(p, a, cta, index, p.descriptor_b[0], tensor::wgmma_operand_b(*p.op), false);
+  visit(cta, a);
+  Reader readers[4];
+  for (u32 w = 0; w < 4; ++w) readers[w] = {&cta.warps[index * 4 + w], &p.start[w]};
+  const Clock all = common_to(readers);
+  for (const SharedOperand& operand : operands) {
+    for (std::size_t i = 0; i < operand.units.size(); ++i) {
+      if (!inside(cta.shared, operand.units[i])) continue;
+      const auto warps = operand.is_a ? std::span(readers).subspan(operand.row(i) / 16, 1) : std::span(readers);
+      read_for_warps(a, warps, all, cta, operand.units[i], 16);
+    }
+  }
+}
+
+void check(Cluster& c, Cta& cta, std::size_t index, const PendingWgmma& p) {
+  const Warp& first = cta.warps[index * 4];
+  std::vector<SharedOperand> operands;
+  operands.emplace_back(false, p.descriptor_b[0], tensor::wgmma_operand_b(*p.op));
+  if (!p.op->a_in_registers) operands.emplace_back(true, p.descriptor_a[0], tensor::wgmma_operand_a(*p.op));
+  std::string unwritten, reason, doubt;
+  for (const SharedOperand& operand : operands) {
+    if (unwritten.empty()) unwritten = check_written(cta.shared, operand);
+    if (reason.empty()) reason = tensor::descriptor_reason(operand.descriptor, operand.what);
+    if (doubt.empty()) doubt = tensor::descriptor_doubt(operand.descriptor, operand.what);
+  }
+  if (!unwritten.empty()) c.report_at(Check::uninitialised_read, p.site, first, 0, unwritten);
+  if (reason.empty()) reason = doubt;
+  if (!reason.empty()) c.report_at(Check::wgmma_misuse, p.site, first, 0, reason);
+  touch_operands(c, cta, index, p, operands);
 }
 
 void execute(Cluster& c, Cta& cta, std::size_t index) {
@@ -78,17 +102,7 @@ void execute(Cluster& c, Cta& cta, std::size_t index) {
       continue;
     c.report_at(Check::wgmma_misuse, p.site, cta.warps[index * 4 + w], 0, "wgmma with a descriptor or scale-d that differs from that of warp 0 of its warpgroup");
   }
-  if (c.launch->config->checks) {
-    std::string why = check_operand(cta.shared, p.descriptor_b[0], tensor::wgmma_operand_b(*p.op), "B");
-    if (why.empty() && !p.op->a_in_registers) why = check_operand(cta.shared, p.descriptor_a[0], tensor::wgmma_operand_a(*p.op), "A");
-    if (!why.empty()) c.report_at(Check::uninitialised_read, p.site, first, 0, why);
-    why = tensor::descriptor_reason(p.descriptor_b[0], tensor::wgmma_operand_b(*p.op));
-    if (why.empty() && !p.op->a_in_registers) why = tensor::descriptor_reason(p.descriptor_a[0], tensor::wgmma_operand_a(*p.op));
-    if (why.empty()) why = tensor::descriptor_doubt(p.descriptor_b[0], tensor::wgmma_operand_b(*p.op));
-    if (why.empty() && !p.op->a_in_registers) why = tensor::descriptor_doubt(p.descriptor_a[0], tensor::wgmma_operand_a(*p.op));
-    if (!why.empty()) c.report_at(Check::wgmma_misuse, p.site, first, 0, why);
-    touch_operands(c, cta, index, p);
-  }
+  if (c.launch->config->checks) check(c, cta, index, p);
   std::vector<const u32*> a;
   std::vector<u32*> d;
   for (u32 w = 0; w < 4; ++w) {

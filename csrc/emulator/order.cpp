@@ -232,12 +232,12 @@ Relation relate(const Accessor& a, const Access& before, bool before_writes, boo
     return false;
   };
   if (!in(&Clock::seen)) return Relation::unordered;
+  if (!a.async || !before_writes || before.async) return Relation::ordered;
   // What cp.async wrote needs no proxy fence before wgmma, once it has been waited for: neither CUTLASS's multistage products
   // nor Triton's pipelined ones have one between cp.async.wait_group and wgmma, though 9.7.15.2 asks for it.
   const auto kind = [&](u32 component) { return a.cluster->components[component].kind; };
   if (kind(before.component) == Component::cp_async && kind(a.component) == Component::wgmma) return Relation::ordered;
-  if (a.async && before_writes && !before.async && !in(global ? &Clock::fenced_global : &Clock::fenced)) return Relation::unfenced;
-  return Relation::ordered;
+  return in(global ? &Clock::fenced_global : &Clock::fenced) ? Relation::ordered : Relation::unfenced;
 }
 
 }  // namespace tkpy::emulator

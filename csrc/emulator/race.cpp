@@ -26,9 +26,10 @@ void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& no
   };
   if (cell.readers == 0) {
     Access& one = cell.read;
-    const bool replaced = one.time == 0 || (one.component == now.component && one.time == now.time ? merges(one)
-                                              : !(one.bytes & ~now.bytes) && relate(a, one, false, global) == Relation::ordered);
-    if (replaced) return one.time == 0 ? void(one = now) : merge(one);
+    if (one.time == 0) return void(one = now);
+    if (merges(one)) return merge(one);
+    const bool at_once = one.component == now.component && one.time == now.time;
+    if (!at_once && !(one.bytes & ~now.bytes) && relate(a, one, false, global) == Relation::ordered) return merge(one);
     if (sets.unused.empty()) {
       sets.sets.emplace_back();
       sets.unused.push_back(static_cast<u32>(sets.sets.size() - 1));
@@ -122,22 +123,47 @@ void touch_shared(const Accessor& a, Cta& cta, u32 offset, u32 bytes, AccessKind
   SharedMemory& memory = cta.shared;
   if (kind != AccessKind::read) std::fill_n(memory.init.begin() + (offset - kSharedBase), bytes, u8{1});
   if (a.agent || &cta != a.warp->cta) visit(cta, a);
-  Access now = record_of(a, strong);
   for (u32 at = offset & ~3u; at < offset + bytes; at += 4) {
-    now.bytes = cell_bytes(at, offset, u64{offset} + bytes);
+    const Access now = record_of(a, strong, cell_bytes(at, offset, u64{offset} + bytes));
     touch(a, memory.cells[(at - kSharedBase) / 4], memory.read_sets, now, kind, same_value, false,
           [&](const Access& before, bool writes, Relation r) { report_race(a, cta, at, kind, strong, before, writes, r); });
   }
 }
 
-void check_read(const Accessor& a, Cta& cta, u32 offset, u32 bytes) {
-  for (u32 at = offset & ~3u; at < offset + bytes; at += 4) {
-    const Cell& cell = cta.shared.cells[(at - kSharedBase) / 4];
-    for (const Access* w : {&cell.write, &cell.other_write}) {
-      if (!(w->bytes & cell_bytes(at, offset, u64{offset} + bytes))) continue;
-      if (const Relation r = relate(a, *w, true, false); r != Relation::ordered)
-        report_race(a, cta, at, AccessKind::read, false, *w, true, r);
+Clock common_to(std::span<const Reader> readers) {
+  Clock all;
+  auto least = [&](Times Clock::*which) {
+    Times& into = all.*which;
+    into = readers[0].clock->*which;
+    for (const Reader& reader : readers.subspan(1)) {
+      const Times& times = reader.clock->*which;
+      into.resize(std::min(into.size(), times.size()));
+      for (std::size_t i = 0; i < into.size(); ++i) into[i] = std::min(into[i], times[i]);
     }
+  };
+  least(&Clock::seen);
+  least(&Clock::fenced);
+  return all;
+}
+
+void read_for_warps(Accessor a, std::span<const Reader> readers, const Clock& all, Cta& cta, u32 offset, u32 bytes) {
+  auto check = [&](const Access& w, u32 at) {
+    for (const Reader& reader : readers) {
+      a.warp = reader.warp;
+      a.warp_id = reader.warp->id;
+      a.clock = reader.clock;
+      if (const Relation r = relate(a, w, true, false); r != Relation::ordered) report_race(a, cta, at, AccessKind::read, false, w, true, r);
+    }
+  };
+  a.warp = readers.back().warp;
+  a.warp_id = a.warp->id;
+  a.clock = readers.back().clock;
+  const Access now = record_of(a, false, 15);
+  for (u32 at = offset; at < offset + bytes; at += 4) {
+    Cell& cell = cta.shared.cells[(at - kSharedBase) / 4];
+    for (const Access* w : {&cell.write, &cell.other_write})
+      if (w->bytes && !(covers(all.seen, w->component, w->time) && (w->async || covers(all.fenced, w->component, w->time)))) check(*w, at);
+    record_read(a, cell, cta.shared.read_sets, now, false);
   }
 }
 
@@ -158,7 +184,7 @@ void visit(Cta& cta, const Accessor& a) {
   if (cta.visits.size() <= a.component) cta.visits.resize(a.component + 1);
   Access& last = cta.visits[a.component];
   const bool several = last.time == a.time && (last.several || last.lane != (a.lane & 31));
-  last = record_of(a, false);
+  last = record_of(a, false, 0);
   last.several = several;
 }
 

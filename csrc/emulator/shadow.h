@@ -1,6 +1,8 @@
 // What memory remembers of accesses: FastTrack cells of four bytes, and how an access is checked against them.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "order.h"
@@ -27,16 +29,16 @@ struct ReadSets {
 template <class Race>
 void touch(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, AccessKind kind, bool same_value, bool global, Race&& race);
 
-// The record of an access by `a`; `bytes` are filled in by cell.
-inline Access record_of(const Accessor& a, bool atomic) {
+// The record of an access by `a` to some bytes of a cell. Made of whole words (the fields of Access from the lowest bit up):
+// field by field, each copy of it would wait for the narrow stores before it, which costs more than the check.
+inline Access record_of(const Accessor& a, bool atomic, u32 bytes) {
+  const u32 what = (a.site & 0xffffff) | bytes << 24 | u32{atomic} << 28 | u32{a.async} << 29;
+  const u64 head = u64{what} << 32 | a.time;
+  const u32 who = (a.component & 0xffff) | (a.warp_id & 0x7ff) << 16 | a.lane << 27;
   Access now;
-  now.time = a.time;
-  now.site = a.site & 0xffffff;
-  now.atomic = atomic;
-  now.async = a.async;
-  now.component = static_cast<u16>(a.component);
-  now.warp = static_cast<u16>(a.warp_id & 0x7ff);
-  now.lane = static_cast<u16>(a.lane & 31);
+  static_assert(sizeof now == sizeof head + sizeof who && std::is_trivially_copyable_v<Access>);
+  std::memcpy(static_cast<void*>(&now), &head, sizeof head);
+  std::memcpy(reinterpret_cast<u8*>(&now) + sizeof head, &who, sizeof who);
   return now;
 }
 

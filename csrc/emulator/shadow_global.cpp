@@ -60,9 +60,8 @@ void Written::add(const Written& o) {
 void touch_global(const Accessor& a, u64 address, u64 bytes, AccessKind kind, bool strong, const u8* incoming) {
   Cluster& c = *a.cluster;
   if (!c.global) return;
-  Access now = record_of(a, strong);
   for (u64 at = address & ~u64{3}; at < address + bytes; at += 4) {
-    now.bytes = cell_bytes(at, address, address + bytes);
+    const Access now = record_of(a, strong, cell_bytes(at, address, address + bytes));
     Written written;
     if (kind != AccessKind::read) {
       written.bytes = static_cast<u8>(now.bytes);
