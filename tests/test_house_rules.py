@@ -34,6 +34,7 @@ ROOMS = (
     "cases",
     "registry",
     "ops",
+    "interop",
     "conformance",
     "checkpoint",
     "nn",

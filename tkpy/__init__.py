@@ -12,6 +12,12 @@ from typing import Any
 from tkpy import ops, registry
 from tkpy.errors import InternalError, Refusal, Unsupported
 from tkpy.explain_model import explain_model
+from tkpy.interop import (
+    flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    scaled_dot_product_attention,
+)
 from tkpy.ops.attention import BlockMask
 from tkpy.registry import (
     BACKENDS,
@@ -36,9 +42,13 @@ __all__ = [
     "Unsupported",
     "explain",
     "explain_model",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "last_dispatch",
     "ops",
     "record_dispatches",
+    "scaled_dot_product_attention",
     "support_matrix",
     "use_backend",
 ]

@@ -32,6 +32,7 @@ from tkpy.ops.attention.block_lists import (
     listed,
     no_masks,
     state_of_lists,
+    unpack,
 )
 
 BLOCKS = (64, 128)
@@ -229,6 +230,32 @@ class BlockMask:
 
         builder = Builder(state.shape[0], state.shape[1], int(seq_q), int(seq_k), block, state.device)
         return cls._of_builder(builder.evaluate(seen, state >= 0, state == FULL))
+
+    def to_flex(self) -> Any:
+        """As a `torch.nn.attention.flex_attention.BlockMask` of the same blocks, with a `mask_mod` that looks up bits.
+
+        Its sequence lengths are this mask's, so FlexAttention needs q and k of exactly these lengths.
+        """
+        from torch.nn.attention.flex_attention import BlockMask as FlexBlockMask
+
+        state = state_of_lists(self.tensors[:5], block_count(self.seq_k, self.block))
+        batch, heads, _, n_k = state.shape
+        masks = torch.cat([unpack(self.masks), state.new_ones(1, self.block, self.block, dtype=torch.bool)])
+        slots = torch.where(state == FULL, len(self.masks), state)  # the last mask is all true
+
+        def mask_mod(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            slot = slots[b % batch, h % heads, q // self.block, k // self.block]
+            return (slot != NONE) & masks[slot.clamp(min=0), q % self.block, k % self.block]
+
+        def lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            count, index = listed(chosen)
+            return count, torch.nn.functional.pad(index, (0, n_k - index.shape[-1]))
+
+        (counts, indices), (full_counts, full_indices) = lists(state >= 0), lists(state == FULL)
+        lengths = (self.seq_q, self.seq_k)
+        return FlexBlockMask.from_kv_blocks(
+            counts, indices, full_counts, full_indices, self.block, mask_mod, seq_lengths=lengths
+        )
 
     # --------------------------------------------------------------------------------------------------- named patterns
     @classmethod
