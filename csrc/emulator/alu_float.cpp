@@ -179,17 +179,15 @@ struct Small {
   u32 flags;
   explicit Small(const Op& op) : bf(op.c), packed(op.e), flags(op.b) {}
   double in(u32 bits, u32 part) const {
-    u32 h = bits >> (16 * part) & 0xffff;
-    if ((flags & kFtz) && !bf && (h & 0x7c00) == 0) h &= 0x8000;
+    const u32 h = flushed(bits >> (16 * part) & 0xffff);
     return bf ? bfloat_to_float(h) : half_to_float(h);
   }
   u32 out(double v) const {
     if (flags & kSat) v = saturate(v);
     if (flags & kRelu) v = v != v ? v : v > 0 ? v : 0.0;
-    u32 h = static_cast<u32>(round_bits(exact(v), bf ? kBf16 : kF16, kRn));
-    if ((flags & kFtz) && !bf && (h & 0x7c00) == 0) h &= 0x8000;
-    return h;
+    return flushed(static_cast<u32>(round_bits(exact(v), bf ? kBf16 : kF16, kRn)));
   }
+  u32 flushed(u32 h) const { return (flags & kFtz) && (h & (bf ? 0x7f80 : 0x7c00)) == 0 ? h & 0x8000 : h; }
 };
 
 // The NaN that a tensor map fills with where a tile leaves its tensor; fma.oob makes it 0.
@@ -252,7 +250,7 @@ void half2_fast(Exec& x, const Op& op, u32 mask) {
 
 struct FmaOdd { static double apply(double a, double b, double c) { return fma_to_odd(a, b, c); } };
 
-// ---- approximations: computed in double and rounded, which is within every error bound the ISA states -----------------
+// ---- approximations: computed in double and rounded, which gives the nearest number ---------------------------------
 
 struct Ex2 { static double apply(double a) { return std::exp2(a); } };
 struct Lg2 { static double apply(double a) { return std::log2(a); } };

@@ -1,4 +1,4 @@
-"""Floating-point arithmetic: bit for bit against exact rational arithmetic; approximations within the ISA's bounds."""
+"""Floating-point arithmetic: bit for bit against exact rational arithmetic (approximations: test_approximations.py)."""
 
 from __future__ import annotations
 
@@ -175,67 +175,6 @@ def test_canonical_nan() -> None:
     nan = np.array([0x7FC00001, 0xFFC12345, 0x7F800001], np.uint32)
     assert (lanewise("add.f32 $d, $0, $0;", [nan], np.uint32) == 0x7FFFFFFF).all()
     assert (lanewise("mul.f16 $d, $0, $0;", [np.array([0x7E01], np.uint16)], np.uint16) == 0x7FFF).all()
-
-
-def relative(got: np.ndarray, want: np.ndarray) -> float:
-    ok = np.isfinite(want) & (want != 0) & (np.abs(want) >= np.finfo(np.float32).tiny)
-    return float(np.max(np.abs(got[ok].astype(np.float64) - want[ok]) / np.abs(want[ok])))
-
-
-@pytest.mark.parametrize(
-    "instruction, function, low, high, bound",
-    [
-        ("ex2.approx.f32", np.exp2, -120, 120, 2**-22),
-        ("ex2.approx.ftz.f32", np.exp2, -120, 120, 2**-22),
-        ("lg2.approx.f32", np.log2, 2.1, 1e30, 2**-22),
-        ("rcp.approx.ftz.f32", lambda x: 1 / x, 1e-30, 1e30, 2**-23),
-        ("rsqrt.approx.f32", lambda x: 1 / np.sqrt(x), 1e-30, 1e30, 2**-22.9),
-        ("sqrt.approx.ftz.f32", np.sqrt, 1e-30, 1e30, 2**-23),
-        ("tanh.approx.f32", np.tanh, -5, 5, 2**-11),
-    ],
-)
-def test_approximations(instruction: str, function, low: float, high: float, bound: float) -> None:
-    rng = np.random.default_rng(3)
-    span = np.exp(rng.uniform(np.log(low), np.log(high), 4000)) if low > 0 else rng.uniform(low, high, 4000)
-    a = span.astype(np.float32)
-    assert relative(lanewise(f"{instruction} $d, $0;", [a], np.float32), function(a.astype(np.float64))) <= bound
-
-
-def test_approximation_specials() -> None:
-    a = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, -1.0], np.float32)
-    nan, inf = np.nan, np.inf
-    for name, want in {
-        "ex2.approx.f32": [1, 1, inf, 0, nan, 0.5],
-        "lg2.approx.f32": [-inf, -inf, inf, nan, nan, nan],
-        "rcp.approx.f32": [inf, -inf, 0, -0.0, nan, -1],
-        "rsqrt.approx.f32": [inf, -inf, 0, nan, nan, nan],
-        "sqrt.approx.f32": [0, -0.0, inf, nan, nan, nan],
-        "sin.approx.f32": [0, -0.0, nan, nan, nan, np.sin(-1.0)],
-    }.items():
-        got = lanewise(f"{name} $d, $0;", [a], np.float32)
-        np.testing.assert_allclose(got, np.array(want), rtol=1e-6, err_msg=name)
-        zero = np.array(want) == 0
-        assert np.array_equal(np.signbit(got[zero]), np.signbit(np.array(want, np.float64)[zero])), name
-
-
-def test_sin_cos_and_division() -> None:
-    a = np.linspace(-np.pi, np.pi, 3000).astype(np.float32)
-    for name, f in (("sin", np.sin), ("cos", np.cos)):
-        assert (
-            np.abs(lanewise(f"{name}.approx.f32 $d, $0;", [a], np.float32) - f(a.astype(np.float64))).max() <= 2**-20.5
-        )
-    x, y = np.float32(3), np.array([2**126, 1.5 * 2**126, 2.0**127, 3.4e38], np.float32)
-    got = lanewise("div.approx.f32 $d, $0, $1;", [np.full(4, x), y], np.float32)
-    assert got[0] != 0
-    assert (got[1:] == 0).all()
-
-
-def test_gross_reciprocals_of_f64() -> None:
-    a = np.array([3.0, -7.5, 1e300, 0.0, np.inf, 1e-310])
-    got = lanewise("rcp.approx.ftz.f64 $d, $0;", [a], np.float64)
-    np.testing.assert_allclose(got[:3], 1 / a[:3], rtol=2**-19)
-    assert (got.view(np.uint64) & 0xFFFFFFFF == 0).all()
-    assert got[3:].tolist() == [np.inf, 0, np.inf]
 
 
 @pytest.mark.parametrize("t", ["f32", "f64", "f16"])

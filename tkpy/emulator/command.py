@@ -171,7 +171,13 @@ def as_json(function: Function, how: dict[str, Any], found: list[tuple[int, Find
 @click.option("--arg", "args", multiple=True, help=ARGUMENT_HELP)
 @click.option("--buffer", "buffers", multiple=True,
               help="NAME=array: for @NAME, map:NAME:..., and pointers inside structures.")  # fmt: skip
-@click.option("--seeds", default=1, type=click.IntRange(min=1), help="Schedules to try.", show_default=True)
+@click.option(
+    "--seeds",
+    default=1,
+    type=click.IntRange(min=1),
+    help="Schedules to try; arithmetic is the same in all.",
+    show_default=True,
+)
 @click.option("--seed", default=0, help="The first schedule; also that of rand.", show_default=True)
 @click.option("--checks", default="all", callback=check_set, help="all, none, or codes: shared-race,deadlock.")
 @click.option("--threads", default=0, type=click.IntRange(min=0), help="Host threads; 0: all.", show_default=True)
