@@ -130,7 +130,7 @@ class PyModule {
   py::dict launch(u32 kernel, std::array<u32, 3> grid, std::array<u32, 3> block, std::array<u32, 3> cluster, u32 shared,
                   const py::bytes& params, const std::vector<std::tuple<u64, u64, bool>>& regions, u64 seed, u32 checks,
                   bool counters, u64 budget, u32 threads, u32 registers,
-                  u32 trace_slots) {
+                  u32 trace_slots, bool trace_warm) {
     LaunchConfig c;
     c.kernel = kernel;
     c.grid = {grid[0], grid[1], grid[2]};
@@ -147,6 +147,7 @@ class PyModule {
     c.threads = threads;
     c.registers = registers;
     c.trace_slots = trace_slots;
+    c.trace_warm = trace_warm;
     const Linked& linked = link(kernel);
     LaunchResult r;
     {

@@ -127,7 +127,8 @@ std::uint32_t positive(const char* what, std::int64_t value) {
 // Python. `views` are the tensors that it points to.
 void launch_kernel(PyMachine& machine, const std::string& module, const std::string& kernel, std::int64_t grid,
                    std::int64_t block, std::int64_t cluster, std::uint32_t shared, const py::bytes& params,
-                   const std::vector<py::tuple>& views, std::uintptr_t stream, int device, bool dependent) {
+                   const std::vector<py::tuple>& views, std::uintptr_t stream, int device, bool dependent,
+                   bool cooperative) {
   std::vector<View> bounds;
   for (const py::tuple& view : views) bounds.push_back(view_of(view));
   const std::string_view bytes = params;
@@ -141,6 +142,7 @@ void launch_kernel(PyMachine& machine, const std::string& module, const std::str
   spec.stream = reinterpret_cast<void*>(stream);
   spec.device = device;
   spec.dependent = dependent;
+  spec.cooperative = cooperative;
   machine.run([&](Machine& on) {
     on.launch(on.kernel(module, kernel), spec);
     return kernel;
@@ -215,7 +217,8 @@ void bind_runtime(py::module_& m) {
       .def("counters", &PyMachine::counters)
       .def("launch_kernel", &launch_kernel, py::kw_only(), py::arg("module"), py::arg("kernel"), py::arg("grid"),
            py::arg("block"), py::arg("cluster") = 1, py::arg("shared") = 0, py::arg("params"), py::arg("views"),
-           py::arg("stream") = 0, py::arg("device") = 0, py::arg("dependent") = false)
+           py::arg("stream") = 0, py::arg("device") = 0, py::arg("dependent") = false,
+           py::arg("cooperative") = false)
       .def("encode", &encode_map, py::arg("tensor"), py::arg("box"), py::arg("swizzle") = 0)
       .def_property_readonly("name", &PyMachine::name);
   m.def("launch", &launch);

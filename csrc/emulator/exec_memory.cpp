@@ -252,6 +252,9 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
     if (is_shared(op, out.value[first])) {
       x.count->shared_bytes += moved;
       count_shared(x, out, good, bytes);
+      Cta* cta = nullptr;
+      shared_range(x, static_cast<u32>(out.value[first]), bytes, cta);
+      if (x.trace && cta != x.cta) x.trace->note({moved});
     } else if (space == Space::global) {
       x.count->global_bytes += moved;
       count_global(x, out, good, bytes, kind == AccessKind::read && !(flags & kStrong));

@@ -323,6 +323,8 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
     const u32 slot = static_cast<u32>(std::min<u64>(clusters, config.trace_slots) / 2);
     trace = std::make_unique<Trace>(config.trace_slots, slot, (u64{256} << 10) - std::min<u64>(shared, 228u << 10));
     launch.trace = trace.get();
+    for (const Region& r : config.regions)
+      if (config.trace_warm) trace->warm(r.lo, r.hi);
   }
   const bool together = linked.talks_across_ctas;
   if (together && clusters > 1 && config.checks & checks_bit(Check::global_race)) launch.across = std::make_unique<AcrossClusters>();

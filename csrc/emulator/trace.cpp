@@ -1,5 +1,7 @@
 #include "trace.h"
 
+#include <algorithm>
+
 namespace tkpy::emulator {
 
 namespace {
@@ -39,6 +41,11 @@ Trace::Found Trace::touch(u32 cta, const u64* sectors, u32 count, bool cached) {
     else ++found.hbm;
   }
   return found;
+}
+
+void Trace::warm(u64 lo, u64 hi) {
+  Found found;
+  touch_range(lo, std::min(hi - lo, kL2Sectors * 32), found);
 }
 
 void Trace::touch_range(u64 address, u64 bytes, Found& found) {

@@ -10,7 +10,7 @@
 //   bulk copies       direction (0 global to shared, 1 shared to global, 2 shared to shared), bytes, sectors found in L2,
 //                     sectors from HBM, destinations; then the place of each one's mbarrier
 //   cp.async          sectors found in L2, sectors from HBM
-//   plain accesses    sectors found in L1, in L2, from HBM
+//   plain accesses    of global memory: sectors found in L1, in L2, from HBM;  of another CTA's shared memory: bytes
 //
 // A place is CTA rank << 32 | shared address. Where a sector of 32 bytes is found follows from who touched it before, in
 // the order of the emulator: caches keep the sectors that were brought in last.
@@ -58,6 +58,8 @@ class Trace {
   Found touch(u32 cta, const u64* sectors, u32 count, bool cached);
   // The same for the memory of a bulk copy, which passes L1 by; adds to `found`.
   void touch_range(u64 address, u64 bytes, Found& found);
+  // L2 holds this memory, as much of it as goes in.
+  void warm(u64 lo, u64 hi);
 
   TraceResult take() { return std::move(result_); }
 

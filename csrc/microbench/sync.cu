@@ -5,7 +5,7 @@
 //          mbarrier_all        iterations times: all threads arrive at one mbarrier and wait for its phase
 //          mbarrier_pingpong   iterations round trips between two warps over two mbarriers
 //          cluster_barrier, cluster_barrier_relaxed   iterations * 8 arrive (release or relaxed) and wait of the cluster
-//          grid_barrier        iterations over a counter in global memory, which starts at 0; all CTAs must be resident
+//          grid_barrier        iterations over a counter in global memory, which starts at 0; a cooperative launch
 //          fence_<scope>       iterations * 8 fences, each behind `stores` (0 or 1) stores to the thread's own word
 //          register_pool       iterations times: setmaxnreg.dec to 40, setmaxnreg.inc to 232, one warpgroup; between two
 //                              of them its warps must meet (PTX ISA, setmaxnreg), so that the number holds two barriers

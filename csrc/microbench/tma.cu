@@ -24,23 +24,31 @@ TK_DEVICE u32 add_words(u32 bytes) {
   return total;
 }
 
-// Piece of turn n, as box coordinates.
+// Where a box begins, innermost dimension first.
+struct Box {
+  int x[3];
+};
+
+// The box of turn n.
 struct Walk {
   int tiles[3], box[3];
-  TK_DEVICE void at(u32 n, int (&coordinate)[3]) const {
+  TK_DEVICE Box at(u32 n) const {
     u32 piece = blockIdx.x + n * gridDim.x;
+    Box found;
 #pragma unroll
     for (int d = 0; d < 3; ++d) {
       const u32 count = static_cast<u32>(tiles[d]);
-      coordinate[d] = static_cast<int>(piece % count) * box[d];
+      found.x[d] = static_cast<int>(piece % count) * box[d];
       piece /= count;
     }
+    return found;
   }
 };
 
-// issue(turn, shared address, mbarrier) starts one load; the coordinates of the next are worked out while it is under way.
-template <class Issue>
-TK_DEVICE void run_loads(Record* records, u32* sink, u32 bytes, u32 slots, u32 iterations, Issue issue) {
+// where(turn) is a source, issue(source, shared address, mbarrier) starts its load. The source of the next load is worked
+// out while the one before it is under way.
+template <class Where, class Issue>
+TK_DEVICE void run_loads(Record* records, u32* sink, u32 bytes, u32 slots, u32 iterations, Where where, Issue issue) {
   __shared__ mbarrier full[kMaxSlots];
   if (threadIdx.x == 0) {
     for (u32 s = 0; s < slots; ++s) init(full[s], 1);
@@ -53,14 +61,15 @@ TK_DEVICE void run_loads(Record* records, u32* sink, u32 bytes, u32 slots, u32 i
     const u32 first = slots < iterations ? slots : iterations;
     for (u32 n = 0; n < first; ++n) {
       arrive_expect(full[n], bytes);
-      issue(n, base + n * bytes, full[n]);
+      issue(where(n), base + n * bytes, full[n]);
     }
 #pragma unroll 1
     for (u32 n = 0; n < iterations; ++n) {
+      const auto next = where(n + slots);
       wait(full[slot], parity);
       if (n + slots < iterations) {
         arrive_expect(full[slot], bytes);
-        issue(n + slots, base + slot * bytes, full[slot]);
+        issue(next, base + slot * bytes, full[slot]);
       }
       if (++slot == slots) {
         slot = 0;
@@ -72,35 +81,20 @@ TK_DEVICE void run_loads(Record* records, u32* sink, u32 bytes, u32 slots, u32 i
   finish(records, sink, begin, end, add_words(slots * bytes));
 }
 
-MICROBENCH(128) tma_load_1d(Record* records, u32* sink, const __grid_constant__ tensor_map map, Walk walk, u32 bytes,
-                            u32 slots, u32 iterations) {
-  run_loads(records, sink, bytes, slots, iterations, [&](u32 n, u32 to, mbarrier& bar) {
-    int at[3];
-    walk.at(n, at);
-    ptx::tensor_load<1>(to, &map, bar.address(), {at[0]});
-  });
-}
-MICROBENCH(128) tma_load_2d(Record* records, u32* sink, const __grid_constant__ tensor_map map, Walk walk, u32 bytes,
-                            u32 slots, u32 iterations) {
-  run_loads(records, sink, bytes, slots, iterations, [&](u32 n, u32 to, mbarrier& bar) {
-    int at[3];
-    walk.at(n, at);
-    ptx::tensor_load<2>(to, &map, bar.address(), {at[1], at[0]});
-  });
-}
-MICROBENCH(128) tma_load_3d(Record* records, u32* sink, const __grid_constant__ tensor_map map, Walk walk, u32 bytes,
-                            u32 slots, u32 iterations) {
-  run_loads(records, sink, bytes, slots, iterations, [&](u32 n, u32 to, mbarrier& bar) {
-    int at[3];
-    walk.at(n, at);
-    ptx::tensor_load<3>(to, &map, bar.address(), {at[2], at[1], at[0]});
-  });
-}
+#define TENSOR_LOAD(DIMS, ...)                                                                                        \
+  MICROBENCH(128) tma_load_##DIMS##d(Record* records, u32* sink, const __grid_constant__ tensor_map map, Walk walk,   \
+                                     u32 bytes, u32 slots, u32 iterations) {                                          \
+    run_loads(                                                                                                        \
+        records, sink, bytes, slots, iterations, [&](u32 n) { return walk.at(n); },                                   \
+        [&](const Box& at, u32 to, mbarrier& bar) { ptx::tensor_load<DIMS>(to, &map, bar.address(), {__VA_ARGS__}); }); \
+  }
+TENSOR_LOAD(1, at.x[0]) TENSOR_LOAD(2, at.x[1], at.x[0]) TENSOR_LOAD(3, at.x[2], at.x[1], at.x[0])
+
 MICROBENCH(128) bulk_load(Record* records, u32* sink, const char* from, u32 tiles, u32 bytes, u32 slots, u32 iterations) {
-  run_loads(records, sink, bytes, slots, iterations, [&](u32 n, u32 to, mbarrier& bar) {
-    const u32 piece = (blockIdx.x + n * gridDim.x) % tiles;
-    ptx::bulk_load(to, from + static_cast<u64>(piece) * bytes, bytes, bar.address());
-  });
+  run_loads(
+      records, sink, bytes, slots, iterations,
+      [&](u32 n) { return from + static_cast<u64>((blockIdx.x + n * gridDim.x) % tiles) * bytes; },
+      [&](const char* piece, u32 to, mbarrier& bar) { ptx::bulk_load(to, piece, bytes, bar.address()); });
 }
 
 // Clusters of one dimension. The box is one CTA's share of the rows; the pieces follow each other down the tensor.
@@ -170,9 +164,8 @@ TK_DEVICE void run_stores(Record* records, u32* sink, u32 bytes, u32 iterations,
   MICROBENCH(128) tma_store_2d_##SLOTS(Record* records, u32* sink, const __grid_constant__ tensor_map map, Walk walk, \
                                        u32 bytes, u32 iterations) {                                                   \
     run_stores<SLOTS>(records, sink, bytes, iterations, [&](u32 n, u32 from) {                                        \
-      int at[3];                                                                                                      \
-      walk.at(n, at);                                                                                                 \
-      ptx::tensor_store<2>(&map, from, {at[1], at[0]});                                                               \
+      const Box at = walk.at(n);                                                                                      \
+      ptx::tensor_store<2>(&map, from, {at.x[1], at.x[0]});                                                           \
     });                                                                                                               \
   }                                                                                                                   \
   MICROBENCH(128) bulk_store_##SLOTS(Record* records, u32* sink, char* to, u32 tiles, u32 bytes, u32 iterations) {    \

@@ -199,7 +199,7 @@ void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   const CurrentDevice current(*this, spec.device);
   allow(found, spec);
 
-  CUlaunchAttribute attributes[2] = {};
+  CUlaunchAttribute attributes[3] = {};
   unsigned int count = 0;
   if (spec.cluster.count() > 1) {
     CUlaunchAttribute& cluster = attributes[count++];
@@ -210,6 +210,11 @@ void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
     CUlaunchAttribute& dependent = attributes[count++];
     dependent.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     dependent.value.programmaticStreamSerializationAllowed = 1;
+  }
+  if (spec.cooperative) {
+    CUlaunchAttribute& cooperative = attributes[count++];
+    cooperative.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    cooperative.value.cooperative = 1;
   }
   CUlaunchConfig config{};
   config.gridDimX = spec.grid.x, config.gridDimY = spec.grid.y, config.gridDimZ = spec.grid.z;

@@ -60,6 +60,7 @@ struct LaunchSpec {
   void* stream = nullptr;
   int device = 0;
   bool dependent = false;  // programmatic dependent launch: may begin before the kernel before it has ended
+  bool cooperative = false;  // all CTAs are resident at once, as a barrier of the grid needs, or the launch is refused
 };
 
 // A kernel found in a module; lives as long as its machine.

@@ -59,6 +59,8 @@ void launch(DriverMachine& machine) {
   spec.device = 0;
   spec.dependent = true;
   machine.launch(machine.kernel("mod", "entry"), spec);
+  spec.cooperative = true;
+  machine.launch(machine.kernel("mod", "entry"), spec);
   std::printf("capability %d\n", machine.capability(0));
 }
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 
 from tkpy import build_info, machine  # noqa: E402  (after the skips)
-from tkpy.bench import micro  # noqa: E402
+from tkpy.bench import emulated, micro  # noqa: E402
 from tkpy.bench.micro import Launcher, Place  # noqa: E402
 from tkpy.bench.specs import micro_alu, micro_memory, micro_shared, micro_tma  # noqa: E402
 
@@ -35,16 +35,7 @@ def rows_of(spec: str):
 
 def faults(row, seed=0):
     """What is wrong with a row's small plan, in words."""
-    run, comparison, plan = row.emulate(seed)
-    inside = micro.timed(run)
-    wrong = [str(finding) for finding in run.findings[:1]]
-    if not comparison:
-        wrong.append(str(comparison))
-    for kind, wanted in (("issues", plan.counters), ("shared_wavefronts", plan.wavefronts)):
-        for ptx, count in wanted.items():
-            if (got := getattr(inside.select(ptx), kind)) != count:
-                wrong.append(f"{ptx}: {kind} {got}, must be {count}")
-    return [f"{row.name}: {line}" for line in wrong]
+    return [f"{row.name}: {line}" for line in emulated.faults_of(*emulated.run_small(row, seed))]
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -49,6 +49,9 @@ def test_launch_marshals_everything_and_does_nothing_twice(run):
         "cuKernelSetAttribute 14 = 1 device 0",
         "cuLaunchKernelEx grid 16 1 1 block 384 1 1 shared 0 stream 5000 device 0 kernel 99 params 0",
         "attribute 4 16 1 1", "attribute 6 1 0 0", parameters,
+        # all three attributes at once
+        "cuLaunchKernelEx grid 16 1 1 block 384 1 1 shared 0 stream 5000 device 0 kernel 99 params 0",
+        "attribute 4 16 1 1", "attribute 6 1 0 0", "attribute 2 1 0 0", parameters,
         "cuDeviceGetAttribute 75 device 0", "cuDeviceGetAttribute 76 device 0", "capability 90",
     ]  # fmt: skip
 

@@ -116,6 +116,8 @@ def _run(
     if not benchmarks:
         raise click.ClickException(f"there are no {suite} benchmarks in this build")
     if counters:
+        if against is not None:
+            raise click.UsageError("--against compares times, and --counters has none: bench/timing_check.py does that")
         _count(suite, benchmarks, out)
         return
     env, roofs = facts.environment(_device(cpu))
@@ -163,7 +165,11 @@ def _plot(kept: list[rows.Row], folder: Path, *, to_stdout: bool) -> None:
         _echo(str(path), to_stdout=to_stdout)
 
 
-COUNTERS = click.option("--counters", is_flag=True, help="Run our kernels in the emulator and count; no time, no GPU.")
+COUNTERS = click.option(
+    "--counters",
+    is_flag=True,
+    help="Run our kernels in the emulator and count; no time, no GPU; `micro` adds what a model of time predicts.",
+)
 AGAINST = click.option(
     "--against", type=click.Choice(["published"]), default=None, help="Published figures, scaled to here, beside ours."
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import statistics
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 
 from tkpy import build_info, published
 from tkpy import machine as machines
-from tkpy.bench.spec import Benchmark, Environment, Subject
+from tkpy.bench.spec import Benchmark, Count, Environment, Subject, spec_files
 from tkpy.errors import InternalError, Refusal, Unsupported
 from tkpy.numerics import Comparison, compare
 
@@ -31,15 +31,21 @@ RECORD_WORDS = 5  # 64-bit: clocks before and after, nanoseconds before and afte
 
 @dataclass(frozen=True)
 class Place:
-    """Where a plan will run. `small`: a few iterations on whole numbers, of which the result is known."""
+    """Where a plan will run. `small`: a few iterations on whole numbers, of which the result is known; `brief` > 0: a
+    full plan but for its length and footprint, which the model of time can replay; 2 has twice the work of 1."""
 
     device: torch.device
     multiprocessors: int
-    small: bool
+    small: bool = False
+    brief: int = 0
 
-    def times(self, full: int, small: int) -> int:
+    def times(self, full: int, small: int, brief: int = 8) -> int:
         """An iteration count."""
-        return small if self.small else full
+        return small if self.small else brief * self.brief or full
+
+    def pieces(self, footprint: int, piece: int) -> int:
+        """How many pieces of `piece` bytes a buffer of `footprint` bytes has."""
+        return 12 if self.small else 64 * self.brief or max(footprint // piece, 1)
 
     def ctas(self, per_sm: int = 1) -> int:
         """CTAs that fill the machine; two of them in a small plan."""
@@ -106,12 +112,14 @@ class Plan:
     block: int = 32
     cluster: int = 1
     shared: int = 0
+    cooperative: bool = False  # its CTAs wait for each other: all must be resident at once
     want: torch.Tensor | None = None
     result: Callable[[torch.Tensor], torch.Tensor] = lambda sink: sink
     tolerance: float = 0.0
     counters: Mapping[str, int] = field(default_factory=dict)
     wavefronts: Mapping[str, int] = field(default_factory=dict)
     before: Callable[[], object] | None = None  # submitted before each launch: evicts caches, fills buffers
+    cold: bool = False  # what it reads is not in L2 when it starts
     touches: tuple[torch.Tensor, ...] = ()  # what the kernel reaches by pointers within its arguments
 
     def outputs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,15 +169,16 @@ class Launcher:
 
     def launch(
         self, module: str, kernel: str, args: Sequence[Argument], device: torch.device, *, grid: int, block: int,
-        cluster: int = 1, shared: int = 0, dependent: bool = False,
+        cluster: int = 1, shared: int = 0, dependent: bool = False, cooperative: bool = False,
     ) -> None:  # fmt: skip
-        """`dependent`: programmatic dependent launch, may begin before the kernel before has ended."""
+        """`dependent`: programmatic dependent launch, may begin before the kernel before has ended; `cooperative`: only
+        if all CTAs can be resident at once."""
         tensors = [arg.tensor if isinstance(arg, Map) else arg for arg in args]
         self._machine.launch_kernel(
             module=module, kernel=kernel, grid=grid, block=block, cluster=cluster, shared=shared,
             params=pack(args, self.encode), views=[machines.view(t) for t in tensors if isinstance(t, torch.Tensor)],
             stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
-            device=device.index or 0, dependent=dependent,
+            device=device.index or 0, dependent=dependent, cooperative=cooperative,
         )  # fmt: skip
 
 
@@ -177,13 +186,6 @@ class Launcher:
 def driver() -> Launcher:
     """The CUDA driver with tkpy's own kernels."""
     return Launcher(machines.compiled().Machine.driver(str(build_info.KERNELS)))
-
-
-@functools.cache
-def _emulated(module: str) -> Any:
-    from tkpy import emulator
-
-    return emulator.load(build_info.KERNELS / f"{module}.ptx")
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,8 @@ class Micro:
         module, kernel: `csrc/microbench/<module>.cu`, and the kernel's name in it.
         plan: the launch, for a place.
         published: ids of figures that measured the same.
+        rank: rows of a lower rank come first.
+        modelled: False where the model of time has nothing to say.
     """
 
     name: str
@@ -210,26 +214,12 @@ class Micro:
     dtype: str = ""
     published: tuple[str, ...] = ()
     rank: int = 100
+    modelled: bool = True
 
     @property
     def image(self) -> str:
         """The module's name in tkpy/kernels."""
         return f"microbench_{self.module}"
-
-    def emulate(self, seed: int = 0) -> tuple[Any, Comparison, Plan]:
-        """The small plan in the emulator, under all checks: the run with its counters, whether its result is right."""
-        from tkpy import emulator
-
-        place = Place(torch.device("cpu"), 2, small=True)
-        plan = self.plan(place)
-        records, sink = plan.outputs(place.device)
-        args = [records, sink, *plan.args]
-        run = _emulated(self.image).launch(
-            self.kernel, grid=plan.grid, block=plan.block, cluster=plan.cluster, shared=plan.shared, seed=seed,
-            args=[_emulator_argument(arg, emulator.TensorMap) for arg in args],
-            buffers=[*plan.touches, *(arg.tensor for arg in args if isinstance(arg, Map))], threads=1,
-        )  # fmt: skip
-        return run, plan.check(sink), plan
 
     def launch(self, plan: Plan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The plan on the driver; records and sink, which are ready when the stream is."""
@@ -238,7 +228,7 @@ class Micro:
         if plan.before is not None:
             plan.before()
         driver().launch(self.image, self.kernel, args, device, grid=plan.grid, block=plan.block, cluster=plan.cluster,
-                        shared=plan.shared)  # fmt: skip
+                        shared=plan.shared, cooperative=plan.cooperative)  # fmt: skip
         return records, sink
 
     def prepare(self, env: Environment) -> Subject:
@@ -266,7 +256,22 @@ class Micro:
         return Benchmark(
             name=self.name, suite="micro", what=self.question, shapes=self.shapes, inputs=self.inputs,
             prepare=self.prepare, unit=self.unit, dtype=self.dtype, published=self.published, rank=self.rank,
+            count=self.count,
         )  # fmt: skip
+
+    def count(self) -> Count:
+        """For `--counters`."""
+        from tkpy.bench import emulated  # needs the compiled emulator, which timing does not
+
+        require_built(self.image)
+        return emulated.count(self)
+
+
+def every_micro() -> Iterator[Micro]:
+    """All of `tkpy/bench/specs/micro_*.py`, but launches, which are more than a kernel."""
+    for module in spec_files():
+        if hasattr(module, "micros"):
+            yield from module.micros()
 
 
 def known_figures(ids: Iterable[str]) -> tuple[str, ...]:
@@ -280,12 +285,10 @@ def eviction(place: Place) -> Callable[[], object]:
     return lambda: torch.amax(other)
 
 
-def timed(run: Any) -> Any:
-    """The counters of an emulated run between its first reading of the clock and its last."""
-    from tkpy.emulator import Counters
-
-    reads = [row.ptx_line for row in run.counters.rows if "%clock64" in row.text]
-    return Counters(row for row in run.counters.rows if min(reads) < row.ptx_line < max(reads))
+def require_built(image: str) -> None:
+    """Unsupported unless the module can run in the emulator."""
+    if reasons := machines.refusals(image, "emulator", torch.device("cpu")):
+        raise Unsupported("bench", {"emulator": reasons})
 
 
 def require_gpu(image: str, device: torch.device) -> None:
@@ -294,11 +297,3 @@ def require_gpu(image: str, device: torch.device) -> None:
         raise Unsupported("bench", {"cuda": reasons})
     if not hasattr(machines.compiled().Machine, "launch_kernel"):
         raise Unsupported("bench", {"cuda": [Refusal("not_built", "tkpy._C is older than this Python code")]})
-
-
-def _emulator_argument(arg: Argument, tensor_map: Any) -> Any:
-    if isinstance(arg, Map):
-        return tensor_map(arg.tensor, arg.box, swizzle=arg.swizzle)
-    if isinstance(arg, Struct):
-        return struct.pack(f"<{len(arg.words)}I", *arg.words)
-    return arg.value if isinstance(arg, Wide) else arg

@@ -38,7 +38,8 @@ def _value(row: Row) -> str:
 def line(row: Row) -> str:
     """One row as it comes in."""
     if row["status"] == "counted":
-        return f"{row['benchmark']}  counted: {row['counters']['issues']} warp instructions"
+        predicted = f", PREDICTED {_value(row['predicted'])} (a model)" if "predicted" in row else ""
+        return f"{row['benchmark']}  counted: {row['counters']['issues']} warp instructions{predicted}"
     if row["status"] != "ok":
         return f"{row['benchmark']}  {row['candidate']}: {row['status']}: {row['reason']}"
     roof = f", {row['roof']['percent']:.0f} % of {row['roof']['name']}" if "roof" in row else ""
@@ -125,12 +126,23 @@ def counters_of(rows: Sequence[Row]) -> str:
                     f"{c['global_bytes'] / row['bytes']:.2f}" if row["bytes"] else "",
                     f"{c['global_sectors'] / c['global_requests']:.1f}" if c["global_requests"] else "",
                     f"{c['shared_wavefronts'] / c['shared_requests']:.2f}" if c["shared_requests"] else "",
+                    _value(row["predicted"]) if "predicted" in row else "",
                 ]
             )
     ratios = ["flops / ideal", "global bytes / ideal", "sectors / request", "wavefronts / request"]
-    head = ["counted in the emulator", "sizes", "warp instructions", *ratios]
-    parts = [table(head, body, numbers=(2, 3, 4, 5, 6))] if body else []
+    head = ["counted in the emulator", "sizes", "warp instructions", *ratios, "PREDICTED"]
+    parts = [_without_empty(head, body, numbers=(2, 3, 4, 5, 6, 7))] if body else []
+    if predicted := next((row["predicted"] for row in rows if "predicted" in row), None):
+        parts.append(f"PREDICTED: on {predicted['device']}, {predicted['label']}")
     return "\n".join([*parts, *_reasons([r for r in rows if r["status"] != "counted"])]) or "no rows"
+
+
+def _without_empty(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
+    """The table, less the columns in which nothing stands."""
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return table(
+        [head[i] for i in kept], [[row[i] for i in kept] for row in rows], [kept.index(i) for i in numbers if i in kept]
+    )
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:

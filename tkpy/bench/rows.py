@@ -10,6 +10,7 @@ seconds     the median of one call (absent for kernels that time themselves)
 warm        {median, q1, q3} seconds of one of many calls in a row, for short calls
 roof        {name, percent}: the bound of the machine that binds, and how near the row is to it
 gate        {error, tolerance}: what the comparison said in this process, just before the timing
+predicted   of "counted" rows, {value, unit, device, binding, label}: what a model of time says; no measurement
 counters    of "counted" rows: what the emulator counted; they hold no time
 timing      how the time was taken;  label: "CPU row ..." where the row is no speed of a GPU kernel
 machine     device, driver, clocks, commit, versions;  condition: clocks, power, temperature just after the row

@@ -102,7 +102,8 @@ def count(benchmarks: Iterable[Benchmark], env: Environment) -> Iterator[Row]:
             yield _without(row, "wrong", f"the gate: {found.gate}")
             continue
         gate = {"error": found.gate.relative, "tolerance": found.gate.tolerance}
-        yield row | {"status": "counted", "counters": dict(found.counters), "gate": gate}
+        row |= {"status": "counted", "counters": dict(found.counters), "gate": gate}
+        yield row | ({"predicted": dict(found.predicted)} if found.predicted else {})
 
 
 @dataclass

@@ -101,13 +101,15 @@ class Environment:
 
 @dataclass(frozen=True)
 class Count:
-    """What our kernel did in the emulator: its counters, on these sizes, and the gate's word on its result."""
+    """What our kernel did in the emulator, on these sizes: counters, the gate's word on the result, and what a model of
+    time predicts (value, unit, device, binding, label)."""
 
     shapes: Mapping[str, int | str | bool]
     counters: Mapping[str, int]
     gate: Comparison
     flops: int
     nbytes: int
+    predicted: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

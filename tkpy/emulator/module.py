@@ -151,6 +151,7 @@ class Module:
         buffers: Sequence[Any] = (),
         registers: int = 0,
         trace: int = 0,
+        warm: bool = False,
     ) -> Run:
         """Run a kernel to its end.
 
@@ -159,7 +160,7 @@ class Module:
         `registers` is what a thread has at launch, the start of setmaxnreg's accounts: 0 for what ptxas derives from
         .maxnreg, or .maxntid and .minnctapersm; without them setmaxnreg has no effect.
         `trace` > 0 records, for `tkpy.emulator.timing`, what one place of a machine of that many SMs does; it needs
-        counters, and one host thread.
+        counters, and one host thread. It starts with empty caches, or, if `warm`, with all that it may touch in L2.
         Deadlocks, traps and the like raise KernelError; other findings are in the Run.
         """
         function = self.kernel(name)
@@ -185,6 +186,7 @@ class Module:
             threads or os.cpu_count() or 1,
             registers,
             _slots(trace, config[2]),
+            warm,
         )
         run = Run(function.name, raw, self._c.listing, [f.name for f in self.functions])
         if trace:

@@ -183,7 +183,7 @@ def _seen(unit: Unit, words: torch.Tensor) -> torch.Tensor:
 def plan(unit: Unit, rate: bool, place: Place) -> Plan:
     """One warp on one chain, or 512 threads an SM on eight chains each."""
     block = (64 if place.small else 512) if rate else 32
-    iterations = place.times(256, 2)
+    iterations = place.times(256, 2, 4)
     x = start = np.arange(unit.x, unit.x + block, dtype=np.uint32)
     before = np.full_like(x, unit.b)
     for _ in range(iterations * UNROLL if place.small else 0):

@@ -48,7 +48,7 @@ def atomic_plan(operation: str, space: str, meeting: str, place: Place) -> Plan:
     grid = grid if space == "global" else 1
     warps = block // 32 * grid
     pattern = _patterns(space, width, warps)[meeting]
-    iterations = place.times(32, 2)
+    iterations = place.times(32, 2, 2)
     count = pattern.words[0]
     words = torch.zeros(count, dtype=torch.int32, device=place.device)
     each = iterations * REPEATS
@@ -101,16 +101,17 @@ def _rate(operation: str, space: str, meeting: str) -> Micro:
         name=f"atomics/{space}/{operation}/{meeting}",
         question=f"How many {operation} on {where}, {crowd}?",
         unit="op/clk/SM" if space == "shared" else "Gop/s", module="atomics", kernel=f"{operation}_{space}",
-        plan=partial(atomic_plan, operation, space, meeting), shapes={"meeting": meeting}, rank=70,
+        plan=partial(atomic_plan, operation, space, meeting), shapes={"meeting": meeting}, rank=70, modelled=False,
     )  # fmt: skip
 
 
 def micros() -> list[Micro]:
-    """Latency, then rates by contention."""
+    """Latency, then rates by contention, of which the model of time knows nothing."""
     rows = [
         Micro(
             name=f"atomics/{space}/latency", question=f"How long does an atomic add on {space} memory take?",
             unit="clk", module="atomics", kernel=f"atom_latency_{space}", plan=partial(latency_plan, space), rank=69,
+            modelled=False,
         )
         for space in ("shared", "global")
     ]  # fmt: skip

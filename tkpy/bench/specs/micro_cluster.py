@@ -41,7 +41,7 @@ def chase_plan(ctas: int, distance: int, place: Place) -> Plan:
 
 def stream_plan(ctas: int, distance: int, write: bool, place: Place) -> Plan:
     """Every CTA reads from, or writes to, the CTA at `distance`, all at the same time."""
-    block, grid, laps = 64 if place.small else 1024, _grid(ctas, place), place.times(64, 2)
+    block, grid, laps = 64 if place.small else 1024, _grid(ctas, place), place.times(64, 2, 4)
     size = 64 * block * (1 if place.small else 2)
     rank = _ranks(grid, ctas)
     if write:  # thread t of the sender writes sender + 1 + t into its vectors; two words of a vector are looked at
@@ -68,7 +68,7 @@ def stream_plan(ctas: int, distance: int, write: bool, place: Place) -> Plan:
 
 def send_plan(ctas: int, distance: int, full: int, place: Place) -> Plan:
     """Bulk copies to the CTA at `distance`, two in flight; what came last is added up by the threads."""
-    block, grid, iterations, size = 32, _grid(ctas, place), place.times(512, 4), place.times(full, 1024)
+    block, grid, iterations, size = 32, _grid(ctas, place), place.times(512, 4, 16), 1024 if place.small else full
     sender = (_ranks(grid, ctas) - distance) % ctas
     words = torch.arange(size // 4).reshape(-1, block).sum(0)
     want = words + size // 4 // block * (sender[:, None] + 1)

@@ -13,7 +13,7 @@ from tkpy.bench.spec import Benchmark
 
 HOPS, VECTOR = 8, 16
 LINE = 128
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def _chain(place: Place, size: int, step: int) -> tuple[torch.Tensor, Any]:
@@ -40,7 +40,7 @@ def _end(memory: torch.Tensor, order: Any, step: int, hops: int) -> torch.Tensor
 
 def chase_plan(size: int, cached: bool, resident: bool, place: Place) -> Plan:
     """`resident`: one lap of warm-up, so that all of it is in the cache in question; else the caches are evicted."""
-    size = min(size, 1 << 14) if place.small else size
+    size = min(size, 1 << 14) if place.small or place.brief else size
     memory, order = _chain(place, size, LINE)
     warm = len(order) if resident else 0
     iterations = place.times(min(1024, len(order) // HOPS), 3)
@@ -49,6 +49,7 @@ def chase_plan(size: int, cached: bool, resident: bool, place: Place) -> Plan:
         args=[_start(memory, order, LINE), warm, iterations],
         value=lambda r: r.first_clocks / hops,
         before=None if resident else eviction(place),
+        cold=not resident,
         want=_end(memory, order, LINE, warm + hops),
         result=lambda sink: sink.double(),
         counters={f"ld.global.{'ca' if cached else 'cg'}.u64": hops},
@@ -69,7 +70,7 @@ def split(samples: Any) -> tuple[float, float]:
 
 def hops_plan(size: int, resident: bool, far: bool, place: Place) -> Plan:
     """Every hop timed alone. What one SM sees of L2 is two groups: lines in its own partition and in the other."""
-    size = min(size, 1 << 14) if place.small else size
+    size = min(size, 1 << 14) if place.small or place.brief else size
     memory, order = _chain(place, size, LINE)
     warm, iterations = len(order) if resident else 0, place.times(min(8192, len(order)), 5)
     hops = torch.full((iterations,), -1, dtype=torch.int64, device=place.device)
@@ -77,6 +78,7 @@ def hops_plan(size: int, resident: bool, far: bool, place: Place) -> Plan:
         args=[_start(memory, order, LINE), hops, warm, iterations],
         value=lambda r: split(hops.cpu().numpy())[far],
         before=None if resident else eviction(place),
+        cold=not resident,
         want=_end(memory, order, LINE, warm + iterations),
         result=lambda sink: sink.double() + float((hops < 0).sum()),
         counters={"ld.global.cg.u64": iterations, "mov.u64 %rd": 2 * iterations + 1},  # the clock, and the timer once
@@ -87,7 +89,7 @@ def hops_plan(size: int, resident: bool, far: bool, place: Place) -> Plan:
 def l1_plan(place: Place) -> Plan:
     """One CTA an SM reads its own 64 KiB again and again."""
     grid, block = place.ctas(), 128 if place.small else 1024
-    size, laps = 4 * VECTOR * block, place.times(128, 2)
+    size, laps = 4 * VECTOR * block, place.times(128, 2, 4)
     data = torch.arange(grid * size // 4, dtype=torch.int32, device=place.device)
     want = None
     if place.small:
@@ -109,8 +111,9 @@ def stream_plan(kind: str, size: int, laps: int, unit: str, place: Place) -> Pla
     """Two CTAs of 1024 threads an SM, four vectors of 16 bytes a thread in flight."""
     grid, block = place.ctas(2), 64 if place.small else 1024
     lap = 4 * VECTOR * grid * block
-    size = 2 * lap if place.small else max(size // lap, 1) * lap
-    laps = 2 if place.small else laps
+    cold = size >= GIB
+    size = 2 * lap if place.small else 8 * lap * place.brief if place.brief else max(size // lap, 1) * lap
+    laps = 2 if place.small else 1 if place.brief else laps
     source = torch.arange(size // 4, dtype=torch.int32, device=place.device)
     target = torch.zeros_like(source) if kind != "read" else source
     moved = size * laps * (2 if kind == "copy" else 1)
@@ -137,6 +140,7 @@ def stream_plan(kind: str, size: int, laps: int, unit: str, place: Place) -> Pla
         block=block,
         want=want,
         result=result,
+        cold=cold,
         counters={
             "ld.global.cg.v4": issues if kind != "write" else 0,
             "st.global.v4": issues if kind != "read" else 0,
@@ -157,7 +161,7 @@ def _hops(name: str, what: str, size: int, resident: bool, far: bool) -> Micro:
         name=f"memory/latency/{name}", question=f"How long does a load take that {what}, clock included?", unit="clk",
         module="memory", kernel="chase_each", plan=partial(hops_plan, size, resident, far),
         shapes={"bytes": size}, inputs="one random cycle", published=(f"hopper25/latency/l2/{name.split('/')[1]}",),
-        rank=11,
+        rank=11, modelled=False,  # the model has no partitions
     )  # fmt: skip
 
 
@@ -186,10 +190,10 @@ def micros() -> list[Micro]:
         _hops("l2/far_miss", "misses the far partition of L2", 512 * MIB, False, True),
         l1,
         _stream("read", "l2", 16 * MIB, 32, "B/clk", ("ipdps24/bandwidth/l2",)),
-        _stream("read", "hbm", 1024 * MIB, 1, "GB/s", ("ipdps24/bandwidth/global",)),
+        _stream("read", "hbm", GIB, 1, "GB/s", ("ipdps24/bandwidth/global",)),
     ]
     rows += [_stream(kind, "l2", 16 * MIB, 32, "GB/s") for kind in ("read", "write", "copy")]
-    return rows + [_stream(kind, "hbm", 1024 * MIB, 1, "GB/s") for kind in ("write", "copy")]
+    return rows + [_stream(kind, "hbm", GIB, 1, "GB/s") for kind in ("write", "copy")]
 
 
 def benchmarks() -> list[Benchmark]:

@@ -42,7 +42,7 @@ def barrier_plan(
 
 
 def grid_plan(per_sm: int, place: Place) -> Plan:
-    """A counter in global memory; as many CTAs as are resident at once."""
+    """A counter in global memory; the driver refuses the launch unless all CTAs are resident at once."""
     counter = torch.zeros(1, dtype=torch.int32, device=place.device)
     grid = place.ctas(per_sm)
     iterations = place.times(64, 3)
@@ -51,6 +51,7 @@ def grid_plan(per_sm: int, place: Place) -> Plan:
         value=lambda r: r.first_clocks / iterations,
         grid=grid,
         block=128,
+        cooperative=True,
         before=counter.zero_,
         want=torch.tensor([grid * iterations, *[iterations] * (grid * 128)]).double(),
         result=lambda sink: torch.cat([counter, sink]).double(),
@@ -73,7 +74,7 @@ def fence_plan(ptx: str, stores: bool, place: Place) -> Plan:
     )
 
 
-def _micro(name: str, question: str, kernel: str, plan: Maker, rank: int = 40) -> Micro:
+def _micro(name: str, question: str, kernel: str, plan: Maker, *, modelled: bool = True) -> Micro:
     return Micro(
         name=f"sync/{name}",
         question=question,
@@ -81,7 +82,8 @@ def _micro(name: str, question: str, kernel: str, plan: Maker, rank: int = 40) -
         module="sync",
         kernel=kernel,
         plan=plan,
-        rank=rank,
+        rank=40,
+        modelled=modelled,
     )
 
 
@@ -128,7 +130,8 @@ def _barriers() -> list[Micro]:
 
 
 def micros() -> list[Micro]:
-    """Barriers, fences by scope, register pools."""
+    """Barriers, fences by scope, register pools. The model of time knows no cost of fences and of setmaxnreg, and does
+    not see what polls of global memory wait for."""
     rows = _barriers()
     for per_sm in (1, 2):
         rows.append(
@@ -137,6 +140,7 @@ def micros() -> list[Micro]:
                 f"What does a grid barrier cost, {per_sm} CTAs an SM?",
                 "grid_barrier",
                 partial(grid_plan, per_sm),
+                modelled=False,
             )
         )
     scopes = {
@@ -154,6 +158,7 @@ def micros() -> list[Micro]:
                     f"What does {ptx} cost a warp {'after a store' if stores else 'with nothing to wait for'}?",
                     f"fence_{scope}",
                     partial(fence_plan, ptx, stores),
+                    modelled=False,
                 )
             )
     rows.append(
@@ -162,6 +167,7 @@ def micros() -> list[Micro]:
             "What do giving registers and taking them again cost a warpgroup, with two barriers?",
             "register_pool",
             partial(barrier_plan, "register_pool", "setmaxnreg", 128, repeats=1, each=2),
+            modelled=False,
         )
     )
     return rows

@@ -54,10 +54,10 @@ class Tensor:
         return Struct((*self.tiles[::-1], *pad, *self.elements[1][::-1], *pad))
 
 
-def _tiles(box: Box, bytes_: int, small: bool) -> tuple[int, ...]:
+def _tiles(box: Box, bytes_: int, place: Place) -> tuple[int, ...]:
     """Boxes along each dimension of a tensor of about `bytes_`: as near to a cube of boxes as powers of two get."""
-    total = 12 if small else max(bytes_ // (4 * math.prod(box)), 1)
-    if len(box) == 1 or small:
+    total = place.pieces(bytes_, 4 * math.prod(box))
+    if len(box) == 1 or place.small:
         return (*(1,) * (len(box) - 1), total) if len(box) == 1 else (3, *(1,) * (len(box) - 2), total // 3)
     inner = 1 << int(math.log2(total)) // len(box)
     return (total // inner ** (len(box) - 1), *(inner,) * (len(box) - 1))
@@ -83,11 +83,9 @@ def load_plan(kind: str, box: Box, slots: int, per_sm: int, swizzle: int, latenc
     """`kind`: "tensor" or "bulk". `latency`: "" for bandwidth, or one CTA and one copy at a time of what "hits" or
     "misses" L2."""
     size = 4 * math.prod(box)
-    tensor = Tensor(
-        box, _tiles(box, 4 * MIB if latency == "hits" else GIB, place.small), place.device, filled=place.small
-    )
+    tensor = Tensor(box, _tiles(box, 4 * MIB if latency == "hits" else GIB, place), place.device, filled=place.small)
     grid = 1 if latency else place.ctas(per_sm)
-    iterations = slots + 2 if place.small else 1024 if latency else max(tensor.count // grid, slots)
+    iterations = place.times(1024, slots + 2, 64) if latency or place.small else max(tensor.count // grid, slots)
     moved = grid * iterations * size
     before = None
     if latency:
@@ -114,6 +112,7 @@ def load_plan(kind: str, box: Box, slots: int, per_sm: int, swizzle: int, latenc
         block=32,
         shared=slots * size + 1024,
         before=before,
+        cold=latency != "hits",
         want=_landed(grid, iterations, slots, lambda n: tensor.piece(n % tensor.count) if flat is None
                      else flat[n % tensor.count]) if place.small else None,
         result=_by_cta(grid),
@@ -124,7 +123,7 @@ def load_plan(kind: str, box: Box, slots: int, per_sm: int, swizzle: int, latenc
 def store_plan(kind: str, box: Box, slots: int, per_sm: int, footprint: int, place: Place) -> Plan:
     """Every piece of the tensor is written once; its words are 1, 2, 3 .."""
     size = 4 * math.prod(box)
-    tensor = Tensor(box, _tiles(box, footprint, place.small), place.device, filled=False)
+    tensor = Tensor(box, _tiles(box, footprint, place), place.device, filled=False)
     grid = place.ctas(per_sm)
     iterations = max(tensor.count // grid, 1)
     moved = grid * iterations * size
@@ -151,7 +150,7 @@ def store_plan(kind: str, box: Box, slots: int, per_sm: int, footprint: int, pla
 def multicast_plan(ctas: int, rows: int, slots: int, footprint: int, place: Place) -> Plan:
     """Pieces of `rows` rows of 128 bytes; each CTA of the cluster fetches rows / ctas of them for all."""
     share, row_words = rows // ctas, 32
-    tiles = 12 if place.small else footprint // (rows * 128)
+    tiles = place.pieces(footprint, rows * 128)
     grid = ctas * (2 if place.small else place.multiprocessors // ctas)
     clusters = grid // ctas
     iterations = slots + 2 if place.small else max(tiles // clusters, slots)
@@ -167,6 +166,7 @@ def multicast_plan(ctas: int, rows: int, slots: int, footprint: int, place: Plac
         block=32,
         cluster=ctas,
         shared=slots * rows * 128 + 1024,
+        cold=True,
         want=_landed(clusters, iterations, slots, lambda n: pieces[n % tiles]).repeat_interleave(ctas)
         if place.small
         else None,
@@ -178,7 +178,7 @@ def multicast_plan(ctas: int, rows: int, slots: int, footprint: int, place: Plac
 def threads_plan(kernel: str, slots: int, size: int, per_sm: int, footprint: int, place: Place) -> Plan:
     """All 128 threads copy: cp.async, or loads and stores."""
     block, grid = 128, place.ctas(per_sm)
-    tiles = 12 if place.small else footprint // size
+    tiles = place.pieces(footprint, size)
     words = torch.zeros(tiles, size // 4, dtype=torch.int32, device=place.device)
     if place.small:
         words += torch.arange(words.numel(), dtype=torch.int32, device=place.device).view_as(words)
@@ -191,6 +191,7 @@ def threads_plan(kernel: str, slots: int, size: int, per_sm: int, footprint: int
         grid=grid,
         block=block,
         shared=slots * size + 1024,
+        cold=True,
         want=_landed(grid, iterations, slots, lambda n: words[n % tiles]) if place.small else None,
         result=_by_cta(grid),
         counters={ptx: moved // 16 // 32},

@@ -77,7 +77,7 @@ def wgmma_plan(kind: Type, n: int, registers: bool, rate: bool, data: str, place
     data = "small" if place.small else data
     a = values(kind.operand, 64, ROW_BYTES // kind.operand.itemsize, data, 1)
     b = values(kind.operand, n, ROW_BYTES // kind.operand.itemsize, data, 2)
-    singles, groups = (0, place.times(1024, 2)) if rate else (place.times(1024, 3), 0)
+    singles, groups = (0, place.times(1024, 2, 16)) if rate else (place.times(1024, 3, 16), 0)
     grid, block = (place.ctas(), 256) if rate else (1, 128)
     wide_a, wide_b = a.double(), b.double()
     once = wide_a[:, : kind.depth] @ wide_b[:, : kind.depth].T
@@ -154,7 +154,7 @@ def _matrix(words: torch.Tensor, operand: torch.dtype) -> torch.Tensor:
 
 def mma_plan(kind: Type, rate: bool, place: Place) -> Plan:
     """Latency: one warp. Rate: 512 threads on every SM, eight accumulators a warp."""
-    iterations = place.times(2048, 2)
+    iterations = place.times(2048, 2, 16)
     grid, block = (place.ctas(), 512) if rate else (1, 32)
     a, b = _fragments(kind, 3)
     products = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,10 @@ class Instruction:
     pending: int = 0  # groups that a wait leaves
     read_only: bool = False  # a wait for sources only
     sync: bool = True  # of a barrier: not an arrive only
+    past_l1: bool = False  # of a load
+
+
+_CLOCK = re.compile(r"%(clock|globaltimer)")
 
 
 def _split(text: str) -> list[str]:
@@ -83,6 +88,8 @@ def decode(text: str, line: int = 0) -> Instruction:
 
 def _classify(opcode: str, operands: list[str]) -> tuple[str, dict[str, Any]]:
     """(kind, further fields)."""
+    if opcode.startswith("mov") and len(operands) > 1 and _CLOCK.match(operands[1]):
+        return "clock", {}
     for prefix, kind in _PREFIXES:
         if opcode.startswith(prefix):
             return kind, _FIELDS.get(kind, lambda opcode, operands: {})(opcode, operands)
@@ -121,6 +128,7 @@ _FIELDS = {
     "async_wait": _pending,
     "bulk_wait": _pending,
     "wgmma_wait": _pending,
+    "load": lambda opcode, operands: {"past_l1": ".cg" in opcode or ".cv" in opcode},
     "barrier": _barrier,
     "wgmma": _wgmma,
     "mma": _mma,
@@ -206,3 +214,22 @@ def _unit(opcode: str) -> str:
         if last == "f32" and head in ("add", "sub", "mul", "fma", "mad"):
             return "f32"
     return "integer"
+
+
+_OFFSET = re.compile(r"add\.[su](?:32|64) (\S+), [^,]+, -?\d+;?$")
+_ADDRESS = re.compile(r"\[[^\]]*\]")
+
+
+def folded(texts: Iterable[str]) -> set[str]:
+    """Of one function's instructions, those that ptxas makes the offset of an access: they add a constant, and nothing
+    uses the sum but as an address."""
+    made: dict[str, list[str]] = {}
+    used: set[str] = set()
+    for text in texts:
+        if match := _OFFSET.match(text):
+            made.setdefault(match[1], []).append(text)
+        plain = _registers(_ADDRESS.sub("", text.partition(" ")[2] if not text.startswith("@") else text))
+        for name in decode(text).writes:
+            plain.remove(name)
+        used.update(plain)
+    return {text for name, texts in made.items() if name not in used for text in texts}

@@ -15,6 +15,14 @@ class Pipe:
     free: float = 0.0
     busy: float = 0.0
 
+    def burst(self, at: float, clocks: float, fastest: float) -> float:
+        """When a request is served by an SM's share of what all SMs use. After a pause it finds others pausing, too: it
+        takes between the `fastest` that the SM's port allows and its share's `clocks`, halfway; on average over time
+        the share is all that there is."""
+        self.free = max(self.free + clocks, at + (clocks + fastest) / 2)
+        self.busy += clocks
+        return self.free
+
     def take(self, at: float, clocks: float) -> tuple[float, float]:
         """From when to when a request of so many clocks is served."""
         start = max(at, self.free)
@@ -43,12 +51,11 @@ class Sm:
 
     def memory(self, at: float, l2_sectors: int, hbm_sectors: int) -> float:
         """When the last of the sectors has passed this SM's share of L2 and HBM; latency comes on top."""
-        end = at
-        if l2_sectors + hbm_sectors:
-            _, end = self.l2.take(at, 32 * (l2_sectors + hbm_sectors) / self.rates.l2)
+        end, both = at, 32 * (l2_sectors + hbm_sectors)
+        if both:
+            end = self.l2.burst(at, both / self.rates.l2, both / self.rates.port)
         if hbm_sectors:
-            _, from_hbm = self.hbm.take(at, 32 * hbm_sectors / self.rates.hbm)
-            end = max(end, from_hbm)
+            end = max(end, self.hbm.burst(at, 32 * hbm_sectors / self.rates.hbm, 32 * hbm_sectors / self.rates.port))
         return end
 
     def utilisation(self, cycles: float) -> dict[str, float]:

@@ -7,14 +7,32 @@ from dataclasses import dataclass
 from tkpy import published
 
 #: Lanes per clock of an SM, by kind of arithmetic.
-ARITHMETIC = (
-    "f32", "f16", "f64", "special", "integer", "count", "shuffle", "reduce", "vote", "convert", "convert64"
-)  # fmt: skip
+ARITHMETIC = {
+    **{kind: f"guide/rate/{kind}" for kind in ("f32", "f16", "f64", "special", "integer")},
+    **{kind: f"assumed/rate/{kind}" for kind in ("count", "shuffle", "reduce", "vote", "convert", "convert64")},
+}
 
 #: Depth of one wgmma by its operands' type: m64 n256 of it takes 128 clocks for each of them (IPDPS 2024).
 WGMMA_DEPTH = {"f16": 16, "bf16": 16, "tf32": 8, "e4m3": 32, "e5m2": 32, "s8": 32, "u8": 32}
 #: Whose figure a type has.
 WGMMA_FIGURE = {"f16": "f16", "bf16": "f16", "tf32": "tf32", "e4m3": "e4m3", "e5m2": "e4m3", "s8": "s8", "u8": "s8"}
+
+#: The published figures that the model takes; all others it can be compared with.
+GIVEN = frozenset(
+    {
+        *ARITHMETIC.values(),
+        *(f"assumed/latency/{what}" for what in ("arithmetic", "special", "shuffle", "barrier")),
+        "assumed/bandwidth/l2_port",
+        *(f"ipdps24/latency/{where}" for where in ("shared", "l1", "l2")),
+        *(f"ipdps24/bandwidth/{where}" for where in ("shared", "l2", "global")),
+        *(f"hopper25/latency/{what}" for what in ("l2/near_miss", "l2/far_miss", "tma_over_load")),
+        "logs/latency/tma/l2",
+        *(f"ipdps24/dsm/{what}" for what in ("latency", "bandwidth/2", "bandwidth/4")),
+        *(f"ipdps24/mma/m16n8k16/f16/{what}" for what in ("latency", "rate")),
+        "ipdps24/mma/m16n8k32/s8/rate",
+        *(f"ipdps24/wgmma/m64n256k{WGMMA_DEPTH[of]}/{of}/ss/latency" for of in sorted(set(WGMMA_FIGURE.values()))),
+    }
+)
 
 RESIDENT_WARPS, RESIDENT_CTAS, SHARED_BYTES, REGISTERS = 64, 32, 228 << 10, 65536
 SUBCORES = 4
@@ -29,13 +47,16 @@ class Rates:
     clock: float  # Hz
     active: int
     lanes: dict[str, float]  # per clock
-    l2: float  # bytes per clock for this SM
+    l2: float  # bytes per clock for this SM: its share
     hbm: float
+    port: float  # what one SM can take at most
     shared: float
     dsm: float
 
     @classmethod
-    def of(cls, device: str = "h100-sxm", clock: float | None = None, active: int | None = None) -> Rates:
+    def of(
+        cls, device: str = "h100-sxm", clock: float | None = None, active: int | None = None, cluster: int = 1
+    ) -> Rates:
         """The rates of a device of devices.json; by default at its data sheet's boost clock, with all SMs at work."""
         known = {d.id: d for d in published.devices()}
         if device not in known:
@@ -49,16 +70,18 @@ class Rates:
         def carried(name: str) -> float:
             return published.figures()[name].on(sheet.multiprocessors, clock, sheet.bandwidth)
 
+        port = figure("assumed/bandwidth/l2_port")
         return cls(
             device,
             sheet.multiprocessors,
             clock,
             active,
-            {kind: figure(f"guide/rate/{kind}") for kind in ARITHMETIC},
-            min(carried("ipdps24/bandwidth/l2") / active, figure("assumed/bandwidth/l2_port")),
-            min(1e9 * carried("ipdps24/bandwidth/global") / clock / active, figure("assumed/bandwidth/l2_port")),
+            {kind: figure(name) for kind, name in ARITHMETIC.items()},
+            min(carried("ipdps24/bandwidth/l2") / active, port),
+            min(1e9 * carried("ipdps24/bandwidth/global") / clock / active, port),
+            port,
             figure("ipdps24/bandwidth/shared"),
-            1e9 * carried("ipdps24/dsm/bandwidth/2") / clock / sheet.multiprocessors,
+            1e9 * carried(f"ipdps24/dsm/bandwidth/{2 if cluster <= 2 else 4}") / clock / sheet.multiprocessors,
         )
 
     def wgmma_clocks(self, n: int, kind: str) -> float:
@@ -101,6 +124,8 @@ class Latencies:
     @classmethod
     def published(cls) -> Latencies:
         """As measured on H800, or assumed where nothing is published (assumed.json)."""
+        # Of what misses L2, half does so in the far partition.
+        miss = (figure("hopper25/latency/l2/near_miss") + figure("hopper25/latency/l2/far_miss")) / 2
         return cls(
             arithmetic=figure("assumed/latency/arithmetic"),
             special=figure("assumed/latency/special"),
@@ -109,9 +134,9 @@ class Latencies:
             shared=figure("ipdps24/latency/shared"),
             l1=figure("ipdps24/latency/l1"),
             l2=figure("ipdps24/latency/l2"),
-            hbm=figure("ipdps24/latency/global"),
+            hbm=miss,
             tma_l2=figure("logs/latency/tma/l2"),
-            tma_hbm=figure("logs/latency/tma/global"),
+            tma_hbm=miss + figure("hopper25/latency/tma_over_load"),
             dsm=figure("ipdps24/dsm/latency"),
             mma=figure("ipdps24/mma/m16n8k16/f16/latency"),
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tkpy.emulator.timing.decode import Instruction, decode
+from tkpy.emulator.timing.decode import Instruction, decode, folded
 
 EVENT = np.dtype([(n, "<u4") for n in ("cta", "warp", "function", "instr", "lanes", "wavefronts", "note", "notes")])
 
@@ -94,14 +94,17 @@ def read(
     events = np.frombuffer(raw[0], EVENT)
     notes = np.frombuffer(raw[1], "<u8").tolist()
     known: dict[tuple[int, int], Instruction] = {}
-    texts: dict[int, list[Any]] = {}
+    texts: dict[int, list[tuple[int, str]]] = {}
+    offsets: dict[int, set[str]] = {}
     by_warp: dict[tuple[int, int], list[Event]] = {}
     for cta, warp, function, instr, lanes, wavefronts, note, count in events.tolist():
         if (function, instr) not in known:
             if function not in texts:
-                texts[function] = listing(function)
-            line, text, *_ = texts[function][instr]
-            known[function, instr] = decode(re.sub(r"\s+", " ", text), line)
+                texts[function] = [(line, re.sub(r"\s+", " ", text)) for line, text, *_ in listing(function)]
+                offsets[function] = folded(text for _, text in texts[function])
+            line, text = texts[function][instr]
+            instruction = decode(text, line)
+            known[function, instr] = replace(instruction, kind="free") if text in offsets[function] else instruction
         event = Event(known[function, instr], lanes, wavefronts, tuple(notes[note : note + count]))
         by_warp.setdefault((cta, warp), []).append(event)
     members: dict[int, dict[int, int]] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Prediction:
     binding: str
     notes: tuple[str, ...]
     slices: tuple[tuple[str, str, float, float, str], ...]  # process, track, from, to (cycles), name
+    clocks: Mapping[tuple[int, int], tuple[float, ...]]  # (CTA, warp) -> what its readings of the clock gave
 
     @property
     def seconds(self) -> float:
@@ -72,19 +73,25 @@ def resident(trace: Trace) -> int:
 
 
 def predict(
-    trace: Trace, device: str = "h100-sxm", *, clock: float | None = None, ctas_per_sm: int | None = None
+    trace: Trace,
+    device: str = "h100-sxm",
+    *,
+    clock: float | None = None,
+    ctas_per_sm: int | None = None,
+    active: int | None = None,
 ) -> Prediction:
     """Replay `trace` on a device of bench/published/devices.json; `ctas_per_sm` where registers allow fewer than shared
-    memory and warps do. The machine's other SMs are taken to do the same at the same time."""
+    memory and warps do. `active` SMs (by default, as many as the grid has CTAs for) are taken to do the same at the
+    same time."""
     size = trace.cluster_size
     sheet = Rates.of(device, clock)
-    active = min(sheet.multiprocessors, max(trace.ctas, 1))
     notes = []
-    if trace.slots * size != sheet.multiprocessors // size * size:
+    if active is None and trace.slots * size != sheet.multiprocessors // size * size:
         notes.append(f"the trace is of a machine with {trace.slots * size} SMs, {device} has {sheet.multiprocessors}")
     if trace.truncated:
         notes.append("the record is truncated: the time is that of its beginning")
-    replay = _Replay(trace, Rates.of(device, clock, active), ctas_per_sm or resident(trace))
+    active = active or min(sheet.multiprocessors, max(trace.ctas, 1))
+    replay = _Replay(trace, Rates.of(device, clock, active, size), ctas_per_sm or resident(trace))
     return replay.run(tuple(notes))
 
 
@@ -100,6 +107,7 @@ class _Replay:
         self.end = 0.0
         self.slices: list[tuple[str, str, float, float, str]] = []
         self.started: dict[Warp, float] = {}
+        self.clocks: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         self.lanes: dict[tuple[int, str], list[float]] = {}  # of a picture: when each track of copies is free
         for _ in range(min(per_sm, len(self.queue))):
             self.at(0.0, self.start, None)
@@ -125,7 +133,10 @@ class _Replay:
         busiest = max(use, key=lambda name: use[name])
         top = max(waits, key=lambda name: waits[name], default="nothing")
         binding = busiest if use[busiest] >= BINDS else f"latency (warps wait for {top}; busiest: {busiest})"
-        return Prediction(self.trace.kernel, self.end, self.rates, use, waits, binding, notes, tuple(self.slices))
+        clocks = {warp: tuple(times) for warp, times in self.clocks.items()}
+        return Prediction(
+            self.trace.kernel, self.end, self.rates, use, waits, binding, notes, tuple(self.slices), clocks
+        )
 
     def start(self, time: float, _: Any) -> None:
         if not self.queue:
@@ -216,6 +227,10 @@ class _Replay:
     def control(self, warp: Warp, event: Event, time: float) -> bool:
         return self.result(warp, event, time + 1, "control")
 
+    def clock(self, warp: Warp, event: Event, time: float) -> bool:
+        self.clocks[warp.cta.number, warp.index].append(time)
+        return self.result(warp, event, time + 1, "the clock")
+
     def arithmetic(self, warp: Warp, event: Event, time: float) -> bool:
         unit = event.instruction.unit
         clocks = 32 / (self.rates.lanes[unit] / 4)
@@ -230,6 +245,12 @@ class _Replay:
         return self.result(warp, event, time + latency + clocks - 1, "arithmetic")
 
     def shared(self, warp: Warp, event: Event, time: float) -> bool:
+        if event.notes:  # of another CTA
+            _, end = warp.cta.sm.dsm.take(time, event.notes[0] / self.rates.dsm)
+            return self.result(warp, event, end + self.lat.dsm, "distributed shared memory")
+        return self.banks(warp, event, time)
+
+    def banks(self, warp: Warp, event: Event, time: float) -> bool:
         _, end = warp.cta.sm.shared.take(time, max(event.wavefronts, 1))
         return self.result(warp, event, end - 1 + self.lat.shared, "shared memory")
 
@@ -238,16 +259,18 @@ class _Replay:
         return self.result(warp, event, end - 1 + self.lat.l1, "local memory")
 
     def load(self, warp: Warp, event: Event, time: float) -> bool:
-        if not event.notes:  # generic, to shared memory; or from constant memory
+        if len(event.notes) < 3:  # generic, to shared memory; or from constant memory
             return self.shared(warp, event, time)
         l1, l2, hbm = event.notes[:3]
+        if event.instruction.past_l1:
+            l1, l2 = 0, l1 + l2
         _, passed = warp.cta.sm.shared.take(time, max(1.0, (l1 + l2 + hbm) / 4))
         end = warp.cta.sm.memory(passed - 1, l2, hbm)
         latency = self.lat.hbm if hbm else self.lat.l2 if l2 else self.lat.l1
         return self.result(warp, event, end + latency, "HBM" if hbm else "L2" if l2 else "L1")
 
     def store(self, warp: Warp, event: Event, time: float) -> bool:
-        if not event.notes:
+        if len(event.notes) < 3:
             return self.shared(warp, event, time)
         l1, l2, hbm = event.notes[:3]
         _, passed = warp.cta.sm.shared.take(time, max(1.0, (l1 + l2 + hbm) / 4))
@@ -255,7 +278,7 @@ class _Replay:
         return True
 
     def atomic(self, warp: Warp, event: Event, time: float) -> bool:
-        if not event.notes:
+        if len(event.notes) < 3:
             return self.shared(warp, event, time)
         end = warp.cta.sm.memory(time, sum(event.notes[:2]), event.notes[2])
         return self.result(warp, event, end + self.lat.l2, "L2")
@@ -309,7 +332,7 @@ class _Replay:
         return cta, cta.mbarriers.setdefault(place & MASK, Mbarrier(1, 1))
 
     def mbarrier(self, warp: Warp, event: Event, time: float) -> bool:
-        self.shared(warp, event, time)
+        self.banks(warp, event, time)
         if not event.notes:
             return True
         kind, *rest = event.notes
@@ -342,7 +365,7 @@ class _Replay:
             if done and not barrier.passed(parity):
                 barrier.waiting.append(warp)
                 return self.sleep(warp, time, "an mbarrier")
-        return self.shared(warp, event, time)
+        return self.banks(warp, event, time)
 
     # ---- tensor cores
     def mma(self, warp: Warp, event: Event, time: float) -> bool:
