@@ -63,6 +63,16 @@ TK_DEVICE void fence_acq_rel_cta() { TK_PTX_MEMORY("fence.acq_rel.cta;" ::); }
 TK_DEVICE void fence_acq_rel_cluster() { TK_PTX_MEMORY("fence.acq_rel.cluster;" ::); }
 TK_DEVICE void fence_acq_rel_gpu() { TK_PTX_MEMORY("fence.acq_rel.gpu;" ::); }
 
+// ---- Memory consistency model: release and acquire between CTAs (ld.acquire, red.release) -------------------------
+TK_DEVICE u32 ld_acquire_gpu(const u32* at) {
+  u32 x;
+  TK_PTX_MEMORY("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(__cvta_generic_to_global(at)));
+  return x;
+}
+TK_DEVICE void red_release_gpu_add(u32* at, u32 x) {
+  TK_PTX_MEMORY("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "r"(x));
+}
+
 // ---- Parallel synchronisation: barrier, barrier.cluster ---------------------------------------------------------
 TK_DEVICE void bar_sync(int id, int threads) {  // named barriers, 1..15; 0 is __syncthreads
   TK_PTX_MEMORY("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(threads));

@@ -65,6 +65,14 @@ TK_DEVICE void end(mbarrier& bar) { ptx::mbarrier_inval(bar.address()); }
 TK_DEVICE void sync(int id, int threads) { ptx::bar_sync(id, threads); }
 TK_DEVICE void arrive(int id, int threads) { ptx::bar_arrive(id, threads); }
 
+// Turns of CTAs that run at the same time, by a counter in global memory that begins at 0: one thread each. What was
+// written before pass_turn (bulk copies: and waited for, wait_stores) is seen after await_turn.
+TK_DEVICE void await_turn(const u32* counter, u32 turn) {
+  while (ptx::ld_acquire_gpu(counter) != turn) {
+  }
+}
+TK_DEVICE void pass_turn(u32* counter) { ptx::red_release_gpu_add(counter, 1); }
+
 TK_DEVICE void cluster_arrive() { ptx::cluster_arrive(); }
 TK_DEVICE void cluster_wait() { ptx::cluster_wait(); }
 TK_DEVICE void cluster_sync() {

@@ -1,4 +1,4 @@
-"""The attention forward kernels on a machine of the test's choice, against the op's float64 reference."""
+"""The attention kernels on a machine of the test's choice, against the op's float64 reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tkpy
 from tkpy import build_info, machine, numerics, registry
 
 MODULES = ("hd64", "hd128", "hd192", "hd256")
+BACKWARD_MODULES = ("rows", "hd64", "hd128")
 OP = registry.get("attention")
 
 
@@ -61,6 +62,34 @@ def disagreement(kwargs, backend: str = "emulator") -> str:
     tolerances = (numerics.TOLERANCE[kwargs["q"].dtype], 1e-5)
     for name, a, b, tolerance in zip(("out", "lse"), got, want, tolerances, strict=True):
         comparison = numerics.compare(a, b, tolerance)
+        if not comparison:
+            return f"{name}: {comparison}"
+    return ""
+
+
+def cotangents(out: torch.Tensor, lse: torch.Tensor) -> list[torch.Tensor]:
+    """Random, values that every dtype holds; a row that sees no key has a constant lse."""
+    make = torch.Generator().manual_seed(1)
+    dout, dlse = (torch.randn(t.shape, generator=make).bfloat16() for t in (out, lse))
+    return [dout.to(out), torch.where(lse.isfinite(), dlse.to(lse), 0.0)]
+
+
+def gradients(kwargs, backend: str) -> dict[str, torch.Tensor]:
+    """Of every floating input."""
+    kwargs = {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+    floating = (k for k, v in kwargs.items() if isinstance(v, torch.Tensor) and v.is_floating_point())
+    leaves = {name: kwargs[name].requires_grad_(True) for name in floating}
+    outputs = tkpy.attention(**kwargs, return_lse=True, backend=backend)
+    found = torch.autograd.grad(outputs, list(leaves.values()), cotangents(*outputs))
+    return dict(zip(leaves, found, strict=True))
+
+
+def wrong_gradient(kwargs, backend: str = "emulator") -> str:
+    """Empty if all gradients agree with float64."""
+    got = gradients(kwargs, backend)
+    want = gradients({k: wide(v) for k, v in kwargs.items()}, "reference")
+    for name, gradient in got.items():
+        comparison = numerics.compare(gradient, want[name], numerics.TOLERANCE[kwargs["q"].dtype])
         if not comparison:
             return f"{name}: {comparison}"
     return ""

@@ -1,15 +1,11 @@
 """Faults seeded into the attention forward: each is one edit of its source, and a finding, a deadlock or a wrong result
 must give it away on a few small calls and schedules."""
 
-import hashlib
-import os
-import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 import pytest
-from kernel_cases import CACHE, ROOT
+from kernel_cases import ROOT
+from seeded_faults import compiled, module, write_module
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
@@ -119,31 +115,8 @@ extern "C" __global__ void __launch_bounds__({512 if width == "64" else 384}, 1)
 
 @pytest.fixture(scope="module")
 def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = '#include "tk/tk.cuh"\n' + "".join(source(i) for i in range(len(FAULTS)))
-    key = hashlib.sha256((toolchain.version + whole).encode())
-    for header in sorted((ROOT / "csrc/tk").iterdir()):
-        key.update(header.read_bytes())
-    ptx = CACHE / f"attention_faults-{key.hexdigest()[:16]}.ptx"
-    if not ptx.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        folder = tmp_path_factory.mktemp("attention_faults")
-        path, made = folder / "attention_faults.cu", folder / "attention_faults.ptx"
-        path.write_text(whole)
-        command = [toolchain.nvcc, *compile_kernel.NVCC_FLAGS, f"-I{ROOT / 'csrc'}", path, "-o", made]
-        subprocess.run(list(map(str, command)), check=True)
-        shutil.copy(made, ptx.with_suffix(".part"))
-        os.replace(ptx.with_suffix(".part"), ptx)
-    return ptx.read_text()
-
-
-def one_kernel(text: str, number: int, name: str) -> str:
-    """The module with the kernel of one fault, under the name that the launcher asks for."""
-    head, *entries = text.split(".visible .entry ")
-    (entry,) = [e for e in entries if e.startswith(f"fault_{number}(")]
-    tail = entries[-1][entries[-1].rindex("\n}\n") + 3 :]  # .file, .section
-    body = entry[: entry.rindex("\n}\n") + 3]
-    return head + ".visible .entry " + re.sub(rf"\bfault_{number}(?=\(|_param)", name, body) + tail
+    kernels = "".join(source(i) for i in range(len(FAULTS)))
+    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "attention_faults", kernels)
 
 
 def calls(kernel: str) -> list[dict]:
@@ -178,11 +151,8 @@ def caught(kwargs, monkeypatch, folder, seed: int) -> str:
 def found(text: str, tmp_path, monkeypatch, number: int) -> str:
     fault = FAULTS[number]
     name = f"attention_forward_bf16_{fault.kernel}"
-    for module in ("hd64", "hd256"):
-        path = tmp_path / f"attention_forward_{module}.ptx"
-        path.write_text(one_kernel(text, number, name))
-        path.with_suffix(".cubin").write_text("")
-        path.with_suffix(".json").write_text("{}")
+    for size in ("hd64", "hd256"):
+        write_module(tmp_path, f"attention_forward_{size}", module(text, {number: name}))
     for seed in SEEDS if fault not in CONTROLS else SEEDS[:2]:
         for kwargs in calls(fault.kernel):
             if what := caught(kwargs, monkeypatch, tmp_path, seed):

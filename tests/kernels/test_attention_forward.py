@@ -227,13 +227,6 @@ def test_refusals_are_data(built, kwargs, code):
         tkpy.attention(**kwargs, backend="emulator")
 
 
-def test_there_is_no_gradient_yet(built):
-    kwargs = inputs(1, 3, 3, 1, 1, 64)
-    kwargs["q"].requires_grad_(True)
-    with pytest.raises(tkpy.Unsupported, match="no_backward"):
-        tkpy.attention(**kwargs, backend="emulator")
-
-
 def test_the_launcher_checks_again(built):
     good = inputs(1, 3, 5, 2, 1, 64)
     q, k, v = (good[name] for name in "qkv")

@@ -4,19 +4,20 @@
 #include <limits>
 #include <vector>
 
+#include "checks.h"
 #include "params.h"
-#include "runtime/launcher.h"
 
 namespace tkpy::attention_forward {
 
 namespace {
 
+using attention::Checks;
+using attention::data_of;
+using attention::heads_first;
+using attention::kLongest;
 using runtime::DType;
 using runtime::Machine;
 using runtime::View;
-
-constexpr std::int64_t kLongest = std::int64_t{1} << 30;    // rows, and bounds of a window
-constexpr std::int64_t kKeysInL2 = std::int64_t{32} << 20;  // bytes of k and v that may be expected to stay in L2
 
 struct Call {
   View q, k, v, out, lse;
@@ -28,80 +29,32 @@ struct Call {
   bool packed() const { return cu_seqlens_q.has_value(); }
 };
 
-[[noreturn]] void refuse(const char* what, const std::string& needed, const View& got) {
-  throw std::invalid_argument(std::string("attention_forward: ") + what + ": need " + needed + ", got " + got.describe());
-}
-
-void check(bool holds, const char* what, const std::string& needed, const View& got) {
-  if (!holds) refuse(what, needed, got);
-}
-
-// [B, S, H, D] or packed [S, H, D] as the maps see it, [B, H, S, D]; strides of single rows are never used, and made fit.
-View heads_first(const View& v) {
-  View out = v;
-  out.rank = 4;
-  const int at = v.rank - 3;
-  out.shape[0] = at ? v.shape[0] : 1;
-  out.stride[0] = at ? v.stride[0] : 0;
-  const int from[3] = {at + 1, at, at + 2};
-  for (int d = 0; d < 3; ++d) {
-    out.shape[d + 1] = v.shape[from[d]];
-    out.stride[d + 1] = v.stride[from[d]];
-  }
-  for (int d = 0; d < 3; ++d)
-    if (out.shape[d] == 1) out.stride[d] = (out.shape[3] + 7) / 8 * 8;
-  return out;
-}
-
-void check_tensor(const char* what, const View& v, const Call& call) {
-  check(v.rank == (call.packed() ? 3 : 4), what, call.packed() ? "three dimensions" : "four dimensions", v);
-  check(v.dtype == call.q.dtype && (v.dtype == DType::bf16 || v.dtype == DType::f16), what, "bf16 or f16, that of q", v);
-  check(v.device == call.q.device, what, "the device of q", v);
-  const View seen = heads_first(v);
-  check(seen.shape[3] >= 8 && seen.shape[3] <= 256 && seen.shape[3] % 8 == 0, what, "8 to 256 columns, a multiple of 8", v);
-  check(seen.shape[2] < kLongest && seen.shape[1] < kLongest && seen.shape[0] < kLongest, what, "sizes below 2^30", v);
-  if (v.elements() == 0) return;
-  bool fits = v.stride[v.rank - 1] == 1 && reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0;
-  for (int d = 0; d < 3; ++d) fits = fits && seen.stride[d] > 0 && seen.stride[d] % 8 == 0;
-  check(fits, what, "columns contiguous, and the address and every other stride a multiple of 16 bytes", v);
-}
-
-void check_extra(const char* what, const std::optional<View>& v, DType dtype, std::int64_t elements, const Call& call) {
-  if (!v) return;
-  check(v->dtype == dtype && v->elements() == elements && v->extent() == elements * dtype_bytes(dtype) &&
-            v->device == call.q.device,
-        what, std::to_string(elements) + " contiguous elements of " + dtype_name(dtype) + " on the device of q", *v);
-}
-
-void check(const Call& call) {
-  check_tensor("q", call.q, call);
-  check_tensor("k", call.k, call);
-  check_tensor("v", call.v, call);
-  check_tensor("out", call.out, call);
+void check_call(const Call& call) {
+  const Checks check{"attention_forward", call.q, call.packed(), 256};
+  check.tensor("q", call.q);
+  check.tensor("k", call.k);
+  check.tensor("v", call.v);
+  check.tensor("out", call.out);
   const View q = heads_first(call.q), k = heads_first(call.k), v = heads_first(call.v), out = heads_first(call.out);
   check(k.shape[0] == q.shape[0] && k.shape[3] == q.shape[3], "k", "the batch and columns of q", call.k);
   check(v.shape[0] == k.shape[0] && v.shape[1] == k.shape[1] && v.shape[2] == k.shape[2], "v", "the rows of k", call.v);
   check(out.shape[0] == q.shape[0] && out.shape[1] == q.shape[1] && out.shape[2] == q.shape[2] && out.shape[3] == v.shape[3] &&
-            call.out.extent() == 2 * call.out.elements(),
+            attention::contiguous(call.out),
         "out", "the rows of q and the columns of v, contiguous", call.out);
   if (call.plain) {
-    check_tensor("plain", *call.plain, call);
+    check.tensor("plain", *call.plain);
     check(std::equal(call.out.shape, call.out.shape + call.out.rank, call.plain->shape) &&
-              call.plain->extent() == call.out.extent(),
+              attention::contiguous(*call.plain),
           "plain", "the shape of out, contiguous", *call.plain);
   }
   const std::int64_t heads = q.shape[1], columns = heads * v.shape[3];
   check(call.kv_head_map || (k.shape[1] > 0 && heads % k.shape[1] == 0), "k", "heads that divide those of q", call.k);
-  check_extra("lse", call.lse, DType::f32, q.shape[0] * heads * q.shape[2], call);
-  check_extra("sinks", call.sinks, DType::f32, heads, call);
-  check_extra("out_scale", call.out_scale, DType::f32, columns, call);
-  check_extra("out_bias", call.out_bias, DType::f32, columns, call);
-  check_extra("kv_head_map", call.kv_head_map, DType::i32, heads, call);
-  if (!call.packed()) return;
-  const std::int64_t offsets = call.cu_seqlens_q->elements();
-  check(offsets >= 1 && call.cu_seqlens_k, "cu_seqlens_q", "at least one offset, and cu_seqlens_k", *call.cu_seqlens_q);
-  check_extra("cu_seqlens_q", call.cu_seqlens_q, DType::i32, offsets, call);
-  check_extra("cu_seqlens_k", call.cu_seqlens_k, DType::i32, offsets, call);
+  check.extra("lse", call.lse, DType::f32, q.shape[0] * heads * q.shape[2]);
+  check.extra("sinks", call.sinks, DType::f32, heads);
+  check.extra("out_scale", call.out_scale, DType::f32, columns);
+  check.extra("out_bias", call.out_bias, DType::f32, columns);
+  check.extra("kv_head_map", call.kv_head_map, DType::i32, heads);
+  check.offsets(call.cu_seqlens_q, call.cu_seqlens_k);
 }
 
 std::size_t shape_for(const Call& call) {
@@ -109,16 +62,6 @@ std::size_t shape_for(const Call& call) {
   std::size_t i = 0;
   while (kShapes[i].dim < dim || kShapes[i].dim_v < dim_v) ++i;  // the last takes all that is not refused
   return i;
-}
-
-// Scores are positive multiples of q k^T, as the plain kernels need it: 2^(c s) is then taken of s itself.
-bool capped(const Call& call) {
-  return call.softcap != 0.0 || !(call.scale * 1.4426950408889634 >= std::numeric_limits<float>::min());
-}
-
-template <class T = void>
-const T* data_of(const std::optional<View>& v) {
-  return v ? static_cast<const T*>(v->data) : nullptr;
 }
 
 void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Params& p) {
@@ -164,7 +107,7 @@ Params params_of(Machine& machine, const Call& call, const Shape& shape) {
     }
   }
   const std::int64_t bytes = std::max<std::int64_t>(1, 2 * k.shape[2] * (k.shape[3] + v.shape[3]));  // of one key head
-  p.heads_at_once = static_cast<int>(std::clamp<std::int64_t>(kKeysInL2 / bytes, 1, kLongest) * (call.kv_head_map ? 1 : p.group));
+  p.heads_at_once = static_cast<int>(std::clamp<std::int64_t>(attention::kBytesInL2 / bytes, 1, kLongest) * (call.kv_head_map ? 1 : p.group));
   p.heads_at_once = static_cast<int>(std::min<std::int64_t>(p.heads_at_once, std::int64_t{p.sequences} * p.heads));
   p.left = static_cast<int>(std::min(call.left, kLongest));
   p.right = static_cast<int>(std::min(call.right, kLongest));
@@ -175,14 +118,14 @@ Params params_of(Machine& machine, const Call& call, const Shape& shape) {
 }
 
 std::string launch(Machine& machine, void* stream, const Call& call) {
-  check(call);
+  check_call(call);
   const std::size_t index = shape_for(call);
   const Shape& shape = kShapes[index];
   constexpr const char* sizes[] = {"64", "128", "192x128", "256"};
   constexpr const char* modules[] = {"attention_forward_hd64", "attention_forward_hd128", "attention_forward_hd192",
                                      "attention_forward_hd256"};
   const std::string name = std::string("attention_forward_") + (call.q.dtype == DType::bf16 ? "bf16_" : "fp16_") +
-                           sizes[index] + (capped(call) ? "_capped" : "_plain");
+                           sizes[index] + (attention::is_capped(call.scale, call.softcap) ? "_capped" : "_plain");
   if (call.out.elements() == 0) return name;
   const Params p = params_of(machine, call, shape);
   const std::int64_t tasks = std::int64_t{call.packed() ? 1 : p.sequences} * p.heads * p.tiles;

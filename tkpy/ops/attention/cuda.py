@@ -1,7 +1,11 @@
-"""attention by the compiled kernels of csrc/kernels/attention_forward: on an sm_90 GPU, or in the emulator.
+"""attention by the compiled kernels of csrc/kernels/attention_*: on an sm_90 GPU, or in the emulator.
 
 Tensors go in as they are when TMA can take their strides (columns contiguous, all other strides and the address in
 multiples of 16 bytes); others are copied first. Sinks, scale and bias go in as float32, offsets as int32.
+
+The backward is three kernels: what each query row needs, then dK and dV with the sums of dQ, then dQ's rounding. The
+sums are of float32, in an order that differs from run to run, unless `torch.use_deterministic_algorithms(True)` holds:
+then key tiles take turns, and the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -45,3 +49,47 @@ def forward(
         scale, left, right, softcap, max_seqlen_q, op="attention",
     )  # fmt: skip
     return out, lse, q.new_empty(0) if plain is None else plain
+
+
+def _query_tiles(q: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor | None) -> tuple[int, int, int]:
+    """(batch entries, tiles of one head, rows of a tile), as csrc/kernels/attention_backward/params.h counts them."""
+    rows = 128 if max(q.shape[-1], v.shape[-1]) <= 64 else 64
+    if cu_seqlens_q is None:
+        return q.shape[0], -(-q.shape[1] // rows), rows
+    return 1, q.shape[0] // rows + cu_seqlens_q.shape[0] - 1, rows
+
+
+def _in_order() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def backward(grads, outputs, *args, needs):
+    (
+        q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, _, _,
+        scale, left, right, softcap, *_
+    ) = args  # fmt: skip
+    dout, dlse, _ = grads
+    out, lse, unmoved = outputs
+    z = (out if out_scale is None and out_bias is None else unmoved).contiguous()
+    dout = torch.zeros_like(z) if dout is None else dout
+    batch, tiles, rows = _query_tiles(q, v, cu_seqlens_q)
+    dz = None if out_scale is None else torch.empty_like(z)
+    delta = torch.zeros_like(lse) if sinks is not None and needs[3] else None
+    stats = lse.new_empty(batch, q.shape[-2], tiles, 2, rows)
+    sums = lse.new_zeros(batch, q.shape[-2], tiles, 2, 64 * 64)
+    turns = lse.new_zeros(batch, q.shape[-2], tiles, 2, dtype=torch.int32) if _in_order() else None
+    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    launch(
+        "attention_backward", *map(_operand, (q, k, v, z, dout)),
+        *(_as(tensor, torch.float32) for tensor in (lse, dlse, out_scale)),
+        *(_as(tensor, torch.int32) for tensor in (kv_head_map, cu_seqlens_q, cu_seqlens_k)),
+        dq, dk, dv, dz, delta, stats, sums, turns, scale, left, right, softcap, op="attention",
+    )  # fmt: skip
+    axes = tuple(range(dout.dim() - 2))
+    dsinks = None if delta is None else -((sinks.float().unsqueeze(-1) - lse).exp() * delta)
+    if dsinks is not None:
+        dsinks = dsinks.masked_fill(lse == -torch.inf, 0.0).sum(-1)
+        dsinks = dsinks.sum(0) if dsinks.dim() == 2 else dsinks
+    dscale = (dout.float() * z).sum(axes) if needs[5] else None
+    dbias = dout.sum(axes, dtype=torch.float32) if needs[6] else None
+    return [dq, dk, dv, dsinks, None, dscale, dbias, None, None]

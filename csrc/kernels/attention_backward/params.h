@@ -1,0 +1,54 @@
+// What the two sides of the attention backward share: the parameter block and the shapes of its kernels.
+#pragma once
+
+#include "tk/tensor_map.h"
+
+namespace tkpy::attention_backward {
+
+// One set of kernels: the widest q, k and v it takes, and the query rows of a step. Narrower tensors are served too: TMA
+// fills the missing columns with zeros and does not write them.
+struct Shape {
+  int dim, rows;
+  static constexpr int kKeys = 128;    // of a tile: 64 for each of two consumer warpgroups
+  static constexpr int kStages = 2;    // of q and dz, with what is known of their rows
+  static constexpr int kThreads = 384;
+  static constexpr int kPart = 64 * 64;  // elements of dq that one consumer adds in a step
+  constexpr int shared_bytes() const {
+    const int tiles = 2 * (2 * kKeys * dim + kStages * (2 * rows * dim + kKeys * rows)) + 2 * 4 * kPart;
+    return tiles + kStages * 8 * rows + 1024;  // what is known of rows; barriers, in the tiles' alignment
+  }
+};
+constexpr Shape kShapes[] = {{64, 128}, {128, 64}};
+
+// The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of 64 columns, of `rows` of q
+// and dz, of kKeys of k, v, dk and dv; swizzle 128.
+// A query tile is `rows` rows of one sequence. Of packed sequences the tiles of number n begin at tile
+// cu_seqlens_q[n] / rows + n, which leaves room for every sequence's last one; so do those of keys.
+struct Params {
+  tk::tensor_map q, k, v, dz, dk, dv;
+  void *dk_data, *dv_data;        // contiguous [B, seq_k, kv_heads, dim] and dim_v
+  void* dq_data;                  // contiguous [B, seq_q, heads, dim]
+  float* stats;                   // [B, heads, query tiles, 2, rows]: log2 e lse (infinity: no such row, or no key), delta
+  float* dq_sum;                  // [B, heads, query tiles, 2, kPart], zero at first: fragments of dq / scale (dq.cuh)
+  unsigned* turns;                // [B, heads, query tiles, 2], zero at first, or null: dq is summed in any order
+  const void *z, *dout;           // z contiguous [B, seq_q, heads, dim_v]
+  void* dz_data;                  // like z: dout (1 + out_scale); null without out_scale, then the map sees dout
+  const float *lse, *dlse;        // [B, heads, seq_q], packed [heads, seq_q]; dlse may be null
+  float* delta;                   // like lse, or null: for the gradient of sinks
+  const float* out_scale;         // [heads, dim_v] or null
+  const int* kv_head_map;         // [heads] or null
+  const int *cu_seqlens_q, *cu_seqlens_k;  // [sequences + 1] or null: packed
+  long long dout_stride[3];       // of batch entries, rows, heads, in elements
+  int sequences;                  // batch entries, or packed sequences
+  int heads, kv_heads, group;     // group: query heads that share a key head, without a map
+  int seq_q, seq_k;               // rows of each batch entry, or of all packed sequences together
+  int dim, dim_v;
+  int q_tiles, k_tiles;           // of a batch entry; packed: bounds on those of all sequences together
+  int rows;                       // of a query tile
+  int pairs_at_once;              // (batch entry, key head) pairs whose queries and sums should be in L2 at a time
+  int left, right;                // the band around the diagonal, -1: open
+  float scale, scale_log2;        // scale_log2: plain kernels, scale log2 e, positive
+  float cap_outer, cap_inner;     // capped kernels: scores in units of log2 are outer tanh(inner s), or inner s: outer is 0
+};
+
+}  // namespace tkpy::attention_backward
