@@ -20,6 +20,7 @@ Conjugates are made physically: torch's lazy ones are read unconjugated in the b
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 
@@ -96,12 +97,15 @@ class _Tables:
         h = weighted[:, :chunk].real.sum(-1)
         if skip is not None:
             h[:, 0] += skip
-        # M[j, i] = h[i - j] for j <= i, else 0: its rows in reverse order are windows of (0, ..., 0, h).
-        padded = torch.nn.functional.pad(_flush(h), (chunk - 1, 0))
-        self.within = padded.unfold(-1, chunk, 1).flip(1)  # M (H, C, C)
+        self.h = _flush(h)  # (H, C)
         self.into = torch.view_as_real(self.powers[:, :chunk].flip(1)).flatten(2)  # V (H, C, 2S)
         self.out_of = torch.view_as_real(_flush(weighted[:, 1:].conj_physical())).flatten(2).mT  # W (H, 2S, C)
         self.strides = powers(power(self.poles, chunk), group + 1, self.complex)  # (H, G+1, S): q^n
+
+    @functools.cached_property
+    def within(self) -> torch.Tensor:
+        """M (H, C, C): M[j, i] = h[i - j] for j <= i, else 0. Rows in reverse order are windows of (0, ..., 0, h)."""
+        return torch.nn.functional.pad(self.h, (self.chunk - 1, 0)).unfold(-1, self.chunk, 1).flip(1)
 
     def shorter(self, chunk: int) -> _Tables:
         """The same tables for one chunk of fewer samples."""

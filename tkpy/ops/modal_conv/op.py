@@ -165,6 +165,7 @@ CASES = (
     Case("chunk", _case(1, 2, 2, 64, *ALL), "chunk edge"),
     Case("chunk + 1", _case(1, 2, 2, 65, *ALL), "chunk edge: a tail of one sample"),
     Case("prime length", _case(2, 2, 8, 281, *ALL, radius=(0.9, 0.9999)), "several chunks, slow poles"),
+    Case("two tiles", _case(1, 2, 3, 2131, *ALL, radius=(0.99, 0.9999)), "states cross tiles of chunks; every tail"),
     Case("unstable", _case(1, 2, 2, 90, "skip", "final", radius=(1.0, 1.05)), "|p| > 1 is legal"),
     Case("zero poles", _zero_poles, "0^0 = 1: the filter is Re sum R at lag 0 and nothing else"),
     Case("no modes", _case(1, 2, 0, 40, *ALL), "S = 0: only the skip"),
