@@ -3,9 +3,10 @@
 #
 # Builds, runs the `gpu` tests and the check of every op on its kernels, runs small shapes under compute-sanitizer, then
 # times the benchmarks; SECONDS (570) bounds the whole. Correctness comes first, and within each suite of benchmarks the
-# rows that say most (Benchmark.rank); a stage that runs out of its time is stopped and keeps what it has. Nothing is
-# downloaded: needed are nvcc, a C++20 compiler, and a python3 with torch, cmake, ninja, pybind11, pytest and tkpy's other
-# dependencies. Installs tkpy into that python3 (editable). PYTHON names another one.
+# rows that say most (Benchmark.rank); a stage that runs out of its time is stopped and keeps what it has, and a benchmark
+# that hangs or loses the device costs its own row only. Nothing is downloaded: needed are nvcc (on PATH, in CUDA_HOME or
+# /usr/local/cuda), a C++20 compiler, and a python3 with torch, cmake, ninja, pybind11, setuptools, pytest and tkpy's other
+# dependencies; pytest-xdist is used if it is there. Installs tkpy into that python3 (editable). PYTHON names another one.
 #
 # OUT gets few files, each written as the run goes on:
 #   summary.txt   a line a stage: what it was, how it ended, how long it took
@@ -26,7 +27,8 @@ out=$(cd "$1" && pwd)
 readonly out total=${2:-570} python=${PYTHON:-python3}
 cores=$(nproc)
 export OMP_NUM_THREADS=4 PYTHONUNBUFFERED=1 MAX_JOBS=$cores CMAKE_BUILD_PARALLEL_LEVEL=$cores
-export TKPY_BUILD_DIR=$PWD/build/on_gpu
+export TKPY_BUILD_DIR=$PWD/build/on_gpu PIP_BREAK_SYSTEM_PACKAGES=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin # nvcc, compute-sanitizer
 failed=0
 SECONDS=0 # bash counts from here
 
@@ -43,53 +45,69 @@ why_not() {
 reason=$(why_not)
 
 # stage NAME UNTIL COMMAND...: runs COMMAND until UNTIL hundredths of the whole time have passed; what earlier stages did
-# not use is there for later ones.
+# not use is there for later ones. Status 3 is a benchmark that lost the device: the command goes on behind it.
 stage() {
-  local name=$1 until=$(($2 * total / 100)) began=$SECONDS status=0
+  local name=$1 until=$(($2 * total / 100)) began=$SECONDS status=3
   shift 2
   say "== $name: $*"
-  if [[ -n $reason ]]; then
-    say "$name: not run ($reason)" | tee -a "$out/summary.txt"
+  local why=$reason
+  if [[ -z $why ]] && ! command -v "$1" >/dev/null; then why="there is no $1"; fi
+  if [[ -z $why ]] && ((until - SECONDS < 1)); then why="no time left"; fi
+  if [[ -n $why ]]; then
+    say "$name: not run ($why)" | tee -a "$out/summary.txt"
     failed=1
     return
   fi
-  local limit=$((until - SECONDS))
-  if ((limit < 1)); then
-    say "$name: not run (no time left)" | tee -a "$out/summary.txt"
-    failed=1
-    return
-  fi
-  timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$out/log.txt" 2>&1 || status=$?
+  while ((status == 3 && until - SECONDS > 0)); do
+    status=0
+    timeout --signal=INT --kill-after=10 "$((until - SECONDS))" "$@" >>"$out/log.txt" 2>&1 || status=$?
+    ((status == 0)) || failed=1
+  done
   case $status in
     0) say "$name: ok, $((SECONDS - began)) s" ;;
-    124 | 130 | 137) say "$name: out of time after $((SECONDS - began)) s; what it had done is kept" ;;
+    3 | 124 | 130 | 137) say "$name: out of time after $((SECONDS - began)) s; what it had done is kept" ;;
     *) say "$name: FAILED with status $status after $((SECONDS - began)) s: $(tail -n 1 "$out/log.txt")" ;;
   esac | tee -a "$out/summary.txt"
-  ((status == 0)) || failed=1
 }
 
 tkpy=("$python" -c "from tkpy.cli import main; main()")
 kernels=(--backend cuda --backend triton --device cuda --dtype bfloat16)
+small=("${tkpy[@]}" check --backend cuda --device cuda --dtype bfloat16)
+# torch asks the driver for things that it may not have: such answers are no errors.
+sanitizer=(compute-sanitizer --report-api-errors no --error-exitcode 9 --tool)
+workers=()
+if "$python" -c "import xdist" 2>/dev/null; then workers=(-n 8 --dist loadfile); fi
+
+# benchmarks SUITE UNTIL OPTION...: its rows; those that the file has already are left out.
+benchmarks() {
+  stage "$1" "$2" "${tkpy[@]}" bench "$1" "${@:3}" --patience 45 --resume --out "$out/$1.jsonl"
+}
 
 : >"$out/summary.txt"
 : >"$out/log.txt"
+rm -f "$out"/{ops,micro,models}.jsonl
 nvidia-smi >>"$out/log.txt" 2>&1 || true
-stage build 30 "$python" -m pip install --no-index --no-deps --no-build-isolation -e .
-stage "gpu tests" 48 "$python" -m pytest -m gpu -q
-stage "check of every op" 54 "${tkpy[@]}" check "${kernels[@]}" --all-cases
-stage memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 9 "${tkpy[@]}" check --backend cuda --device cuda --dtype bfloat16
-stage racecheck 65 compute-sanitizer --tool racecheck --error-exitcode 9 "${tkpy[@]}" check --backend cuda --device cuda --dtype bfloat16
-stage "ops" 82 "${tkpy[@]}" bench ops --seconds 0.3 --out "$out/ops.jsonl" --against published
-stage "micro" 91 "${tkpy[@]}" bench micro --seconds 0.2 --out "$out/micro.jsonl" --against published
-stage "models" 96 "${tkpy[@]}" bench models --seconds 1 --out "$out/models.jsonl"
+stage build 28 "$python" -m pip install --no-index --no-deps --no-build-isolation -e .
+stage "gpu tests" 46 "$python" -m pytest -m gpu -q "${workers[@]}"
+stage "check of every op" 52 "${tkpy[@]}" check "${kernels[@]}" --all-cases
+stage memcheck 58 "${sanitizer[@]}" memcheck "${small[@]}"
+stage racecheck 62 "${sanitizer[@]}" racecheck "${small[@]}"
+benchmarks "ops" 80 --seconds 0.3
+benchmarks "micro" 90 --seconds 0.2
+benchmarks "models" 95 --seconds 1
 
+# show SUITE OPTION...: a suite's rows, if there is time.
+show() {
+  [[ -s $out/$1.jsonl ]] && ((total > SECONDS)) || return 0
+  timeout "$((total - SECONDS))" "${tkpy[@]}" bench show "$out/$1.jsonl" "${@:2}" 2>&1 || true
+}
+
+# Tables first: drawing takes longer.
 report() {
   local plots suite
   plots=$(mktemp -d)
-  for suite in ops micro models; do
-    [[ -s $out/$suite.jsonl ]] || continue
-    "${tkpy[@]}" bench show "$out/$suite.jsonl" --against published --plots "$plots/$suite" || true
-  done >"$out/tables.txt" 2>&1
+  for suite in ops micro models; do show "$suite" --against published; done >"$out/tables.txt"
+  for suite in ops micro models; do show "$suite" --plots "$plots/$suite"; done >>"$out/log.txt"
   tar -czf "$out/plots.tar.gz" -C "$plots" .
   rm -r "$plots"
 }

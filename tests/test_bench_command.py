@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ import tkpy
 from tests.test_bench import FakeCuda, fake_environment, toy
 from tkpy import models, published
 from tkpy.bench import command, facts, report, rows, runner
+from tkpy.bench.guard import Guard
 from tkpy.bench.roofs import of_device
 from tkpy.bench.spec import Environment, discover
 from tkpy.bench.specs import models as model_rows
@@ -115,6 +117,64 @@ def test_an_interruption_keeps_the_rows(device, monkeypatch, tmp_path):
     assert result.exit_code == 130
     assert "1 rows are kept" in result.output
     assert len(rows.read(out)) == 1
+
+
+def test_a_lost_device_ends_the_run_and_resume_goes_on(device, monkeypatch, tmp_path):
+    """A kernel that faults takes the process with it, not the rows of the others."""
+    benchmarks = [replace(device, name=f"wgmma/{n}") for n in "abc"]
+    dead = []
+
+    def faults(env):
+        dead.append("CUDA error: an illegal memory access was encountered\nmore")
+        raise RuntimeError(dead[0])
+
+    def alive():
+        if dead:
+            raise RuntimeError(dead[0])
+
+    benchmarks[1] = replace(benchmarks[1], prepare=faults)
+    monkeypatch.setattr(command, "discover", lambda: iter(benchmarks))
+    env, roofs = facts.environment("cuda")
+    monkeypatch.setattr(facts, "environment", lambda device: (replace(env, alive=alive), roofs))
+    out = tmp_path / "rows.jsonl"
+    args = ("micro", "--out", str(out), "--resume")
+
+    def statuses():
+        return {(r["benchmark"], r["status"]) for r in rows.read(out) if r["status"] != "refused"}
+
+    result = run(*args)
+    assert result.exit_code == 3
+    assert "the device is lost after wgmma/b: CUDA error: an illegal memory access" in result.output
+    assert statuses() == {("wgmma/a", "ok"), ("wgmma/b", "failed")}
+    dead.clear()
+    assert run(*args).exit_code == 0
+    assert statuses() == {("wgmma/a", "ok"), ("wgmma/b", "failed"), ("wgmma/c", "ok")}
+    assert "nothing is left" in run(*args).output
+
+
+def test_a_hung_kernel_leaves_a_row(device, tmp_path):
+    left, end = [], threading.Event()
+
+    def leave(status):
+        left.append(status)
+        end.set()
+
+    env, _ = facts.environment("cuda")
+    with rows.Sink(tmp_path / "rows.jsonl") as sink, Guard(sink, env, 0.01, leave)(device):
+        assert end.wait(20)
+    assert left == [3]
+    (row,) = rows.read(tmp_path / "rows.jsonl")
+    assert (row["status"], row["reason"]) == ("failed", "no end within 0 s")
+
+
+def test_a_row_that_was_cut_off_does_not_break_the_next(device, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    assert run("micro", "--out", str(out)).exit_code == 0
+    whole = out.read_text()
+    out.write_text(whole + whole[:30])
+    assert run("micro", "--out", str(out)).exit_code == 0
+    assert out.read_text().count("\n") == 2 * whole.count("\n")
+    assert len(rows.read(out)) == whole.count("\n")
 
 
 def test_a_red_gate_fails_the_command(device, monkeypatch, tmp_path):

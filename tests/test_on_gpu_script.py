@@ -16,7 +16,10 @@ PYTHON = """#!/bin/bash
 echo "python $*"
 case "$*" in
   "-m pytest"*) echo "1 failed"; exit 1 ;;
-  *"bench ops"*) echo '{"a row": 1}' >"$OUT/ops.jsonl"; exec sleep 60 ;;
+  *"bench ops"*)  # the device is lost the first time
+    echo '{"a row": 1}' >>"$OUT/ops.jsonl"
+    [[ $(wc -l <"$OUT/ops.jsonl") == 2 ]] || exit 3
+    exec sleep 60 ;;
 esac
 """
 
@@ -49,7 +52,7 @@ def test_stages_go_on_after_a_failure_and_stop_in_time(tmp_path):
     tools.mkdir()
     for name, text in (
         ("nvidia-smi", "#!/bin/bash\necho 9.0\n"),
-        ("compute-sanitizer", '#!/bin/bash\nshift 4\nexec "$@"\n'),
+        ("compute-sanitizer", '#!/bin/bash\nshift 6\nexec "$@"\n'),
         ("python3", PYTHON),
     ):
         (tools / name).write_text(text)
@@ -66,9 +69,25 @@ def test_stages_go_on_after_a_failure_and_stop_in_time(tmp_path):
     assert all("ok" in line for line in lines[2:5])
     assert "out of time" in lines[5]
     assert "no time left" in lines[6] + lines[7]
-    assert (out / "ops.jsonl").read_text() == '{"a row": 1}\n'
+    assert (out / "ops.jsonl").read_text() == '{"a row": 1}\n' * 2
     assert (out / "plots.tar.gz").stat().st_size > 0
     assert len(list(out.iterdir())) <= 8
+
+
+def test_a_missing_tool_is_named(tmp_path):
+    """A machine with a GPU and without compute-sanitizer does the rest."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in (("nvidia-smi", "#!/bin/bash\necho 9.0\n"), ("python3", "#!/bin/bash\nexit 0\n")):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    done = run(tmp_path / "out", f"{tools}:/usr/bin:/bin", CUDA_HOME=str(tmp_path))
+    assert done.returncode == 1
+    lines = summary(tmp_path / "out")
+    assert [line for line in lines if "not run" in line] == [
+        f"{stage}: not run (there is no compute-sanitizer)" for stage in ("memcheck", "racecheck")
+    ]
+    assert sum("ok" in line for line in lines) == len(STAGES) - 2
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

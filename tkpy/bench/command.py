@@ -12,6 +12,7 @@ import torch
 
 from tkpy import registry
 from tkpy.bench import facts, report, rows, runner
+from tkpy.bench.guard import LOST, DeviceLost, Guard
 from tkpy.bench.op_rows import DTYPES, by_op, from_cases
 from tkpy.bench.spec import Benchmark, discover, select
 
@@ -44,6 +45,14 @@ RUN_OPTIONS = _options(
         default=None,
         metavar="FILE",
         help="JSON lines are appended here; - for standard output. [default: bench_output/<suite>.jsonl]",
+    ),
+    click.option("--resume", is_flag=True, help="Leave out what has a row in the output file already."),
+    click.option(
+        "--patience",
+        default=600.0,
+        type=click.FloatRange(min=0),
+        show_default=True,
+        help="Seconds after which a benchmark counts as hung: the process ends with status 3; --resume goes on.",
     ),
     click.option(
         "--plots",
@@ -79,20 +88,30 @@ def _echo(text: str, *, to_stdout: bool) -> None:
     click.echo(text, err=not to_stdout)
 
 
-def _kept(found: Iterator[rows.Row], out: str, talk: bool) -> list[rows.Row]:
+def _kept(find: Callable[[rows.Sink], Iterator[rows.Row]], out: str) -> list[rows.Row]:
     """Writes rows as they come, with a line for people; an interruption keeps those that are there."""
     kept: list[rows.Row] = []
     with rows.Sink(out) as sink:
         try:
-            for row in found:
+            for row in find(sink):
                 sink.write(row)
                 kept.append(row)
-                if talk:
+                if out != "-":
                     click.echo(report.line(row), err=True)
         except KeyboardInterrupt:
             click.echo(f"interrupted: {len(kept)} rows are kept in {out}", err=True)
             sys.exit(130)
+        except DeviceLost as error:
+            click.echo(f"{error}; {len(kept)} rows are kept in {out}, --resume goes on with the others", err=True)
+            sys.exit(LOST)
     return kept
+
+
+def _left(benchmarks: list[Benchmark], out: str) -> list[Benchmark]:
+    """Those that have no row in the file yet but refusals, which come before the rest."""
+    known = _read(Path(out)) if Path(out).exists() else []
+    done = {row["benchmark"] for row in known if row["status"] != "refused"}
+    return [b for b in benchmarks if b.name not in done]
 
 
 def _run(
@@ -105,6 +124,8 @@ def _run(
     peers_alone: bool,
     cpu: bool,
     out: str | None,
+    resume: bool,
+    patience: float,
     plots: Path | None,
     against: str | None = None,
     counters: bool = False,
@@ -123,16 +144,22 @@ def _run(
     env, roofs = facts.environment(_device(cpu))
     out = out or f"bench_output/{suite}.jsonl"
     alone = peers_alone or env.device.type != "cuda"
-    found = runner.run(benchmarks, env, seconds=seconds, peers=not no_peers, alone=alone, roofs=roofs)
-    kept = _kept(found, out, out != "-")
-    _finish(kept, out, plots, against)
+    if resume and not (benchmarks := _left(benchmarks, out)):
+        click.echo(f"nothing is left: every row is in {out}")
+        return
+
+    def find(sink: rows.Sink) -> Iterator[rows.Row]:
+        guard = Guard(sink, env, patience)
+        return runner.run(benchmarks, env, seconds=seconds, peers=not no_peers, alone=alone, roofs=roofs, guard=guard)
+
+    _finish(_kept(find, out), out, plots, against)
 
 
 def _count(suite: str, benchmarks: list[Benchmark], out: str | None) -> None:
     """`--counters`: no clock, no GPU."""
     env, _ = facts.environment("cpu")
     out = out or f"bench_output/{suite}-counters.jsonl"
-    kept = _kept(runner.count(benchmarks, env), out, out != "-")
+    kept = _kept(lambda sink: runner.count(benchmarks, env), out)
     _echo("\n" + report.counters_of(kept), to_stdout=out != "-")
     bad = [row for row in kept if row["status"] in ("wrong", "failed")]
     if bad or all(row["status"] != "counted" for row in kept):

@@ -90,7 +90,7 @@ def from_nvml(nvml: Any, index: int) -> Facts:
     for name, ask in asked.items():
         try:
             found[name] = ask()
-        except nvml.NVMLError:
+        except (nvml.NVMLError, AttributeError):  # functions come and go with the package's versions
             continue
     return found
 
@@ -141,7 +141,9 @@ def environment(device: str) -> tuple[Environment, Roofs | None]:
         index = torch.cuda.current_device()
         facts = {**host(), **gpu(index)}
         where = torch.device("cuda", index)
-        env = Environment(where, CudaTimer.here(where), facts=facts, condition=condition_reader(index))
+        env = Environment(
+            where, CudaTimer.here(where), facts=facts, condition=condition_reader(index), alive=torch.cuda.synchronize
+        )
         return env, of_device(facts["device"])
     facts = {**host(), "device": f"CPU, {torch.get_num_threads()} threads"}
     return Environment(torch.device("cpu"), WallTimer(), ours=(), facts=facts), None

@@ -18,6 +18,7 @@ machine     device, driver, clocks, commit, versions;  condition: clocks, power,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -39,6 +40,7 @@ class Sink:
         self._file: TextIO = sys.stdout
         if self.path != "-":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            _drop_broken_end(Path(path))
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -53,6 +55,12 @@ class Sink:
     def __exit__(self, *error: object) -> None:
         if self._file is not sys.stdout:
             self._file.close()
+
+
+def _drop_broken_end(path: Path) -> None:
+    """Cuts off a last line that an interruption left without its end, so that the next row has a line of its own."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def read(path: Path | str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ CAUGHT = (
     MemoryError,
 )
 
+ROOM = 8 << 30  # bytes that torch may keep from one row to the next: giving them back takes longer than a small row
 OWN_ROUNDS = 20  # of kernels that time themselves
 
 
@@ -39,14 +41,21 @@ def run(
     peers: bool = True,
     alone: bool = True,
     roofs: Roofs | None = None,
+    guard: Callable[[Benchmark], contextlib.AbstractContextManager[None]] = lambda benchmark: contextlib.nullcontext(),
 ) -> Iterator[Row]:
     """The rows of each benchmark, ours first. `seconds`: timed per benchmark, all its candidates together; `alone`:
-    peers are timed too where nothing of ours can be."""
+    peers are timed too where nothing of ours can be; `guard` is entered for each."""
     for benchmark in benchmarks:
-        yield from _rows(benchmark, env, seconds, peers, alone, roofs)
-        gc.collect()  # the inputs of one row are gone before the next one's are made
-        if env.device.type == "cuda":
+        with guard(benchmark):
+            yield from _rows(benchmark, env, seconds, peers, alone, roofs)
+        if env.device.type == "cuda" and torch.cuda.memory_reserved(env.device) > ROOM:
+            gc.collect()
             torch.cuda.empty_cache()
+
+
+def lost_row(benchmark: Benchmark, env: Environment, reason: str) -> Row:
+    """Of a benchmark that never came back."""
+    return _without(_base(benchmark, env, "tkpy", True), "failed", reason)
 
 
 def _first_line(error: BaseException) -> str:

@@ -97,6 +97,7 @@ class Environment:
     ours: tuple[str, ...] = ("cuda", "triton")
     facts: Mapping[str, Any] = field(default_factory=dict)
     condition: Callable[[], Mapping[str, Any]] = dict
+    alive: Callable[[], object] = lambda: None  # raises RuntimeError if the device no longer answers
 
 
 @dataclass(frozen=True)
