@@ -126,6 +126,22 @@ def test_flash_attn_varlen():
     assert torch.equal(got, tkpy.flash_attn_varlen_func(*x.unbind(1), cu_q, cu_q, 9, 9))
 
 
+def test_deterministic_gradients_need_torchs_own_switch():
+    q, k, v = qkv()
+    elsewhere = [t.to("meta").requires_grad_() for t in (q, k, v)]  # any device but the CPU
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(True)
+        tkpy.flash_attn_func(*elsewhere, deterministic=True)
+        torch.use_deterministic_algorithms(False)
+        tkpy.flash_attn_func(*elsewhere)
+        tkpy.flash_attn_func(q.requires_grad_(), k, v, deterministic=True)
+        with pytest.raises(tkpy.Unsupported, match="use_deterministic_algorithms"):
+            tkpy.flash_attn_func(*elsewhere, deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_flash_attn_refusals():
     q, k, v = qkv()
     offsets = torch.tensor([0, 13], dtype=torch.int32)

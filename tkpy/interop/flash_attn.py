@@ -2,7 +2,8 @@
 
 Masks are aligned at the bottom right, as in flash-attn since 2.1 and as in tkpy. Three things differ: float32 is
 served too; the log-sum-exp of a query that sees no key is -inf (FlashAttention-2: +inf); and `backend=` may name one.
-`deterministic` is accepted and changes nothing: every backend of `tkpy.attention` adds in a fixed order.
+The backward's order of sums follows torch.use_deterministic_algorithms, so `deterministic` is refused where a gradient
+on a GPU would need that and it is off.
 """
 
 from __future__ import annotations
@@ -17,9 +18,18 @@ from tkpy.ops.attention.op import attention
 from tkpy.ops.attention_decode.op import attention_decode
 
 
-def _refuse(function: str, dropout_p: float = 0.0, alibi_slopes: object = None, block_table: object = None) -> None:
-    """Raise Unsupported for what no backend has."""
+def _refuse(
+    function: str,
+    dropout_p: float = 0.0,
+    alibi_slopes: object = None,
+    block_table: object = None,
+    ordered: tuple[torch.Tensor, ...] = (),
+) -> None:
+    """Raise Unsupported for what no backend has; `ordered`: tensors whose gradients are to be deterministic."""
     reasons = []
+    free = torch.is_grad_enabled() and not torch.are_deterministic_algorithms_enabled()
+    if free and any(t.requires_grad and t.device.type != "cpu" for t in ordered):
+        reasons.append(Refusal("deterministic", "needs torch.use_deterministic_algorithms(True) for its gradient"))
     if dropout_p != 0.0:
         reasons.append(Refusal("dropout", f"needs dropout_p = 0, got {dropout_p}"))
     if alibi_slopes is not None:
@@ -62,7 +72,7 @@ def flash_attn_func(
 
     With `return_attn_probs`: (out, softmax_lse (B, H, Sq) float32, None); flash-attn's third value encodes dropout.
     """
-    _refuse("flash_attn_func", dropout_p, alibi_slopes)
+    _refuse("flash_attn_func", dropout_p, alibi_slopes, ordered=(q, k, v) if deterministic else ())
     options = {"causal": causal, "scale": softmax_scale, "softcap": softcap, "backend": backend}
     return _attend(q, k, v, return_attn_probs, window_size, **options)
 
@@ -150,7 +160,7 @@ def flash_attn_varlen_func(
 
     With `return_attn_probs`: (out, softmax_lse (H, total_q) float32, None).
     """
-    _refuse("flash_attn_varlen_func", dropout_p, alibi_slopes, block_table)
+    _refuse("flash_attn_varlen_func", dropout_p, alibi_slopes, block_table, (q, k, v) if deterministic else ())
     packing = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     longest = {"max_seqlen_q": int(max_seqlen_q), "max_seqlen_k": int(max_seqlen_k)}
     options = {"causal": causal, "scale": softmax_scale, "softcap": softcap, "backend": backend}

@@ -14,6 +14,8 @@ import torch
 from tkpy.arguments import INTEGERS, Arguments, autocast
 from tkpy.registry import Call, Case, Maker, Op, Refusal
 
+MAX_GRID, MAX_SPLITS = 65535, 1024
+
 
 def attention_decode(
     q: torch.Tensor,
@@ -143,7 +145,24 @@ def values(
 
 
 def supports(backend: str, call: Call) -> list[Refusal]:
-    return []
+    if backend not in ("cuda", "emulator"):
+        return []
+    q, cache, table = call["q"], call["k_cache"], call["block_table"]
+    widths = (q.shape[-1], call["v_cache"].shape[-1])
+    reasons = []
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(q.dtype).removeprefix('torch.')}"))
+    if any(width % 8 or not 8 <= width <= 256 for width in widths):
+        reasons.append(
+            Refusal("head_dim", f"needs head dimensions that are multiples of 8 from 8 to 256, got {widths}")
+        )
+    if q.shape[0] > MAX_GRID or q.shape[2] > MAX_GRID:
+        reasons.append(Refusal("size", f"needs at most {MAX_GRID} sequences and heads, got {tuple(q.shape)}"))
+    if max(*q.shape, *cache.shape, 0 if table is None else cache.shape[1] * table.shape[1]) >= 2**30:
+        reasons.append(Refusal("size", f"needs sizes and room for keys below 2^30, got {tuple(cache.shape)}"))
+    if call["num_splits"] > MAX_SPLITS:
+        reasons.append(Refusal("num_splits", f"needs at most {MAX_SPLITS} splits, got {call['num_splits']}"))
+    return reasons
 
 
 def _capacity(call: Call) -> int:
@@ -174,7 +193,8 @@ def _dense(m: Maker, sq: int, s: int, h: int, hkv: int, d: int, lengths: list[in
 def _paged(m: Maker, sq: int, page: int, n: int, h: int, hkv: int, d: int, lengths: list[int], **options: Any) -> Any:
     """Pages in no order, twice as many as are used."""
     b, pages = len(lengths), 2 * len(lengths) * n
-    table = torch.randperm(pages, generator=m.generator)[: b * n].view(b, n).to(m.device, torch.int32)
+    order = torch.randperm(pages, generator=torch.Generator().manual_seed(0))
+    table = order[: b * n].view(b, n).to(m.device, torch.int32)
     caches = {"k_cache": m.randn(pages, page, hkv, d), "v_cache": m.randn(pages, page, hkv, d), "block_table": table}
     lengths_and_q = {"q": m.randn(b, sq, h, d), "seqlens": m.ints(*lengths), "return_lse": True}
     return {**lengths_and_q, **caches, **options}

@@ -1,0 +1,174 @@
+"""Faults seeded into attention_decode: each is one edit of its source, and a finding or a wrong result must give it
+away on a few small calls and schedules."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+from kernel_cases import CACHE, ROOT
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import on_machine  # noqa: E402  (after the skips)
+from decode_runs import disagreement, inputs  # noqa: E402
+
+import tkpy  # noqa: E402
+
+SEEDS = range(4)
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return self.what
+
+
+WAIT, SHARE = "    ptx::cp_async_wait_group<0>();\n", "    leave_share(merge, o, soft);\n"
+COMMIT, HEAD = "    ptx::cp_async_commit_group();\n  }", "return head + (first_row + row)"
+ROWS = "if (t.first_row + row >= t.rows || col >= p.dim_v) continue;"
+FAULTS = [
+    Fault("slots read before they have landed", "      ptx::cp_async_wait_group<Stages - 2>();\n", ""),
+    Fault("one slot too early", "cp_async_wait_group<Stages - 2>", "cp_async_wait_group<Stages - 1>"),
+    Fault("a slot filled while it is read", "slots[slot == 0 ? Stages - 1 : slot - 1]", "slots[slot]"),
+    Fault("a group less", COMMIT, "    if (tile < t.end_tile)" + COMMIT),
+    Fault("shares left over slots in use", WAIT + "    __syncthreads();\n", WAIT),
+    Fault("shares read before they are there", SHARE + "    __syncthreads();\n", SHARE),
+    Fault("rows without a key not cleared", "exists ? 16u : 0u", "16u"),
+    Fault("columns past the end", "first >= 0 && col < columns", "first >= 0"),
+    Fault("one key too many", "key >= t.end) return", "key > t.end) return"),
+    Fault("a page late", "const int n = key / p.page, row", "const int n = (key + 1) / p.page, row"),
+    Fault("pages without the table", "if (p.block_table) page", "if (false) page"),
+    Fault("tiles of one warp", "ahead += kWarps;", "ahead += 1;"),
+    Fault("wrong tile's place", "      place = locate(p, t, ahead);", "      place = locate(p, t, ahead + 1);"),
+    Fault("first tile of a warp", "int ahead = t.first_tile + warp_index()", "int ahead = t.first_tile"),
+    Fault("top-left alignment", "t.diagonal = t.length - p.seq_q;", "t.diagonal = 0;"),
+    Fault("last key hidden", "at <= high[half]", "at < high[half]"),
+    Fault("edge tiles not masked, above", "all_high = t.high(p, t.query(p, 0))", "all_high = 1 << 30"),
+    Fault("edge tiles not masked, below", "key < all_low ||", "false ||"),
+    Fault("start not looked at", "p.starts ? max(p.starts[t.batch], 0) : 0", "0"),
+    Fault("old sums not scaled", "total[half] * factor[half] + sum", "total[half] + sum"),
+    Fault("old output not scaled", "o[c].x[0][e] *= factor[e / 2 % 2];", "o[c].x[0][e] *= 1.0f;"),
+    Fault("minus infinity minus itself", "highest == -fn::infinity ? 0.0f : highest;", "highest;"),
+    Fault("shares by their own maximum", "fn::exp2(best - top) * fn::rcp(sum)", "fn::rcp(sum)"),
+    Fault("an empty share", "if (higher == -fn::infinity) return;\n", ""),
+    Fault("log-sum-exp to base 2", "fn::ln2 * (top", "1.0f * (top"),
+    Fault("sink in every split", "p.splits == 1 && p.sinks", "p.sinks"),
+    Fault("no sink at all", "  if (p.sinks) join.add(p.sinks[head]", "  if (false) join.add(p.sinks[head]"),
+    Fault("sink without its base", "p.sinks[t.head_of(p, row)] * fn::log2e", "p.sinks[t.head_of(p, row)]"),
+    Fault("an empty split's output", "if (share == -fn::infinity) continue;", ""),
+    Fault("an empty split says nothing", "p.partial_lse[t.split * rows + t.lse_at(p, row)] = -fn::infinity;", ""),
+    Fault("shares of all splits in one place", "p.partial_out + t.split * rows * p.dim_v + at", "p.partial_out + at"),
+    Fault("last tile of the splits", "(tiles + p.splits - 1) / p.splits", "max(tiles / p.splits, 1)"),
+    Fault("heads and queries swapped", HEAD + " % p.group;", HEAD + " / p.seq_q;"),
+    Fault("second tile of rows", "% p.row_tiles * kRows;", "% p.row_tiles;"),
+    Fault("rows past the last", ROWS, "if (col >= p.dim_v) continue;"),
+    Fault("cap without its height", "outer * fn::tanh", "fn::tanh"),
+    Fault("wrong key head", "+ t.kv_head * at.head", "+ t.batch * at.head"),
+]  # fmt: skip
+CONTROL = Fault("none", "", "")
+
+
+def source(number: int) -> str:
+    """The kernels with the fault, in a namespace of their own."""
+    fault = [*FAULTS, CONTROL][number]
+    text = "".join((ROOT / "csrc/kernels/attention_decode" / name).read_text() for name in ("params.h", "kernel.cu"))
+    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
+    text = text.replace(fault.old, fault.new, 1)
+    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
+    body = "\n".join(kept).split("#define TKPY_DECODE")[0]
+    kernels = (("decode", "Decode<tk::bf16, 0>::run"), ("combine", "combine<tk::bf16>"))
+    entries = "".join(
+        f'extern "C" __global__ void __launch_bounds__(128) {name}_{number}'
+        f"(const __grid_constant__ tkpy::attention_decode::Params p) {{ tkpy::attention_decode::{call}(p); }}\n"
+        for name, call in kernels
+    )
+    return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
+
+
+@pytest.fixture(scope="module")
+def text(compile_kernel, toolchain, tmp_path_factory):
+    """The PTX of all faults: one run of nvcc, none of ptxas."""
+    whole = '#include "tk/tk.cuh"\n' + "".join(source(i) for i in range(len(FAULTS) + 1))
+    key = hashlib.sha256((toolchain.version + whole).encode())
+    for header in sorted((ROOT / "csrc/tk").iterdir()):
+        key.update(header.read_bytes())
+    ptx = CACHE / f"attention_decode_faults-{key.hexdigest()[:16]}.ptx"
+    if not ptx.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        folder = tmp_path_factory.mktemp("attention_decode_faults")
+        path, made = folder / "faults.cu", folder / "faults.ptx"
+        path.write_text(whole)
+        command = [toolchain.nvcc, *compile_kernel.NVCC_FLAGS, f"-I{ROOT / 'csrc'}", path, "-o", made]
+        subprocess.run(list(map(str, command)), check=True)
+        shutil.copy(made, ptx.with_suffix(".part"))
+        os.replace(ptx.with_suffix(".part"), ptx)
+    return ptx.read_text()
+
+
+def kernels(text: str, number: int) -> str:
+    """The module with the two kernels of one fault, under the names that the launcher asks for."""
+    head, *entries = text.split(".visible .entry ")
+    tail = entries[-1][entries[-1].rindex("\n}\n") + 3 :]  # .file, .section
+    module = head
+    for seeded, name in (
+        (f"decode_{number}", "attention_decode_bf16_64"),
+        (f"combine_{number}", "attention_combine_bf16"),
+    ):
+        (entry,) = [e for e in entries if e.startswith(f"{seeded}(")]
+        body = entry[: entry.rindex("\n}\n") + 3]
+        module += ".visible .entry " + re.sub(rf"\b{seeded}(?=\(|_param)", name, body)
+    return module + tail
+
+
+def calls() -> list[dict]:
+    sinks = torch.tensor([0.5, 3.0, -1.0, 9.0])
+    poisoned = inputs([300, 40], 1, 4, 2, 40, page=64, num_splits=1)  # 300 is in the middle of a page
+    table = poisoned["block_table"]
+    table[table == 0] = next(page for page in range(1, 20) if page not in table)
+    for name in ("k_cache", "v_cache"):
+        poisoned[name][table[0, 4], 44:] = poisoned[name][0] = float("nan")
+    return [
+        inputs([560, 70, 0], 2, 4, 2, 64, page=16, num_splits=1, sinks=sinks, window=(400, None)),
+        inputs([700, 40], 3, 12, 2, 64, page=7, num_splits=3, softcap=2.0),
+        inputs([520, 33], 1, 4, 2, 64, num_splits=4, sinks=sinks, starts=torch.tensor([140, 3], dtype=torch.int32)),
+        inputs([100], 8, 4, 2, 64, num_splits=1),  # the last tile's keys are hidden from the first queries
+        poisoned,
+    ]
+
+
+def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
+    on_machine(monkeypatch, folder, seed)
+    try:
+        return disagreement(kwargs)
+    except tkpy.InternalError as error:
+        return str(error)
+
+
+def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
+    path = tmp_path / "attention_decode.ptx"
+    path.write_text(kernels(text, number))
+    path.with_suffix(".cubin").write_text("")
+    path.with_suffix(".json").write_text("{}")
+    for seed in seeds:
+        for kwargs in calls():
+            if what := caught(kwargs, monkeypatch, tmp_path, seed):
+                print(what)
+                return what
+    return ""
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
+def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
+    assert found(text, tmp_path, monkeypatch, number, SEEDS)
+
+
+def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch):
+    assert found(text, tmp_path, monkeypatch, len(FAULTS), SEEDS[:2]) == ""
