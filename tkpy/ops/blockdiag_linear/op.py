@@ -118,6 +118,16 @@ CASES = (
         lambda m: {"x": m.randn(5, 10), "weight": m.randn(4, 9, 3), "bias": m.randn(33), "shuffle": True},
         "the padding is shuffled too",
     ),
+    Case(
+        "several tiles",
+        lambda m: {
+            "x": m.randn(1100, 77),
+            "weight": m.randn(2, 70, 39, scale=0.2),
+            "bias": m.randn(139),
+            "shuffle": True,
+        },
+        "more rows, inputs and outputs than a tile; the weight's gradient in shares of the rows",
+    ),
     Case("one vector", lambda m: {"x": m.randn(8), "weight": m.randn(2, 3, 4)}, "no leading dimension"),
     Case(
         "no rows",
