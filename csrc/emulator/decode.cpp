@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "specials.h"
+#include "spelling.h"
 
 namespace tkpy::emulator {
 
@@ -56,6 +57,7 @@ void Decoder::decode_one() {
   const std::size_t relocations_before = f_.relocations.size();
   try {
     for (const Operand& o : in_->operands) refuse_negation(o);
+    if (const std::string why = spelling_reason(*in_); !why.empty()) throw NotModelled{why};
     const bool known = decode_alu() || decode_memory() || decode_control() || decode_warp() || decode_sync() ||
                        decode_matrix() || decode_async();
     if (!known) throw NotModelled{"instruction '" + std::string(in_->opcode) + "'"};
@@ -258,6 +260,10 @@ void Decoder::dst(Op& op, u32 slot, const Operand& o, Type type) {
   const u32 want = type_bits(type) <= 32 ? 32 : type_bits(type);
   if (vreg_bits(o.index) != want) throw NotModelled{"a destination whose size is not the instruction's"};
   ref(Ref::d, slot, o.index, true);
+}
+
+void Decoder::cache_policy(const Operand& o) {
+  if (o.kind != Operand::imm && (o.kind != Operand::reg || vreg_bits(o.index) != 64)) throw NotModelled{"a cache policy that is not 64 bits"};
 }
 
 u32 Decoder::pred_src(const Operand& o) {

@@ -58,6 +58,7 @@ class Decoder {
   void list_more(Op& op, const Operand& o, Type type, bool def);
   void address(Op& op, const Operand& o, Space space, u32 slot = 0);
   u32 temp(u32 bits);
+  void cache_policy(const Operand& o);                   // the operand of .L2::cache_hint, which changes nothing
   void address_row(Op& op, u32 slot, const Operand& o);  // the address itself as operand; sets bit `slot` of op.f
   void ref(Ref::Field field, u32 index, u32 vreg, bool def);
   void symbol_value(Op& op, u32 slot, const Operand& o, bool wide);

@@ -81,7 +81,8 @@ bool Decoder::decode_async() {
   if ((!has("shared") && !has("shared::cta")) || !has("global")) return false;
   while (has_prefix("L2::64B") || has_prefix("L2::128B") || has_prefix("L2::256B")) {}
   const bool hint = has("L2::cache_hint");
-  arity(3, 5);
+  arity(3 + hint, 4 + hint);
+  if (hint) cache_policy(arg(count() - 1));
   if (arg(2).kind != Operand::imm || (arg(2).value != 4 && arg(2).value != 8 && arg(2).value != 16) || (!four && arg(2).value != 16))
     throw NotModelled{"a copy of this size"};
   op.a = static_cast<u8>(arg(2).value);
@@ -188,6 +189,7 @@ bool Decoder::decode_bulk() {
     op.c = static_cast<u8>(reduction);
     const Operand& map = arg(to_shared ? 1 : 0);
     arity((to_shared ? 3 : 2) + multicast + hint, (to_shared ? 3 : 2) + multicast + hint);
+    if (hint) cache_policy(arg(count() - 1));
     if (map.items.size() != 2) throw NotModelled{"no coordinates"};
     Operand base = map;
     base.items.resize(1);
@@ -212,6 +214,7 @@ bool Decoder::decode_bulk() {
   has("shared::cluster"), has("global");
   op.a = static_cast<u8>(!to_shared ? BulkKind::shared_to_global : from_shared ? BulkKind::shared_to_shared : BulkKind::global_to_shared);
   arity((to_shared ? 4 : 3) + multicast + hint, (to_shared ? 4 : 3) + multicast + hint);
+  if (hint) cache_policy(arg(count() - 1));
   address_row(op, 0, arg(0));
   address_row(op, 1, arg(1));
   src(op, 3, arg(2), Type::u32);

@@ -52,7 +52,10 @@ bool Decoder::decode_control() {
   }
   if (name == "pmevent" || name == "griddepcontrol") {
     // One grid at a time: a grid's prerequisites have always finished.
-    taken_ = ~u64{0};
+    if (name == "griddepcontrol" && !has("wait") && !has("launch_dependents")) return false;
+    if (name == "pmevent") has("mask");
+    arity(name == "pmevent", name == "pmevent");
+    if (count() && arg(0).kind != Operand::imm) throw NotModelled{"an event that is not an immediate"};
     op.fn = exec_nothing;
     return finish(op), true;
   }

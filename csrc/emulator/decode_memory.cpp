@@ -43,6 +43,8 @@ bool Decoder::decode_memory() {
     arity(2, 2);
     dst(op, 0, arg(0), type);
     src(op, 0, arg(1), type);
+    const Space of = space == Space::shared_cluster ? Space::shared : space;
+    if (arg(1).kind == Operand::symbol && module_.ast->symbols[arg(1).index].space != of) throw NotModelled{"a variable of another space"};
     return finish(op), true;
   }
   if (name == "isspacep") {
@@ -173,6 +175,7 @@ void Decoder::load_store(bool load) {
   op.a = static_cast<u8>(type_bytes(type));
   if (u32{op.a} * op.b > 16) throw NotModelled{"a vector of more than 16 bytes: not sm_90"};
   arity(hint ? 3 : 2, hint ? 3 : 2);
+  if (hint) cache_policy(arg(2));
   const Operand& data = arg(load ? 0 : 1);
   const u32 got = data.kind == Operand::vector ? static_cast<u32>(data.items.size()) : 1;
   if (got != op.b) throw NotModelled{"a vector whose length is not the instruction's"};
@@ -238,6 +241,7 @@ void Decoder::atomic(bool returns) {
   const std::size_t operands = what == AtomicOp::cas ? 2 : 1;
   const std::size_t first = returns ? 1 : 0;
   arity(first + 1 + operands + hint, first + 1 + operands + hint);
+  if (hint) cache_policy(arg(count() - 1));
   // The list holds the results (kNone where there are none), then the operands.
   if (returns) {
     list(op, arg(0), type, true);
