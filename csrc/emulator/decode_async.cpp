@@ -180,6 +180,7 @@ bool Decoder::decode_bulk() {
     for (std::string_view mod : in_->modifiers)
       if (!known && tensor::reduce_from_name(mod, &reduction) && has(mod)) known = true;
     if (!known) throw NotModelled{"no reduction"};
+    if (!to_shared) f_.talks_across_ctas = true;  // the order of sums must not depend on the host's threads
   }
   op.b = multicast;
   if (tensor_form) {

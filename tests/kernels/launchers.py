@@ -59,7 +59,7 @@ class OnGpu:
         assert code == 0, f"{function} failed with {code}"
 
     def _map(self, tensor: torch.Tensor, box: tuple[int, ...], swizzle: int) -> bytes:
-        kinds = {torch.uint8: 0, torch.int8: 0, torch.uint32: 2, torch.int32: 4, torch.int64: 5, torch.float16: 6,
+        kinds = {torch.uint8: 0, torch.int8: 0, torch.uint32: 2, torch.int32: 3, torch.int64: 5, torch.float16: 6,
                  torch.float32: 7, torch.float64: 8, torch.bfloat16: 9}  # fmt: skip
         rank, size = tensor.dim(), tensor.element_size()
         opaque = (ctypes.c_uint64 * 24)()

@@ -116,6 +116,7 @@ class TensorMap:
 
         self.array = tensor
         self.range: Range = where
+        self.box, self.element_strides, self.swizzle = tuple(box), tuple(steps), swizzle
         inner = slice(None, None, -1)
         self.encoded: bytes = _C.encode_tensor_map(
             _MAP_TYPES[name], _array_address(tensor), shape[inner], strides[-2::-1], [int(b) for b in box][inner],

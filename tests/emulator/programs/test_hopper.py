@@ -1,7 +1,8 @@
-"""Whole programs for sm_90a, against numpy, under all checks and several schedules."""
+"""Whole programs for sm_90a, against numpy; where they run: conftest.py."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,14 @@ import numpy as np
 import pytest
 from emulator_harness import aligned
 
-from tkpy.emulator import Module, Run, TensorMap
+from tkpy.emulator import Run, TensorMap
 
 SOURCE = (Path(__file__).parent / "hopper.cu").read_text()
-SEEDS = range(6)
 
 
 @pytest.fixture
-def run(compile_cuda: Callable[..., Module]) -> Callable[..., Run]:
-    module = compile_cuda(SOURCE)
-
-    def launch(name: str, **config: object) -> Run:
-        done = module.launch(name, **config)  # type: ignore[arg-type]
-        done.raise_on_findings()
-        return done
-
-    return launch
+def run(runner: Callable[..., Run]) -> Callable[..., Run]:
+    return functools.partial(runner, SOURCE)
 
 
 def window(x: np.ndarray, at: tuple[int, ...], box: tuple[int, ...]) -> np.ndarray:
@@ -52,42 +45,56 @@ BOXES = [
 def test_tensor_copies_fill_with_zeros_outside(run, shape, box, places):
     x = aligned(np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape))
     tensor_map = TensorMap(x, box)
-    for seed in SEEDS:
-        for at in places:
-            out = np.full(box, np.nan, np.float32)
-            coordinates = [*at[::-1], 0, 0, 0, 0, 0][:5]
-            run(f"tile{len(shape)}", block=32, args=[out, tensor_map, out.size, *coordinates], seed=seed)
-            assert np.array_equal(out, window(x, at, box)), at
+    for at in places:
+        out = np.full(box, np.nan, np.float32)
+        coordinates = [*at[::-1], 0, 0, 0, 0, 0][:5]
+        run(f"tile{len(shape)}", block=32, args=[out, tensor_map, out.size, *coordinates])
+        assert np.array_equal(out, window(x, at, box)), at
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_reductions_into_global_memory(run, seed):
+def test_reductions_into_global_memory(run):
     x = np.random.default_rng(0).integers(-9, 10, (8, 8)).astype(np.float32)
     out = aligned(np.zeros((12, 12), np.float32))
-    run("add_tiles", grid=5, block=64, args=[TensorMap(out, (8, 8)), x, 2], seed=seed)
+    run("add_tiles", grid=5, block=64, args=[TensorMap(out, (8, 8)), x, 2])
     want = np.zeros((40, 40), np.float32)
     for b in range(5):
         want[10 + 2 * b - 1 :, 10 + 2 * b - 3 :][:8, :8] += x * (b + 1)
     assert np.array_equal(out, want[10:22, 10:22])
     v, total = np.arange(64, dtype=np.int32), aligned(np.full(64, 7, np.int32))
-    run("bulk_add", grid=4, block=64, args=[total, v], seed=seed)
+    run("bulk_add", grid=4, block=64, args=[total, v])
     assert np.array_equal(total, 7 + 4 * v + 6)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+def test_reductions_do_not_depend_on_the_host_threads(compile_cuda):
+    """No addition is lost, and the order of rounding is the seed's."""
+    x = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    sums = []
+    for threads in (1, 4, 4, 4):
+        out = aligned(np.zeros((12, 12), np.float32))
+        run = compile_cuda(SOURCE).launch(
+            "add_tiles", grid=300, block=64, args=[TensorMap(out, (8, 8)), x, 0], threads=threads, checks="none"
+        )
+        run.raise_on_findings()
+        sums.append(out.copy())
+    total = x.astype(np.float64)[1:, 3:] * sum(range(1, 301))
+    assert np.linalg.norm(sums[0][:7, :5] - total) <= 1e-5 * np.linalg.norm(total)
+    for again in sums[1:]:
+        assert np.array_equal(again, sums[0])
+
+
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_clusters(run, n, seed):
+def test_clusters(run, n):
     x, out = aligned(np.arange(128, dtype=np.float32)), np.zeros((2 * n, 128), np.float32)
-    run("multicast", grid=2 * n, block=128, cluster=n, args=[out, x], seed=seed)
+    run("multicast", grid=2 * n, block=128, cluster=n, args=[out, x])
     assert np.array_equal(out, x + np.arange(2 * n)[:, None] % n)
     data, bins = np.random.default_rng(0).integers(0, 256, 999).astype(np.uint8), np.zeros(256, np.uint32)
-    run("spread_histogram", grid=n, block=96, cluster=n, args=[bins, data, 999], seed=seed)
+    run("spread_histogram", grid=n, block=96, cluster=n, args=[bins, data, 999])
     assert np.array_equal(bins, np.bincount(data, minlength=256))
     passed = np.zeros(n, np.int32)
-    run("ring_pass", grid=n, block=64, cluster=n, args=[passed, 5], seed=seed)
+    run("ring_pass", grid=n, block=64, cluster=n, args=[passed, 5])
     assert passed.tolist() == [(r - 5) % n * 100 + 5 for r in range(n)]
     sums = np.zeros((n, 32), np.uint32)
-    run("remote_stores", grid=n, block=32, cluster=n, args=[sums], seed=seed)
+    run("remote_stores", grid=n, block=32, cluster=n, args=[sums])
     assert sums.tolist() == [[sum(1000 * f + 100 * r + 31 - t for f in range(n)) for t in range(32)] for r in range(n)]
 
 
@@ -109,6 +116,10 @@ TYPES = {
 }
 
 
+# The ISA leaves order and rounding of the sums open. Tensor cores align products and cut off; of fp8 they keep 13 bits.
+BOUNDS = {"bf16": 2e-5, "fp16": 2e-5, "tf32": 2e-5, "int8": 0.0, "e4m3": 4e-3}
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", TYPES)
 def test_mma(run, name, steps):
@@ -117,7 +128,7 @@ def test_mma(run, name, steps):
     rng = np.random.default_rng(steps)
     a, b = operand(rng, dtype, 16, depth), operand(rng, dtype, 8, depth)
     d = np.full((16, 8), 99, np.int32 if name == "int8" else np.float32)
-    done = run(f"mma_{name}", block=32, args=[d, a.view(np.uint8), b.view(np.uint8), steps])
+    done = run(f"mma_{name}", within=BOUNDS[name], block=32, args=[d, a.view(np.uint8), b.view(np.uint8), steps])
     want = a.astype(np.float64) @ b.astype(np.float64).T
     assert np.abs(d - want).max() <= (0 if name == "int8" else 1e-5 * np.abs(want).max())
     assert done.counters.select("mma.sync").flops == 2 * 16 * 8 * depth
@@ -133,9 +144,8 @@ def test_wgmma_pipeline(run, name, steps):
     raw = {1: np.uint8, 2: np.uint16, 4: np.float32}[dtype.itemsize]
     maps = [TensorMap(v.view(raw), (v.shape[0], columns), swizzle=128) for v in (a, b)]
     want = a.astype(np.float64) @ b.astype(np.float64).T
-    for seed in SEEDS:
-        d = np.full((64, 16), np.nan, np.float32)
-        done = run(f"wgmma_{name}", block=160, args=[d, *maps, steps], seed=seed)
-        assert np.isfinite(d).all()
-        assert np.abs(d - want).max() <= 1e-5 * np.abs(want).max()
-        assert done.counters.select("wgmma.mma_async").flops == 2 * 64 * 16 * steps * columns
+    d = np.full((64, 16), np.nan, np.float32)
+    done = run(f"wgmma_{name}", within=BOUNDS[name], block=160, args=[d, *maps, steps])
+    assert np.isfinite(d).all()
+    assert np.abs(d - want).max() <= 1e-5 * np.abs(want).max()
+    assert done.counters.select("wgmma.mma_async").flops == 2 * 64 * 16 * steps * columns

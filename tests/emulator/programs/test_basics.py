@@ -1,4 +1,4 @@
-"""Whole CUDA programs, compiled by nvcc, against numpy. Each runs under all checks and several schedules."""
+"""Whole CUDA programs of the usual kinds, against numpy; where they run: conftest.py."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from emulator_harness import aligned
 from tkpy.emulator import Module, Run
 
 Compile = Callable[..., Module]
-SEEDS = range(4)
-
-
-def clean(module: Module, name: str, **launch: object) -> Run:
-    run = module.launch(name, **launch)  # type: ignore[arg-type]
-    run.raise_on_findings()
-    return run
+Runner = Callable[..., Run]
 
 
 REDUCE = r"""
@@ -67,18 +61,16 @@ extern "C" __global__ void one_pass(float* out, float* partial, unsigned* ticket
 
 
 @pytest.mark.parametrize("n", [1, 31, 256, 1000, 4099])
-def test_reductions(compile_cuda: Compile, n: int) -> None:
-    module = compile_cuda(REDUCE)
+def test_reductions(runner: Runner, n: int) -> None:
     x = np.random.default_rng(n).integers(-8, 8, n).astype(np.float32)
-    for seed in SEEDS:
-        out = np.full(3, np.nan, np.float32)
-        clean(module, "tree", grid=3, block=256, args=[out, x, n], seed=seed)
-        assert out.sum() == x.sum()
-        clean(module, "shuffle", block=128, args=[out, x, n], seed=seed)
-        assert out[0] == x.sum()
-        partial, ticket = np.full(5, np.nan, np.float32), np.zeros(1, np.uint32)
-        clean(module, "one_pass", grid=5, block=128, args=[out, partial, ticket, x, n], seed=seed)
-        assert out[0] == x.sum()
+    out = np.full(3, np.nan, np.float32)
+    runner(REDUCE, "tree", grid=3, block=256, args=[out, x, n])
+    assert out.sum() == x.sum()
+    runner(REDUCE, "shuffle", block=128, args=[out, x, n])
+    assert out[0] == x.sum()
+    partial, ticket = np.full(5, np.nan, np.float32), np.zeros(1, np.uint32)
+    runner(REDUCE, "one_pass", grid=5, block=128, args=[out, partial, ticket, x, n])
+    assert out[0] == x.sum()
 
 
 SCAN = r"""
@@ -97,11 +89,11 @@ extern "C" __global__ void scan(int* x) {
 """
 
 
-def test_scan(compile_cuda: Compile) -> None:
+def test_scan(runner: Runner) -> None:
     for n in (1, 33, 512):
         x = np.random.default_rng(n).integers(-100, 100, n).astype(np.int32)
         want = np.cumsum(x)
-        clean(compile_cuda(SCAN), "scan", block=n, args=[x])
+        runner(SCAN, "scan", block=n, args=[x])
         assert np.array_equal(x, want)
 
 
@@ -130,12 +122,11 @@ extern "C" __global__ void wide(float4* out) {
 """
 
 
-def test_transpose_and_its_bank_conflicts(compile_cuda: Compile) -> None:
-    module = compile_cuda(TRANSPOSE)
+def test_transpose_and_its_bank_conflicts(runner: Runner) -> None:
     x = aligned(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
     for name, ways in (("padded", 1), ("conflicting", 32)):
         out = aligned(x * 0)
-        run = clean(module, name, grid=(2, 2), block=(32, 32), args=[out, x, 64])
+        run = runner(TRANSPOSE, name, grid=(2, 2), block=(32, 32), args=[out, x, 64])
         assert np.array_equal(out, x.T)
         loads = run.counters.select("ld.shared")
         assert loads.shared_requests == 4 * 32
@@ -153,9 +144,9 @@ def test_conflicts_by_stride(compile_cuda: Compile, k: int, ways: int) -> None:
     assert run.counters.select("st.volatile.shared").shared_wavefronts == ways
 
 
-def test_wide_accesses_take_four_passes(compile_cuda: Compile) -> None:
+def test_wide_accesses_take_four_passes(runner: Runner) -> None:
     out = np.zeros((32, 4), np.float32)
-    run = clean(compile_cuda(TRANSPOSE), "wide", block=32, args=[out])
+    run = runner(TRANSPOSE, "wide", block=32, args=[out])
     assert run.counters.select("ld.shared.v4").shared_wavefronts == 4
     assert np.array_equal(out[:, 0], np.arange(32) ^ 1)
 
@@ -181,25 +172,22 @@ extern "C" __global__ void locked(int* counter, int* lock) {
 """
 
 
-def test_histogram_and_atomics(compile_cuda: Compile) -> None:
-    module = compile_cuda(HISTOGRAM)
+def test_histogram_and_atomics(runner: Runner) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, 3001).astype(np.uint8)
     v = rng.integers(-(2**31), 2**31, 500).astype(np.int32)
-    for seed in SEEDS:
-        out = np.zeros(256, np.uint32)
-        clean(module, "histogram", grid=3, block=96, args=[out, x, len(x)], seed=seed)
-        assert np.array_equal(out, np.bincount(x, minlength=256))
-        lo, hi, total = np.full(1, 2**31 - 1, np.int32), np.full(1, -(2**31), np.int32), np.zeros(1, np.int64)
-        clean(module, "extremes", grid=4, block=128, args=[lo, hi, total, v, len(v)], seed=seed)
-        assert (lo[0], hi[0], total[0]) == (v.min(), v.max(), v.astype(np.int64).sum())
+    out = np.zeros(256, np.uint32)
+    runner(HISTOGRAM, "histogram", grid=3, block=96, args=[out, x, len(x)])
+    assert np.array_equal(out, np.bincount(x, minlength=256))
+    lo, hi, total = np.full(1, 2**31 - 1, np.int32), np.full(1, -(2**31), np.int32), np.zeros(1, np.int64)
+    runner(HISTOGRAM, "extremes", grid=4, block=128, args=[lo, hi, total, v, len(v)])
+    assert (lo[0], hi[0], total[0]) == (v.min(), v.max(), v.astype(np.int64).sum())
 
 
-def test_spin_lock_between_lanes_of_a_warp(compile_cuda: Compile) -> None:
-    for seed in SEEDS:
-        counter, lock = np.zeros(1, np.int32), np.zeros(1, np.int32)
-        clean(compile_cuda(HISTOGRAM), "locked", grid=2, block=64, args=[counter, lock], seed=seed)
-        assert counter[0] == 128
+def test_spin_lock_between_lanes_of_a_warp(runner: Runner) -> None:
+    counter, lock = np.zeros(1, np.int32), np.zeros(1, np.int32)
+    runner(HISTOGRAM, "locked", grid=2, block=64, args=[counter, lock])
+    assert counter[0] == 128
 
 
 DIVERGENCE = r"""
@@ -271,25 +259,22 @@ def puzzle(t: int) -> int:
     return {0: 4, 2: 3, 5: 7}.get(t % 8, -t)
 
 
-def test_divergence_and_calls(compile_cuda: Compile) -> None:
-    module = compile_cuda(DIVERGENCE)
+def test_divergence_and_calls(runner: Runner) -> None:
     n = 96
     out = np.zeros((3, n), np.int32)
-    for seed in SEEDS:
-        clean(module, "puzzles", block=n, args=[out], seed=seed)
-        assert out[0].tolist() == [collatz(t + 1) for t in range(n)]
-        assert out[1].tolist() == [puzzle(t) for t in range(n)]
-        assert out[2].tolist() == [int(t * 1.5) for t in range(n)]
+    runner(DIVERGENCE, "puzzles", block=n, args=[out])
+    assert out[0].tolist() == [collatz(t + 1) for t in range(n)]
+    assert out[1].tolist() == [puzzle(t) for t in range(n)]
+    assert out[2].tolist() == [int(t * 1.5) for t in range(n)]
     row = np.zeros(64, np.int32)
-    clean(module, "indirect", block=64, args=[row])
+    runner(DIVERGENCE, "indirect", block=64, args=[row])
     assert row.tolist() == [t * 3 if t % 2 else t + 3 for t in range(64)]
 
 
-def test_local_memory_constants_printf(compile_cuda: Compile) -> None:
-    module = compile_cuda(DIVERGENCE)
+def test_local_memory_constants_printf(runner: Runner) -> None:
     index = np.random.default_rng(1).integers(0, 16, 50).astype(np.int32)
     out = np.zeros(40, np.int32)
-    clean(module, "local_array", block=40, args=[out, index, 50])
+    runner(DIVERGENCE, "local_array", block=40, args=[out, index, 50])
     for t in range(40):
         a = [i * i + t for i in range(16)]
         for k in index:
@@ -299,19 +284,18 @@ def test_local_memory_constants_printf(compile_cuda: Compile) -> None:
             s ^= v * (i + 1)
         assert int(np.int64(s).astype(np.int32)) == out[t]
     w = np.zeros(8, np.float32)
-    clean(module, "constants", block=8, args=[w])
+    runner(DIVERGENCE, "constants", block=8, args=[w])
     assert w.tolist() == [1, 2, 3, 4, 1, 2, 3, 4]
-    run = clean(module, "speak", block=32, args=[2.5])
+    run = runner(DIVERGENCE, "speak", block=32, args=[2.5])
     assert run.output == "".join(f"lane {i}: 2.50 text {1 << 40}\n" for i in range(2))
 
 
-def test_reconvergence_and_partial_masks(compile_cuda: Compile) -> None:
-    module = compile_cuda(DIVERGENCE)
+def test_reconvergence_and_partial_masks(runner: Runner) -> None:
     out = np.zeros(32, np.int32)
-    clean(module, "reconverge", block=32, args=[out])
+    runner(DIVERGENCE, "reconverge", block=32, args=[out])
     want = sum((v * 3 if v & 1 else v + 5) > 40 for v in range(32))
     assert (out == want + 3200).all()
-    clean(module, "halves", block=32, args=[out])
+    runner(DIVERGENCE, "halves", block=32, args=[out])
     assert out.tolist() == [sum(range(16))] * 16 + [sum(range(16, 32))] * 16
 
 
@@ -342,31 +326,29 @@ extern "C" __global__ void special(double* y, const double* x, int n) {
 """
 
 
-def test_half_precision_math(compile_cuda: Compile) -> None:
-    module = compile_cuda(HALF)
+def test_half_precision_math(runner: Runner) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal(501).astype(np.float16)
     y = np.zeros_like(x)
-    clean(module, "gelu16", grid=4, block=128, args=[y, x, 501])
+    runner(HALF, "gelu16", within=1e-3, grid=4, block=128, args=[y, x, 501])
     v = x.astype(np.float64)
     assert np.allclose(y, v / (1 + np.exp(-1.702 * v)), rtol=2e-3, atol=1e-4)
     a, b, c = (rng.standard_normal(64).astype(ml_dtypes.bfloat16) for _ in range(3))
     want = (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(ml_dtypes.bfloat16)
-    clean(module, "fma2", block=32, args=[c.view(np.uint16), a.view(np.uint16), b.view(np.uint16), 32])
+    runner(HALF, "fma2", block=32, args=[c.view(np.uint16), a.view(np.uint16), b.view(np.uint16), 32])
     assert np.array_equal(c, want)
 
 
-def test_softmax_and_double_functions(compile_cuda: Compile) -> None:
-    module = compile_cuda(HALF)
+def test_softmax_and_double_functions(runner: Runner) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 77)).astype(np.float32) * 4
     y = np.zeros_like(x)
-    clean(module, "softmax", grid=3, block=32, args=[y, x, 77])
+    runner(HALF, "softmax", within=1e-5, grid=3, block=32, args=[y, x, 77])
     e = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
     assert np.allclose(y, e / e.sum(1, keepdims=True), rtol=1e-5)
     d = rng.standard_normal(32) * 10
     out = np.zeros((5, 32))
-    clean(module, "special", block=32, args=[out, d, 32])
+    runner(HALF, "special", within=1e-13, block=32, args=[out, d, 32])
     want = [np.exp(d), np.abs(d) ** 1.7, np.sin(d), np.log1p(np.abs(d)), d / 3.0]
     assert np.allclose(out, want, rtol=1e-13)
 
@@ -414,24 +396,21 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) neighbours(int* out) {
 """
 
 
-def test_barriers(compile_cuda: Compile) -> None:
-    module = compile_cuda(BARRIERS)
-    for seed in range(12):
-        out = np.zeros(128, np.int32)
-        clean(module, "producer_consumer", block=64, args=[out, 7], seed=seed)
-        assert out[:32].tolist() == [sum(r * 100 + 31 - lane for r in range(7)) for lane in range(32)]
-        clean(module, "votes", block=128, args=[out], seed=seed)
-        assert (out == 43 + 1000 + 10000).all()
-        clean(module, "early_exit", block=128, args=[out], seed=seed)
-        assert out[:64].tolist() == list(range(63, -1, -1))
+def test_barriers(runner: Runner) -> None:
+    out = np.zeros(128, np.int32)
+    runner(BARRIERS, "producer_consumer", block=64, args=[out, 7])
+    assert out[:32].tolist() == [sum(r * 100 + 31 - lane for r in range(7)) for lane in range(32)]
+    runner(BARRIERS, "votes", block=128, args=[out])
+    assert (out == 43 + 1000 + 10000).all()
+    runner(BARRIERS, "early_exit", block=128, args=[out])
+    assert out[:64].tolist() == list(range(63, -1, -1))
 
 
-def test_clusters_read_each_others_shared_memory(compile_cuda: Compile) -> None:
-    for seed in range(12):
-        out = np.zeros(128, np.int32)
-        clean(compile_cuda(BARRIERS), "neighbours", grid=4, block=32, args=[out], seed=seed)
-        want = [(1 - b % 2) * 1000 + 31 - t for b in range(4) for t in range(32)]
-        assert out.tolist() == want
+def test_clusters_read_each_others_shared_memory(runner: Runner) -> None:
+    out = np.zeros(128, np.int32)
+    runner(BARRIERS, "neighbours", grid=4, block=32, args=[out])
+    want = [(1 - b % 2) * 1000 + 31 - t for b in range(4) for t in range(32)]
+    assert out.tolist() == want
 
 
 def test_same_seed_same_run_whatever_the_host_threads(compile_cuda: Compile) -> None:
