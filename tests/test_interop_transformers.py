@@ -139,6 +139,54 @@ def test_full_and_windowed_masks_are_none_or_sparse():
     assert torch.equal(mask.blocks.to_dense(), tkpy.BlockMask.sliding_window(1024, left=63).to_dense())
 
 
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("rule", ["causal", "window", "chunk", "everything", "documents"])
+@pytest.mark.parametrize(
+    ("q_length", "kv_length", "q_offset", "kv_offset"),
+    [(9, 9, 0, 0), (5, 5, 0, 0), (1, 8, 7, 0), (1, 6, 9, 4), (3, 8, 7, 2), (4, 12, 3, 0), (1, 1, 0, 0)],
+)
+def test_masks_are_those_of_transformers(rule, padding, q_length, kv_length, q_offset, kv_offset):
+    """What the attention function makes of our mask, or of none, is transformers' own dense mask."""
+    from transformers import masking_utils as hf
+
+    positions = torch.ones(2, 16, dtype=torch.bool)
+    if padding != "none":
+        positions[1, slice(0, 3) if padding == "left" else slice(10, 16)] = False
+    document = torch.arange(20).expand(2, 20) // 4
+    functions = {
+        "causal": hf.causal_mask_function,
+        "window": hf.sliding_window_causal_mask_function(6),
+        "chunk": hf.chunked_causal_mask_function(6, torch.zeros(2, dtype=torch.int)),
+        "everything": hf.bidirectional_mask_function,
+        "documents": hf.and_masks(hf.causal_mask_function, hf.packed_sequence_mask_function(document)),
+    }
+    arguments = {
+        **{"batch_size": 2, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset},
+        **{
+            "kv_offset": kv_offset,
+            "mask_function": functions[rule],
+            "attention_mask": positions[:, : q_offset + q_length],
+        },
+    }
+    want = hf.sdpa_mask(**arguments, allow_is_causal_skip=False).expand(2, 1, -1, -1)
+    chunks = transformers.PretrainedConfig(attention_chunk_size=6 if rule == "chunk" else None)
+    got = interop.make_mask(
+        **arguments,
+        local_size=6 if rule in ("window", "chunk") else None,
+        allow_is_causal_skip=rule != "documents",
+        allow_is_bidirectional_skip=rule == "everything",
+        config=chunks,
+    )
+    if got is None and rule == "everything":
+        seen = torch.ones(q_length, kv_length, dtype=torch.bool)
+    elif got is None:
+        seen = torch.ones(q_length, kv_length, dtype=torch.bool).tril(kv_length - q_length)
+        seen = seen.triu(kv_length - q_length - 5) if rule == "window" else seen
+    else:
+        seen = got.blocks.to_dense()
+    assert torch.equal(seen.expand(2, 1, -1, -1), want)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

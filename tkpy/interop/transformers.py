@@ -75,7 +75,7 @@ def make_mask(
         allow_is_bidirectional_skip: `mask_function` is everything, but for its window.
         use_vmap: `mask_function` takes scalars only.
         device: of the mask.
-        others: ignored (`dtype`, `config`).
+        others: `config` tells chunks from windows; the rest is ignored.
     """
     from transformers import masking_utils
 
@@ -83,7 +83,10 @@ def make_mask(
     if padding is not None:
         padding = padding[:, kv_offset : kv_offset + kv_length]
         padding = None if bool(padding.all()) else padding
-    short = local_size is None or kv_length <= local_size
+    chunked = (
+        getattr(others.get("config"), "attention_chunk_size", None) == local_size
+    )  # keys behind a border are hidden
+    short = local_size is None or (kv_length <= local_size and (kv_offset == 0 or not chunked))
     ends_together = int(q_offset) + q_length == kv_offset + kv_length
     causal = allow_is_causal_skip and not allow_is_bidirectional_skip and ends_together
     if padding is None and short and (causal or allow_is_bidirectional_skip):

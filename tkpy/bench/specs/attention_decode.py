@@ -76,7 +76,7 @@ DECODE = OpRows(
     label=_label,
     expect=expect,
     defaults={"page": 256},
-    small={"b": 2, "sk": 300, "h": 8, "hkv": 2},
+    small={"b": 2, "sk": 2048, "h": 8, "hkv": 2},
     rows=tuple(
         {"b": b, "sk": sk, "h": 32, "hkv": hkv, "d": d, "page": page}
         for b, sk, hkv, d, page in (
