@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cuda_device import Device
-from two_machines import Runner, cubin_of, ptx_of
+from two_machines import Runner, as_it_is, assembled
 
 from tkpy.emulator import Module
 
@@ -43,7 +43,7 @@ def gpu() -> Device:
 def runner(request: pytest.FixtureRequest, compile_cuda: Callable[..., Module]) -> Runner:
     place, seed = request.param
     if place == "emulator":
-        return Runner(compile_cuda, seed, None, ptx_of)
+        return Runner(compile_cuda, seed, None, as_it_is)
     if place == "gpu":
-        return Runner(compile_cuda, seed, request.getfixturevalue("gpu"), cubin_of)
-    return Runner(compile_cuda, seed, request.getfixturevalue("emulated_driver"), ptx_of)
+        return Runner(compile_cuda, seed, request.getfixturevalue("gpu"), assembled)
+    return Runner(compile_cuda, seed, request.getfixturevalue("emulated_driver"), as_it_is)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cuda_device import Device
 from emulator_harness import aligned
-from two_machines import Runner, cubin_of, differ, ptx_of
+from two_machines import Runner, assembled, differ, ptx_of
 
 from tkpy.emulator import Module, TensorMap
 
@@ -96,4 +96,4 @@ def test_comparison_refuses() -> None:
 
 @pytest.mark.parametrize("source", [SOURCE, HOPPER], ids=["plain", "hopper"])
 def test_the_ptx_assembles_into_what_a_gpu_loads(compile_cuda: Callable[..., Module], source: str) -> None:
-    assert cubin_of(compile_cuda(source)).startswith(b"\x7fELF")
+    assert assembled(ptx_of(compile_cuda(source))).startswith(b"\x7fELF")

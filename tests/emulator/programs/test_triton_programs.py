@@ -6,11 +6,14 @@ seed of its own; results are compared with the float64 reference.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from two_machines import TritonModule, as_it_is, assembled
 
 import tkpy.emulator
 from tkpy import conformance, registry
@@ -94,14 +97,34 @@ def test_ahead_of_time_entries_are_launched() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- typical kernels
-def run(kernel: Any, grid: Any, *args: Any, capability: int, **options: Any) -> None:
-    """Each seed starts from the same memory; the last one's results stay."""
+def run_seeds(kernel: Any, grid: Any, *args: Any, capability: int, by_schedule: Any = (), **options: Any) -> None:
+    """Each seed starts from the same memory; the last one's results stay. `by_schedule`: what a schedule may choose."""
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
     before = [t.clone() for t in tensors]
     for seed in SEEDS:
         for tensor, value in zip(tensors, before, strict=True):
             tensor.copy_(value)
         emulator.launch(kernel, grid, *args, capability=capability, seed=seed, **options).raise_on_findings()
+
+
+@pytest.fixture(params=["emulator", "driver", pytest.param("gpu", marks=pytest.mark.gpu)])
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Launches in the emulator; and from the same PTX on a GPU, or through the emulated driver (two_machines.py)."""
+    if request.param == "emulator":
+        return run_seeds
+    gpu = request.param == "gpu"
+    device = request.getfixturevalue("gpu" if gpu else "emulated_driver")
+    chosen: set[int] = set()
+    assemble = assembled if gpu else as_it_is
+    on_both = functools.partial(TritonModule, device=device, assemble=assemble, by_schedule=chosen)
+    monkeypatch.setattr(emulator, "Module", on_both)
+    monkeypatch.setattr(emulator, "_modules", {})
+
+    def launch(kernel: Any, grid: Any, *args: Any, capability: int, by_schedule: Any = (), **options: Any) -> None:
+        chosen.update(tensor.data_ptr() for tensor in by_schedule)
+        emulator.launch(kernel, grid, *args, capability=capability, **options).raise_on_findings()
+
+    return launch
 
 
 @triton.jit
@@ -114,7 +137,7 @@ def _add(z, x, y, n, BLOCK: tl.constexpr):
 @both
 @pytest.mark.parametrize("n", [1, 127, 1000])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int32, torch.float64], ids=str)
-def test_vector_add(dtype: torch.dtype, n: int, capability: int) -> None:
+def test_vector_add(run: Callable[..., None], dtype: torch.dtype, n: int, capability: int) -> None:
     x, y = (torch.randint(-50, 50, (n,)).to(dtype) for _ in range(2))
     z = torch.full((n + 5,), 99).to(dtype)
     run(_add, (triton.cdiv(n, 256),), z, x, y, n, BLOCK=256, capability=capability)
@@ -133,7 +156,7 @@ def _softmax(y, x, n, stride, BLOCK: tl.constexpr):
 @both
 @pytest.mark.parametrize("n, warps", [(1, 1), (100, 4), (777, 8)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_softmax(dtype: torch.dtype, n: int, warps: int, capability: int) -> None:
+def test_softmax(run: Callable[..., None], dtype: torch.dtype, n: int, warps: int, capability: int) -> None:
     x = (4 * torch.randn(3, n)).to(dtype)
     y = torch.full_like(x, float("nan"))
     run(_softmax, (3,), y, x, n, n, BLOCK=triton.next_power_of_2(n), num_warps=warps, capability=capability)
@@ -157,7 +180,7 @@ def _matmul(c, a, b, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constex
 @both
 @pytest.mark.parametrize("stages", [1, 3, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_matmul_pipelined(dtype: torch.dtype, stages: int, capability: int) -> None:
+def test_matmul_pipelined(run: Callable[..., None], dtype: torch.dtype, stages: int, capability: int) -> None:
     a, b = torch.randn(80, 176).to(dtype), torch.randn(176, 96).to(dtype)
     c = torch.full((80, 96), float("nan"), dtype=dtype)
     blocks = {"BM": 64, "BN": 64, "BK": 32}
@@ -205,7 +228,7 @@ def _prefix(y, x, BLOCK: tl.constexpr):
 
 
 @both
-def test_reductions_and_scan(capability: int) -> None:
+def test_reductions_and_scan(run: Callable[..., None], capability: int) -> None:
     x = torch.randint(-9, 9, (50, 70)).float()
     sums = torch.full((70,), float("nan"))
     run(_column_sums, (3,), sums, x, 50, 70, BM=16, BN=32, capability=capability)
@@ -238,14 +261,14 @@ def _maxima_and_swaps(high, claimed, x, BLOCK: tl.constexpr):
 
 
 @both
-def test_atomics(capability: int) -> None:
+def test_atomics(run: Callable[..., None], capability: int) -> None:
     x = torch.randint(0, 16, (700,), dtype=torch.int32)
     bins, total = torch.zeros(16, dtype=torch.int32), torch.zeros(1)
     run(_histogram, (6,), bins, total, x, 700, BLOCK=128, capability=capability)
     assert torch.equal(bins.long(), torch.bincount(x.long(), minlength=16))
     assert total.item() == x.sum().item()
     high, claimed = torch.full((4,), -1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
-    run(_maxima_and_swaps, (4,), high, claimed, x, BLOCK=128, capability=capability)
+    run(_maxima_and_swaps, (4,), high, claimed, x, BLOCK=128, capability=capability, by_schedule=[claimed])
     assert torch.equal(high, x[:512].view(-1, 4).max(0).values)
     assert claimed[0] in (1, 3)
     assert claimed[1] in (2, 4)
@@ -266,7 +289,7 @@ def _layer_norm(y, mean, x, w, b, n, eps, BLOCK: tl.constexpr):
 
 @both
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layer_norm(dtype: torch.dtype, capability: int) -> None:
+def test_layer_norm(run: Callable[..., None], dtype: torch.dtype, capability: int) -> None:
     n = 333
     x, w, b = (3 + torch.randn(4, n)).to(dtype), torch.randn(n).to(dtype), torch.randn(n).to(dtype)
     y, mean = torch.full_like(x, float("nan")), torch.full((4,), float("nan"))
@@ -304,7 +327,7 @@ def _attention(o, q, k, v, T, scale, CAUSAL: tl.constexpr, BM: tl.constexpr, BN:
 @both
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_flash_attention(dtype: torch.dtype, causal: bool, capability: int) -> None:
+def test_flash_attention(run: Callable[..., None], dtype: torch.dtype, causal: bool, capability: int) -> None:
     T, D = 150, 32
     q, k, v = (torch.randn(2, T, D).to(dtype) for _ in range(3))
     o = torch.full_like(q, float("nan"))
