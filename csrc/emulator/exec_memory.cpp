@@ -255,7 +255,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
       Cta* cta = nullptr;
       shared_range(x, static_cast<u32>(out.value[first]), bytes, cta);
       if (x.trace && cta != x.cta) x.trace->note({moved});
-    } else if (space == Space::global) {
+    } else if (space == Space::global && out.value[first] - x.launch->param_address >= x.launch->param_bytes) {
       x.count->global_bytes += moved;
       count_global(x, out, good, bytes, kind == AccessKind::read && !(flags & kStrong));
     } else if (space == Space::local) {

@@ -163,3 +163,19 @@ def test_128_bit_accesses_are_aligned_to_16() -> None:
         "k", block=1, args=[np.zeros(6, np.uint64)]
     )
     assert {f.code for f in run.findings} == {"misaligned"}
+
+
+@pytest.mark.parametrize("address", ["[p+8]", "[%d1+8]"])
+def test_parameters_are_no_global_traffic(address: str) -> None:
+    """Whether a parameter is read by its name or through a register, no bytes come from global memory."""
+    body = f"mov.b64 %d1, p; ld.param.u32 %r1, {address}; ld.param.u64 %d2, [out]; st.global.u32 [%d2], %r1; ret;"
+    module = tkpy.emulator.load(
+        f"{HEADER}.visible .entry k(.param .align 8 .b8 p[16], .param .u64 out) {{\n"
+        f".reg .b32 %r<4>; .reg .b64 %d<4>;\n{body} }}"
+    )
+    out = np.zeros(1, np.uint32)
+    run = module.launch("k", args=[np.arange(4, dtype=np.uint32).tobytes(), out])
+    run.raise_on_findings()
+    assert out[0] == 2
+    total = run.counters.total
+    assert (total.global_requests, total.global_sectors, total.global_bytes) == (1, 1, 4)

@@ -146,6 +146,7 @@ def test_what_a_key_costs(folder, monkeypatch, d, splits):
             counts.append(counters())
     more = {name: counts[1][name] - counts[0][name] for name in counts[0]}
     assert 1.0 <= more["global_bytes"] / (2 * 2 * 2048 * d) <= 1.02
+    assert counts[0]["global_bytes"] <= (1.05 + 0.12 * (splits - 1)) * 2 * 2 * 2048 * d  # shares go out and come back
     assert 1.0 <= more["flops"] / (2 * 16 * 2048 * 2 * d) <= 1.1
     assert 3.9 <= more["shared_wavefronts"] / more["shared_requests"] <= 4.02
 
