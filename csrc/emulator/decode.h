@@ -88,6 +88,7 @@ class Decoder {
   bool decode_bulk();
   bool decode_wgmma();
   bool decode_wmma();
+  bool decode_mma_quad_pairs();
   bool decode_multimem();
   bool decode_tensormap();
   bool decode_store_async();

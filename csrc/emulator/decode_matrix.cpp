@@ -70,6 +70,7 @@ bool Decoder::decode_matrix() {
   if (name == "wgmma") return decode_wgmma();
   if (name == "wmma") return decode_wmma();
   if (name != "mma") return false;
+  if (decode_mma_quad_pairs()) return true;
   tensor::MmaOp m{};
   m.sparse = has("sp") || has("sp::ordered_metadata");  // the latter promises rising indices, of which nothing depends
   has("sync"), has("aligned");
@@ -104,6 +105,31 @@ bool Decoder::decode_matrix() {
   f_.mma_ops.push_back(m);
   op.flops = static_cast<u16>(2 * m.m * m.n * m.k / kLanes);
   op.fn = exec_mma;
+  return finish(op), true;
+}
+
+// mma.m8n8k4 of f16: the first layout is A's, the second B's.
+bool Decoder::decode_mma_quad_pairs() {
+  std::vector<std::string_view> layouts;
+  for (std::string_view mod : in_->modifiers)
+    if (mod == "row" || mod == "col") layouts.push_back(mod);
+  const bool halves = std::ranges::count(in_->modifiers, "f16") >= 2;
+  if (!halves || std::ranges::count(in_->modifiers, "m8n8k4") != 1 || layouts.size() != 2) return false;
+  has("sync"), has("aligned"), has("m8n8k4"), has(layouts[0]), has(layouts[1]);
+  const Type d = need_type(), a = need_type(), b = need_type(), c = need_type();
+  if (a != Type::f16 || b != Type::f16 || (d != Type::f32 && d != c) || (c != Type::f32 && c != Type::f16))
+    throw NotModelled{"mma.sync m8n8k4 of types that sm_90a does not have"};
+  const tensor::QuadPairs m{layouts[0] == "col", layouts[1] == "row", c == Type::f32, d == Type::f32};
+  Op op;
+  op.a = static_cast<u8>(m.a_col | m.b_row << 1 | m.c_f32 << 2 | m.d_f32 << 3);
+  arity(4, 4);
+  list(op, arg(0), Type::b32, true);
+  for (std::size_t i = 1; i < 4; ++i) list_more(op, arg(i), Type::b32, false);
+  const u32 lengths[] = {m.registers_d(), 2, 2, m.registers_c()};
+  for (std::size_t i = 0; i < 4; ++i)
+    if (arg(i).items.size() != lengths[i]) throw NotModelled{"a vector whose length is not the instruction's"};
+  op.flops = static_cast<u16>(4 * 2 * 8 * 8 * 4 / kLanes);
+  op.fn = exec_mma_quad_pairs;
   return finish(op), true;
 }
 

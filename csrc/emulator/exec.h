@@ -67,6 +67,7 @@ void exec_setmaxnreg(Exec& x, const Op& op, u32 mask);
 void exec_ldmatrix(Exec& x, const Op& op, u32 mask);   // a: matrices, b: transposed
 void exec_stmatrix(Exec& x, const Op& op, u32 mask);
 void exec_mma(Exec& x, const Op& op, u32 mask);        // imm: Function::mma_ops
+void exec_mma_quad_pairs(Exec& x, const Op& op, u32 mask);  // a: layouts and types
 // wgmma (exec_wgmma.cpp)
 void exec_wgmma(Exec& x, const Op& op, u32 mask);      // imm: Function::wgmma_ops
 void exec_wgmma_fence(Exec& x, const Op& op, u32 mask);

@@ -46,6 +46,18 @@ void exec_stmatrix(Exec& x, const Op& op, u32 mask) {
   }
 }
 
+void exec_mma_quad_pairs(Exec& x, const Op& op, u32 mask) {
+  if (!converge(x, op, mask, kFullMask)) return;
+  const tensor::QuadPairs m{(op.a & 1) != 0, (op.a & 2) != 0, (op.a & 4) != 0, (op.a & 8) != 0};
+  const u32* list = x.frame->fn->function->lists.data() + op.list;
+  u32 *d[8], *a[2], *b[2], *c[8];
+  for (u32 i = 0; i < m.registers_d(); ++i) d[i] = x.row<u32>(*list++);
+  for (u32*& row : a) row = x.row<u32>(*list++);
+  for (u32*& row : b) row = x.row<u32>(*list++);
+  for (u32 i = 0; i < m.registers_c(); ++i) c[i] = x.row<u32>(*list++);
+  tensor::mma_quad_pairs(m, a, b, c, d);
+}
+
 void exec_mma(Exec& x, const Op& op, u32 mask) {
   if (!converge(x, op, mask, kFullMask)) return;
   const Function& f = *x.frame->fn->function;

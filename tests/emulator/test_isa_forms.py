@@ -12,7 +12,6 @@ REFUSED = {
     "mma.sync.aligned.m16n8k16.row.col.f": "fp8 operands longer than the fragment, which ptxas does not count",
     "mma.sp.sync.aligned.m16n8k32.row.col.f32.f16": "a selector of lanes that do not exist, which ptxas does not check",
     "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16": "the same",
-    "mma.sync.aligned.m8n8k4": "not modelled: the products of quarter warps of sm_70, for which sm_90 has no hardware",
     "cp.async.bulk.tensor": "not modelled: im2col tensor maps",
     "cp.reduce.async.bulk.tensor": "not modelled: im2col tensor maps",
 }

@@ -29,7 +29,7 @@ struct ShapeRow {
   Type result;
 };
 
-// n is 8 in all of them. The first-generation m8n8k4.f16 (quad pairs) is emulated by hardware since sm_80 and left out.
+// n is 8 in all of them. The first-generation m8n8k4 of f16 is mma_quad_pairs.
 constexpr ShapeRow kShapes[] = {
     {16, 8, [](Type t) { return t == Type::f16; }, true, Type::f32},
     {16, 16, [](Type t) { return t == Type::f16; }, true, Type::f32},
@@ -227,6 +227,48 @@ void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* c
   for (u32 reg = 0; reg < registers; ++reg) {
     for (u32 lane = 0; lane < kLanes; ++lane) {
       d[reg][lane] = f32_to_f16(acc[2 * reg][lane]) | u32{f32_to_f16(acc[2 * reg + 1][lane])} << 16;
+    }
+  }
+}
+
+namespace {
+
+float half_at(const u32* const* registers, u32 lane, u32 i) {
+  return f16_to_f32(static_cast<u16>(registers[i / 2][lane] >> (16 * (i % 2))));
+}
+
+// Element i of a lane's fragment of C or D, within its quad pair's 8 x 8.
+Cell quad_pair_cell(bool f32, u32 lane, u32 i) {
+  const u32 below = lane < 16 ? 0 : 4;
+  if (!f32) return {lane % 4 + below, i};
+  return {(lane & 1) + (i & 2) + below, (i & 4) + (lane & 2) + (i & 1)};
+}
+
+}  // namespace
+
+void mma_quad_pairs(const QuadPairs& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d) {
+  float am[4][8][4], bm[4][4][8], cm[4][8][8];
+  for (u32 lane = 0; lane < kLanes; ++lane) {
+    const u32 quad = lane / 4 % 4, t = lane % 4, high = lane < 16 ? 0 : 4;
+    for (u32 i = 0; i < 4; ++i) {
+      (op.a_col ? am[quad][i + high][t] : am[quad][t + high][i]) = half_at(a, lane, i);
+      (op.b_row ? bm[quad][t][i + high] : bm[quad][i][t + high]) = half_at(b, lane, i);
+    }
+    for (u32 i = 0; i < 8; ++i) {
+      const Cell at = quad_pair_cell(op.c_f32, lane, i);
+      cm[quad][at.row][at.col] = op.c_f32 ? std::bit_cast<float>(c[i][lane]) : half_at(c, lane, i);
+    }
+  }
+  for (u32 lane = 0; lane < kLanes; ++lane) {
+    const u32 quad = lane / 4 % 4;
+    float sums[8];
+    for (u32 i = 0; i < 8; ++i) {
+      const Cell at = quad_pair_cell(op.d_f32, lane, i);
+      sums[i] = cm[quad][at.row][at.col];
+      for (u32 k = 0; k < 4; ++k) sums[i] = std::fma(am[quad][at.row][k], bm[quad][k][at.col], sums[i]);
+    }
+    for (u32 i = 0; i < op.registers_d(); ++i) {
+      d[i][lane] = op.d_f32 ? std::bit_cast<u32>(sums[i]) : f32_to_f16(sums[2 * i]) | u32{f32_to_f16(sums[2 * i + 1])} << 16;
     }
   }
 }

@@ -31,6 +31,16 @@ MmaRegisters mma_registers(const MmaOp& op);
 void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d,
          const u32* metadata = nullptr);
 
+// m8n8k4 of f16 (PTX ISA 9.7.14.5.1): four products, each by a quad pair, lanes 4q .. 4q + 3 and those 16 further. Other than in
+// the larger shapes A and B have a layout each, and C of f16 may be added to D of f32.
+struct QuadPairs {
+  bool a_col = false, b_row = false;
+  bool c_f32 = false, d_f32 = false;
+  u32 registers_c() const { return c_f32 ? 8 : 4; }
+  u32 registers_d() const { return d_f32 ? 8 : 4; }
+};
+void mma_quad_pairs(const QuadPairs& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d);
+
 // f64, whose registers are 64 bits wide; fused multiply-adds, k ascending.
 void mma_f64(const MmaOp& op, const double* const* a, const double* const* b, const double* const* c,
              double* const* d);
