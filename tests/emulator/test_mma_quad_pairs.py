@@ -49,7 +49,7 @@ mma.sync.aligned.m8n8k4.{la}.{lb}.{d}.f16.f16.{c} {", ".join("{" + v + "}" for v
 
 
 @pytest.mark.parametrize("d, c", [("f16", "f16"), ("f32", "f16"), ("f32", "f32")])
-@pytest.mark.parametrize("la, lb", itertools.product(["row", "col"], repeat=2))
+@pytest.mark.parametrize("la, lb", [*itertools.product(["row", "col"], repeat=2)])
 def test_four_products(la: str, lb: str, d: str, c: str) -> None:
     rng = np.random.default_rng(0)
     a, b, start = (rng.integers(-9, 10, shape).astype(np.float64) for shape in ((4, 8, 4), (4, 4, 8), (4, 8, 8)))
