@@ -10,10 +10,9 @@ Versions: 5.0 (no gate, one decay and bonus per head), 5.1 (a gate), 5.2 (decay 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 
 import tkpy
 from tkpy.nn.common import HeadEdit, Linear, LinearClass
@@ -47,15 +46,15 @@ def _initialise(layer: torch.nn.Module, zero: bool) -> None:
         torch.nn.init.orthogonal_(weight, gain=math.sqrt(max(1.0, rows / columns)))
 
 
-def _shifted(x: torch.Tensor, last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """x one token later, beginning with the carried one (or zero); and a copy of the token to carry on, (B, C)."""
-    before = x.new_zeros(x.shape[0], 1, x.shape[2]) if last is None else last.to(x.dtype)[:, None]
-    longer = torch.cat([before, x], dim=1)
-    return longer[:, :-1], longer[:, -1].clone()
-
-
-def _lerp(x: torch.Tensor, shifted: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
-    return torch.lerp(shifted, x, mix.to(x.dtype))
+def _mixed(
+    x: torch.Tensor, last: torch.Tensor | None, *mixes: torch.Tensor
+) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    """x mixed with the token before it by each of `mixes`; and a copy of the token to carry on, (B, C)."""
+    last = None if last is None else last.to(x.dtype)
+    mixed = tkpy.token_shift(x, torch.cat(mixes).flatten(1).to(x.dtype), last)
+    if x.shape[1]:
+        return mixed.unbind(), x[:, -1].clone()
+    return mixed.unbind(), x.new_zeros(x.shape[0], x.shape[2]) if last is None else last.clone()
 
 
 class TimeMix(torch.nn.Module):
@@ -156,17 +155,17 @@ class TimeMix(torch.nn.Module):
     def forward(self, x: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """x (B, T, C), state {"att_x": (B, C), "att_kv": (B, H, N, N), float32, key channel as row} -> (y, state)."""
         last, kv = self._initial(x, state)
-        shifted, last = _shifted(x, last)
+        mixes = [self.time_mix_r, self.time_mix_k, self.time_mix_v]
+        if self.version != "5.0":
+            mixes.append(self.time_mix_g)
+        mixed, last = _mixed(x, last, *mixes)
         shape = (*x.shape[:2], self.heads, self.head_size)
-        r = self.receptance(_lerp(x, shifted, self.time_mix_r)).view(shape)
-        k = self.key(_lerp(x, shifted, self.time_mix_k)).view(shape)
-        v = self.value(_lerp(x, shifted, self.time_mix_v)).view(shape)
+        r, k, v = (f(m).view(shape) for f, m in zip((self.receptance, self.key, self.value), mixed, strict=False))
+        gate = self.gate(mixed[3]).view(shape) if self.version != "5.0" else None
         w, u = self.decay_and_bonus()
         z, kv = tkpy.wkv5(r, k, v, w, u, initial_state=kv, output_final_state=True)
-        weight, bias = self.ln_x.weight.to(z.dtype), self.ln_x.bias.to(z.dtype)
-        z = F.group_norm(z.flatten(0, 1).flatten(1), self.heads, weight, bias, self.ln_x.eps).view(shape)
-        if self.version != "5.0":
-            z = z * F.silu(self.gate(_lerp(x, shifted, self.time_mix_g))).view(shape)
+        weight, bias = (p.view(shape[2:]) for p in (self.ln_x.weight, self.ln_x.bias))
+        z = tkpy.group_norm(z, weight, bias, gate=gate, eps=self.ln_x.eps)
         return self.output(self.edit(z).flatten(2)), {"att_x": last, "att_kv": kv}
 
 
@@ -194,7 +193,8 @@ class ChannelMix(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """x (B, T, C), state {"ffn_x": (B, C)} -> (y, state)."""
-        shifted, last = _shifted(x, None if state is None else state["ffn_x"])
-        k = self.key(_lerp(x, shifted, self.time_mix_k)).relu().square()
-        r = self.receptance(_lerp(x, shifted, self.time_mix_r)).sigmoid()
+        before = None if state is None else state["ffn_x"]
+        (for_key, for_receptance), last = _mixed(x, before, self.time_mix_k, self.time_mix_r)
+        k = self.key(for_key).relu().square()
+        r = self.receptance(for_receptance).sigmoid()
         return r * self.value(k), {"ffn_x": last}
