@@ -35,12 +35,30 @@ BY_LENGTH = {
     "rms_norm": lambda m, n: {"x": m.randn(2, n, 16), "weight": m.randn(16)},
     "layer_norm": lambda m, n: {"x": m.randn(2, n, 16), "weight": m.randn(16), "bias": m.randn(16)},
     "rotary": lambda m, n: {"x": m.randn(2, n, 3, 8), "positions": torch.arange(n)},
+    "token_shift": lambda m, n: {"x": m.randn(2, n, 8), "mix": m.randn(4, 8), "last": m.randn(2, 8)},
+    "group_norm": lambda m, n: {"x": m.randn(2, n, 3, 8), "weight": m.randn(3, 8), "gate": m.randn(2, n, 3, 8)},
+    "attention_decode": lambda m, n: (
+        {"q": m.randn(2, 1, 4, 8), "seqlens": torch.tensor([n, n - 3])}
+        | {name: m.randn(2, n, 2, 8) for name in ("k_cache", "v_cache")}
+    ),
+    "merge_state": lambda m, n: (
+        {f"out{i}": m.randn(2, n, 3, 8) for i in (1, 2)} | {f"lse{i}": m.randn(2, 3, n) for i in (1, 2)}
+    ),
     "linear": lambda m, n: {"x": m.randn(2, n, 8), "weight": m.randn(5, 8), "activation": "gelu"},
 }
 OPS = registry.ops()
 
 #: What autocast runs in low precision, as it does torch's own matmuls and convolutions; norms and rotary it leaves.
-LOWERED = ["attention", "blockdiag_linear", "fft_conv", "linear", "modal_conv", "monarch_multiply", "wkv5"]
+LOWERED = [
+    "attention",
+    "attention_decode",
+    "blockdiag_linear",
+    "fft_conv",
+    "linear",
+    "modal_conv",
+    "monarch_multiply",
+    "wkv5",
+]
 
 
 def tensors_of(result):

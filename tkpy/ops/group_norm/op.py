@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from tkpy.arguments import Arguments, autocast
+from tkpy.arguments import Arguments
 from tkpy.registry import Call, Case, Op
 
 
@@ -41,7 +41,6 @@ def group_norm(
         TypeError, ValueError: malformed arguments.
         tkpy.Unsupported: the named backend cannot serve the call.
     """
-    x, gate = autocast(x, gate)
     check = Arguments("group_norm")
     check.tensor("x", x, "... H N")
     check.tensor("weight", weight, "H N", optional=True)

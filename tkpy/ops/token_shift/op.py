@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tkpy.arguments import Arguments, autocast
+from tkpy.arguments import Arguments
 from tkpy.registry import Call, Case, Op
 
 
@@ -31,7 +31,6 @@ def token_shift(
         TypeError, ValueError: malformed arguments.
         tkpy.Unsupported: the named backend cannot serve the call.
     """
-    x, last = autocast(x, last)
     check = Arguments("token_shift")
     check.tensor("x", x, "B T C")
     check.tensor("mix", mix, "M C")
