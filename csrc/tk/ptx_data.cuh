@@ -77,6 +77,11 @@ TK_DEVICE void st_global_v4(void* at, uint4 x) {
                 "r"(x.z), "r"(x.w));
 }
 
+TK_DEVICE void red_add_v4(float* at, float x, float y, float z, float w) {  // parallel synchronisation: red, vectors
+  TK_PTX_MEMORY("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "f"(x),
+                "f"(y), "f"(z), "f"(w));
+}
+
 // ---- Data movement: cp.async (16 bytes, past L1; what lies beyond `bytes` is written as zero) ---------------------
 TK_DEVICE void cp_async_16(u32 dst, const void* src, u32 bytes) {
   TK_PTX_MEMORY("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(__cvta_generic_to_global(src)),

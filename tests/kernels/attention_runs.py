@@ -10,7 +10,7 @@ import tkpy
 from tkpy import build_info, machine, numerics, registry
 
 MODULES = ("hd64", "hd128", "hd192", "hd256")
-BACKWARD_MODULES = ("rows", "hd64", "hd128")
+BACKWARD_MODULES = ("rows", "hd64", "hd128", "hd256")
 OP = registry.get("attention")
 
 

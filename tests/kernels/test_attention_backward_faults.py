@@ -25,7 +25,7 @@ from attention_runs import (  # noqa: E402  (after the skips)
 import tkpy  # noqa: E402
 from tkpy import machine, numerics, registry  # noqa: E402
 
-SOURCES = ("params.h", "schedule.cuh", "dq.cuh", "backward.cuh", "rows.cu")
+SOURCES = ("params.h", "schedule.cuh", "dq.cuh", "producer.cuh", "scores.cuh", "backward.cuh", "rows.cu")
 SEEDS = range(4)
 
 
@@ -87,10 +87,10 @@ FAULTS = [
     ),
     Fault("tiles given back before they are stored", "        return wait_stores_read();\n", "        return;\n"),
     Fault("stored over the next sequence", "p.cu_seqlens_k == nullptr || valid >= Keys", "true"),
-    Fault("keys that are not there", "        if (key >= tile.in.seq_k) from = Rows;\n", ""),
+    Fault("keys that are not there", "      if (row >= in.seq_k) from = Queries;\n", ""),
     Fault("top-left alignment", "return seq_k - seq_q;", "return 0;"),
     Fault("edge tiles not masked, above", "query >= last - diagonal - p.right", "query >= key - diagonal - p.right"),
-    Fault("edge tiles not masked, below", "query + Rows - 1 <= key", "query <= key"),
+    Fault("edge tiles not masked, below", "query + Queries - 1 <= key", "query <= key"),
     Fault("last query hidden", "col >= from && col <= to", "col >= from && col < to"),
     Fault("first query tile left out", "tile.first = begin / Rows", "tile.first = (begin + Rows - 1) / Rows"),
     Fault("last query tile left out", "(end + Rows - 1) / Rows", "end / Rows"),
@@ -99,7 +99,29 @@ FAULTS = [
     Fault("delta left out", "(dp.x[0][e] - delta.x)", "dp.x[0][e]"),
     Fault("dK not scaled", "        mul(dk, dk, p.scale);\n", ""),
     Fault("the cap is flat", "fmaf(bend * x, x, 1.0f)", "1.0f", "64_capped"),
-    Fault("hidden pairs have a slope", "          x = fmaxf(x, -1.0f);\n", "", "64_capped"),
+    Fault("hidden pairs have a slope", "        x = fmaxf(x, -1.0f);\n", "", "64_capped"),
+    Fault("the other's queries never waited for", "      sync(both, 256);\n      const", "      const", "256_plain"),
+    Fault(
+        "no fence after both tiles",
+        "      publish_tile();\n      sync(both, 256);\n      const",
+        "      sync(both, 256);\n      const",
+        "256_plain",
+    ),
+    Fault(
+        "one tile of weights",
+        "&weights_tile = shared.weights[at.slot]",
+        "&weights_tile = shared.weights[0]",
+        "256_plain",
+    ),
+    Fault(
+        "numbers of the first queries", "shared.stats[at.slot].data + query", "shared.stats[at.slot].data", "256_plain"
+    ),
+    Fault(
+        "a turn passed before all have added",
+        "        sync(1 + number, 128);\n        if (leader()) pass",
+        "        if (leader()) pass",
+        "256_plain",
+    ),
     Fault("turns not waited for", "        await_turn(p.turns + part, Work{p}.turn(tile, step));\n", ""),
     Fault(
         "a turn passed before the sum is in memory",
@@ -117,7 +139,7 @@ FAULTS = [
 ]
 
 #: The right kernels, which nothing may accuse.
-KERNELS = ("rows", "64_plain", "64_capped", "64_dq", "128_plain", "128_dq")
+KERNELS = ("rows", "64_plain", "64_capped", "64_dq", "128_plain", "128_dq", "256_plain", "256_dq")
 RIGHT = {kernel: len(FAULTS) + i for i, kernel in enumerate(KERNELS)}
 FAULTS += [Fault("none", "", "", kernel) for kernel in KERNELS]
 
@@ -131,7 +153,7 @@ def source(number: int) -> str:
     text = text.replace(fault.old, fault.new, 1)
     kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
     size, _, kind = fault.kernel.partition("_")
-    index = {"64": 0, "128": 1}.get(size)
+    index = {"64": 0, "128": 1, "256": 2}.get(size)
     made, threads = f"Backward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>", 384
     if kind in ("", "dq"):
         made, threads = f"RoundDq<tk::bf16, {index}>" if kind else "Rows<tk::bf16>", 256
@@ -154,7 +176,7 @@ def text(compile_kernel, toolchain, tmp_path_factory):
 
 @functools.cache
 def calls(kind: str) -> list[dict]:
-    d = 128 if kind.startswith("128") else 64
+    d = int(kind.partition("_")[0])
     if kind.endswith("capped"):
         return [inputs(1, 30, 40, 1, 1, d, softcap=2.0, causal=True)]
     make = torch.Generator().manual_seed(1)
@@ -177,7 +199,7 @@ def calls(kind: str) -> list[dict]:
 def known(kind: str, number: int) -> tuple:
     """Arguments of the backward, and what it should give."""
     kwargs = calls(kind)[number]
-    args = tuple(registry._capture(OP, (), kwargs).args.values())
+    args = tuple(registry.capture(OP, kwargs).args.values())
     outputs = OP.module("reference").forward(*args)
     grads = [*cotangents(*outputs[:2]), None]
     want = gradients({k: wide(v) for k, v in kwargs.items()}, "reference")
@@ -208,7 +230,7 @@ def caught(monkeypatch, folder, kind: str, seed: int) -> str:
     return ""
 
 
-def other_bits(monkeypatch, folder) -> str:
+def other_bits(monkeypatch, folder, kind: str) -> str:
     """Whether sums that have an order differ between schedules."""
     sums = []
 
@@ -220,7 +242,7 @@ def other_bits(monkeypatch, folder) -> str:
     monkeypatch.setattr(OP.module("cuda"), "launch", launch)
     for seed in SEEDS:
         on_machine(monkeypatch, folder, seed, multiprocessors=3)
-        if what := wrong("64_plain", 0):
+        if what := wrong(kind, 0):
             return what
     return "" if all(torch.equal(sums[0], other) for other in sums) else "other bits"
 
@@ -247,7 +269,7 @@ def found(text: str, right, tmp_path, monkeypatch, number: int) -> str:
     in_order = "turn" in fault.what
     monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: in_order)
     if in_order:
-        return other_bits(monkeypatch, tmp_path)
+        return other_bits(monkeypatch, tmp_path, calls_of)
     for seed in SEEDS if fault.old else SEEDS[:2]:
         if what := caught(monkeypatch, tmp_path, calls_of, seed):
             print(what)
@@ -265,6 +287,7 @@ def test_the_right_kernel_is_not_accused(text, right, tmp_path, monkeypatch, num
     assert found(text, right, tmp_path, monkeypatch, number) == ""
 
 
-def test_the_right_order_is_not_accused(text, right, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["64_plain", "256_plain"])
+def test_the_right_order_is_not_accused(right, monkeypatch, kind):
     monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: True)
-    assert other_bits(monkeypatch, right) == ""
+    assert other_bits(monkeypatch, right, kind) == ""

@@ -1,7 +1,7 @@
 // The last kernel: dq = scale times the sums that the main kernel left, as fragments, rounded to q's type.
-// grid one CTA a query tile of a head; block 256: warpgroup w has part w (backward.cuh): rows 64 w .. of 128, or columns
-// 64 w .. of 128; float4 i of thread t is elements 4 i .. 4 i + 3 of its fragment. The tile goes through shared memory, so
-// that rows are written in whole chunks of 16 bytes.
+// grid one CTA a query tile of a head; block 256: warpgroup w has part w (backward.cuh): half the rows, or half the columns;
+// float4 i of thread t is elements 4 i .. 4 i + 3 of its fragment. The tile goes through shared memory, so that rows are
+// written in whole chunks of 16 bytes.
 #pragma once
 
 #include "schedule.cuh"
@@ -12,14 +12,15 @@ template <class T, int Index>
 struct RoundDq {
   static constexpr Shape shape = kShapes[Index];
   using Tile = st<T, shape.rows, shape.dim>;
-  using Part = rt_fl<16, 64>;
+  static constexpr int part_size = shape.part();
+  using Part = rt_fl<16, part_size / 64>;
 
   TK_DEVICE static void run(const Params& p) {
     __shared__ Tile stage;
     QueryTile tile;
     if (!find_queries(p, static_cast<int>(blockIdx.x), tile)) return;
     const int part = warpgroup_index(), thread = static_cast<int>(threadIdx.x) % 128;
-    const float4* from = reinterpret_cast<const float4*>(p.dq_sum + (2ll * tile.index + part) * Shape::kPart);
+    const float4* from = reinterpret_cast<const float4*>(p.dq_sum + (2ll * tile.index + part) * part_size);
     Part sum;
 #pragma unroll
     for (int i = 0; i < Part::elements / 4; ++i) {
@@ -29,10 +30,10 @@ struct RoundDq {
       sum.x[0][4 * i + 2] = x.z * p.scale;
       sum.x[0][4 * i + 3] = x.w * p.scale;
     }
-    rt<T, 16, 64> rounded;
+    rt<T, 16, Part::cols> rounded;
     copy(rounded, sum);
     const int slab = 16 * (warp_index() % 4);
-    store(stage, rounded, shape.rows == 128 ? 64 * part + slab : slab, shape.rows == 128 ? 0 : 64 * part);
+    store(stage, rounded, shape.rows == 128 ? 64 * part + slab : slab, shape.rows == 128 ? 0 : Part::cols * part);
     __syncthreads();
     constexpr int width = 8, chunks = Tile::cols / width;
     const int valid = min(shape.rows, tile.in.seq_q - tile.row);

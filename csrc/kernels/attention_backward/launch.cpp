@@ -31,10 +31,11 @@ struct Call {
   bool packed() const { return cu_seqlens_q.has_value(); }
 };
 
-constexpr std::int64_t kWidest = 128;
+constexpr std::int64_t kWidest = 256;
 
 const Shape& shape_for(const View& q, const View& v) {
-  return kShapes[std::max(q.shape[q.rank - 1], v.shape[v.rank - 1]) <= kShapes[0].dim ? 0 : 1];
+  const std::int64_t dim = std::max(q.shape[q.rank - 1], v.shape[v.rank - 1]);
+  return dim <= kShapes[0].dim ? kShapes[0] : dim <= kShapes[1].dim ? kShapes[1] : kShapes[2];
 }
 
 // Of all heads: query tiles, or tiles of keys (params.h).
@@ -78,10 +79,10 @@ void check_call(const Call& call) {
   check.extra("delta", call.delta, DType::f32, rows);
   check.extra("out_scale", call.out_scale, DType::f32, heads * v.shape[3]);
   check.extra("kv_head_map", call.kv_head_map, DType::i32, heads);
-  const int size = shape_for(call.q, call.v).rows;
-  const std::int64_t tiles = q.shape[0] * heads * tiles_of(call, q.shape[2], size);
-  check.extra("stats", call.stats, DType::f32, tiles * 2 * size);
-  check.extra("dq_sum", call.dq_sum, DType::f32, tiles * 2 * Shape::kPart);
+  const Shape& shape = shape_for(call.q, call.v);
+  const std::int64_t tiles = q.shape[0] * heads * tiles_of(call, q.shape[2], shape.rows);
+  check.extra("stats", call.stats, DType::f32, tiles * 2 * shape.rows);
+  check.extra("dq_sum", call.dq_sum, DType::f32, tiles * 2 * shape.part());
   check.extra("turns", call.turns, DType::i32, tiles * 2);
 }
 
@@ -90,10 +91,10 @@ void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Pa
     const std::uint32_t box[4] = {1, 1, static_cast<std::uint32_t>(rows), 64};
     return machine.encode(runtime::tensor_map_of(heads_first(v), box, 128));
   };
-  p.k = encode(call.k, Shape::kKeys);
-  p.v = encode(call.v, Shape::kKeys);
-  p.dk = encode(call.dk, Shape::kKeys);
-  p.dv = encode(call.dv, Shape::kKeys);
+  p.k = encode(call.k, shape.keys);
+  p.v = encode(call.v, shape.keys);
+  p.dk = encode(call.dk, shape.keys);
+  p.dv = encode(call.dv, shape.keys);
   const bool any = call.q.elements() > 0;  // without queries none is ever loaded
   p.q = any ? encode(call.q, shape.rows) : p.k;
   p.dz = any ? encode(call.dz ? *call.dz : call.dout, shape.rows) : p.v;
@@ -135,7 +136,7 @@ Params params_of(const Call& call, const Shape& shape) {
   p.dim_v = static_cast<int>(v.shape[3]);
   p.rows = shape.rows;
   p.q_tiles = static_cast<int>(tiles_of(call, p.seq_q, shape.rows));
-  p.k_tiles = static_cast<int>(tiles_of(call, p.seq_k, Shape::kKeys));
+  p.k_tiles = static_cast<int>(tiles_of(call, p.seq_k, shape.keys));
   // Of the query heads of a pair: q, dz, and dq in fp32.
   const std::int64_t bytes = std::max<std::int64_t>(1, std::int64_t{p.group} * p.seq_q * 8 * shape.dim);
   const std::int64_t pairs = std::max<std::int64_t>(1, (call.packed() ? 1 : q.shape[0]) * p.kv_heads);

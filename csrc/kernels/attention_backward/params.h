@@ -5,23 +5,25 @@
 
 namespace tkpy::attention_backward {
 
-// One set of kernels: the widest q, k and v it takes, and the query rows of a step. Narrower tensors are served too: TMA
-// fills the missing columns with zeros and does not write them.
+// One set of kernels: the widest q, k and v it takes, the query rows of a step, the keys of a tile. Narrower tensors are
+// served too: TMA fills the missing columns with zeros and does not write them.
 struct Shape {
-  int dim, rows;
-  static constexpr int kKeys = 128;    // of a tile: 64 for each of two consumer warpgroups
-  static constexpr int kStages = 2;    // of q and dz, with what is known of their rows
+  int dim, rows, keys;
+  static constexpr int kStages = 2;  // of q and dz, with what is known of their rows; of what consumers exchange
   static constexpr int kThreads = 384;
-  static constexpr int kPart = 64 * 64;  // elements of dq that one consumer adds in a step
+  // Two consumers share the keys; wide tiles' sums do not fit, and they share the columns.
+  constexpr bool wide() const { return dim > 128; }
+  constexpr int part() const { return rows * dim / 2; }  // elements of dq that one consumer adds in a step
   constexpr int shared_bytes() const {
-    const int tiles = 2 * (2 * kKeys * dim + kStages * (2 * rows * dim + kKeys * rows)) + 2 * 4 * kPart;
-    return tiles + kStages * 8 * rows + 1024;  // what is known of rows; barriers, in the tiles' alignment
+    const int exchange = wide() ? kStages * 2 * 2 * keys * rows : kStages * 2 * keys * rows + 2 * 4 * part();
+    const int tiles = 2 * (2 * keys * dim + kStages * 2 * rows * dim);
+    return tiles + exchange + kStages * 8 * rows + 1024;  // what is known of rows; barriers, in the tiles' alignment
   }
 };
-constexpr Shape kShapes[] = {{64, 128}, {128, 64}};
+constexpr Shape kShapes[] = {{64, 128, 128}, {128, 64, 128}, {256, 64, 64}};
 
 // The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of 64 columns, of `rows` of q
-// and dz, of kKeys of k, v, dk and dv; swizzle 128.
+// and dz, `keys` of k, v, dk and dv; swizzle 128.
 // A query tile is `rows` rows of one sequence. Of packed sequences the tiles of number n begin at tile
 // cu_seqlens_q[n] / rows + n, which leaves room for every sequence's last one; so do those of keys.
 struct Params {
@@ -29,7 +31,7 @@ struct Params {
   void *dk_data, *dv_data;        // contiguous [B, seq_k, kv_heads, dim] and dim_v
   void* dq_data;                  // contiguous [B, seq_q, heads, dim]
   float* stats;                   // [B, heads, query tiles, 2, rows]: log2 e lse (infinity: no such row, or no key), delta
-  float* dq_sum;                  // [B, heads, query tiles, 2, kPart], zero at first: fragments of dq / scale (dq.cuh)
+  float* dq_sum;                  // [B, heads, query tiles, 2, part], zero at first: fragments of dq / scale (dq.cuh)
   unsigned* turns;                // [B, heads, query tiles, 2], zero at first, or null: dq is summed in any order
   const void *z, *dout;           // z contiguous [B, seq_q, heads, dim_v]
   void* dz_data;                  // like z: dout (1 + out_scale); null without out_scale, then the map sees dout

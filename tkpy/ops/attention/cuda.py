@@ -51,12 +51,14 @@ def forward(
     return out, lse, q.new_empty(0) if plain is None else plain
 
 
-def _query_tiles(q: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor | None) -> tuple[int, int, int]:
-    """(batch entries, tiles of one head, rows of a tile), as csrc/kernels/attention_backward/params.h counts them."""
-    rows = 128 if max(q.shape[-1], v.shape[-1]) <= 64 else 64
+def _query_tiles(q: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor | None) -> tuple[int, int, int, int]:
+    """(batch entries, tiles of one head, rows of a tile, width of the kernels), as params.h of attention_backward has
+    them."""
+    width = next(n for n in (64, 128, 256) if n >= max(q.shape[-1], v.shape[-1]))
+    rows = 128 if width == 64 else 64
     if cu_seqlens_q is None:
-        return q.shape[0], -(-q.shape[1] // rows), rows
-    return 1, q.shape[0] // rows + cu_seqlens_q.shape[0] - 1, rows
+        return q.shape[0], -(-q.shape[1] // rows), rows, width
+    return 1, q.shape[0] // rows + cu_seqlens_q.shape[0] - 1, rows, width
 
 
 def _in_order() -> bool:
@@ -72,11 +74,11 @@ def backward(grads, outputs, *args, needs):
     out, lse, unmoved = outputs
     z = (out if out_scale is None and out_bias is None else unmoved).contiguous()
     dout = torch.zeros_like(z) if dout is None else dout
-    batch, tiles, rows = _query_tiles(q, v, cu_seqlens_q)
+    batch, tiles, rows, width = _query_tiles(q, v, cu_seqlens_q)
     dz = None if out_scale is None else torch.empty_like(z)
     delta = torch.zeros_like(lse) if sinks is not None and needs[3] else None
     stats = lse.new_empty(batch, q.shape[-2], tiles, 2, rows)
-    sums = lse.new_zeros(batch, q.shape[-2], tiles, 2, 64 * 64)
+    sums = lse.new_zeros(batch, q.shape[-2], tiles, 2, rows * width // 2)
     turns = lse.new_zeros(batch, q.shape[-2], tiles, 2, dtype=torch.int32) if _in_order() else None
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     launch(

@@ -16,7 +16,6 @@ from tkpy.ops.attention.block_mask import BlockMask
 from tkpy.registry import Call, Case, Maker, Op, Refusal
 
 MAX_TRITON_WIDTH = 256
-MAX_CUDA_GRADIENT_WIDTH = 128
 
 
 def attention(
@@ -227,9 +226,6 @@ def supports(backend: str, call: Call) -> list[Refusal]:
         reasons.append(
             Refusal("head_dim", f"needs head dimensions that are multiples of 8 from 8 to 256, got {widths}")
         )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors) and max(widths) > MAX_CUDA_GRADIENT_WIDTH:
-        needed = f"needs head dimensions of at most {MAX_CUDA_GRADIENT_WIDTH} for gradients, got {widths}"
-        reasons.append(Refusal("no_backward", needed))
     if call["blocks"]:
         reasons.append(Refusal("block_mask", "needs masks given by rule, got a BlockMask"))
     if max(*q.shape, *call["k"].shape) >= 2**30:

@@ -1,0 +1,88 @@
+// A warp's 16 keys times `Queries` queries of S and dP, transposed, in the registers of a wgmma accumulator: what masks,
+// weights and gradients make of them.
+#pragma once
+
+#include "schedule.cuh"
+
+namespace tkpy::attention_backward {
+
+template <class T, int Queries, bool Capped>
+struct Scores {
+  using Tile = rt_fl<16, Queries>;
+  using Operand = rt<T, 16, Queries>;
+
+  // Of this lane's keys (rows g and g + 8 of the warp's 16), the queries that do not see them; and of keys that there are
+  // not, all. `key` and `query` are the warpgroup's first ones, in the sequence.
+  TK_DEVICE static void hide(Tile& s, const Params& p, const Sequence& in, int key, int query) {
+    const int diagonal = in.diagonal(), column = query + 2 * (lane_index() % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = key + 16 * (warp_index() % 4) + 8 * half + lane_index() / 4;
+      int from = p.right >= 0 ? row - diagonal - p.right - column : 0;
+      const int to = p.left >= 0 ? row - diagonal + p.left - column : Queries;
+      if (row >= in.seq_k) from = Queries;
+#pragma unroll
+      for (int e = 2 * half; e < Tile::elements; e += 4)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int col = 8 * (e / 4) + i;
+          s.x[0][e + i] = col >= from && col <= to ? s.x[0][e + i] : -fn::infinity;
+        }
+    }
+  }
+  TK_DEVICE static bool all_seen(const Params& p, const Sequence& in, int key, int query) {
+    const int last = key + 63, diagonal = in.diagonal();
+    return last < in.seq_k && (p.right < 0 || query >= last - diagonal - p.right) &&
+           (p.left < 0 || query + Queries - 1 <= key - diagonal + p.left);
+  }
+
+  // Of the numbers of the queries, those of this lane's two queries of piece `piece` (8 queries).
+  TK_DEVICE static float2 known(const float* numbers, int piece) {
+    return ptx::ld_shared_v2(ptx::shared_address(numbers + 8 * piece + 2 * (lane_index() % 4)));
+  }
+
+  // S^T to P^T, rounded; s becomes P^T times the slope of the cap, 1 - tanh^2.
+  TK_DEVICE static void weigh(Operand& weights, Tile& s, const Params& p, const Sequence& in, int key, int query,
+                              const float* all_lse) {
+    const float outer = Capped ? p.cap_outer : 0.0f;
+    if constexpr (Capped) {
+      const float inner = p.cap_inner;
+      if (outer > 0.0f)
+        map(s, s, [=](float x) { return fn::tanh(inner * x); });
+      else
+        mul(s, s, inner);
+    }
+    if (!all_seen(p, in, key, query)) hide(s, p, in, key, query);
+    const float c = !Capped ? p.scale_log2 : outer > 0.0f ? outer : 1.0f, bend = outer > 0.0f ? -1.0f : 0.0f;
+#pragma unroll
+    for (int piece = 0; piece < Queries / 8; ++piece) {
+      const float2 lse = known(all_lse, piece);
+#pragma unroll
+      for (int e = 4 * piece; e < 4 * piece + 4; e += 2) {
+        float x = s.x[0][e], y = s.x[0][e + 1];
+        s.x[0][e] = fn::exp2(fmaf(x, c, -lse.x));
+        s.x[0][e + 1] = fn::exp2(fmaf(y, c, -lse.y));
+        weights.x[0][e / 2] = ptx::pack<T>(s.x[0][e], s.x[0][e + 1]);
+        if constexpr (Capped) {  // of hidden ones, minus infinity, the slope is 0
+          x = fmaxf(x, -1.0f);
+          y = fmaxf(y, -1.0f);
+          s.x[0][e] *= fmaf(bend * x, x, 1.0f);
+          s.x[0][e + 1] *= fmaf(bend * y, y, 1.0f);
+        }
+      }
+    }
+  }
+
+  // dS^T = P^T (dP^T - delta), slopes included in P^T.
+  TK_DEVICE static void differentiate(Operand& ds, const Tile& dp, const Tile& s, const float* all_delta) {
+#pragma unroll
+    for (int piece = 0; piece < Queries / 8; ++piece) {
+      const float2 delta = known(all_delta, piece);
+#pragma unroll
+      for (int e = 4 * piece; e < 4 * piece + 4; e += 2)
+        ds.x[0][e / 2] = ptx::pack<T>(s.x[0][e] * (dp.x[0][e] - delta.x), s.x[0][e + 1] * (dp.x[0][e + 1] - delta.y));
+    }
+  }
+};
+
+}  // namespace tkpy::attention_backward
