@@ -21,7 +21,7 @@ HEADERS = {
     "Products": ["mma.cuh"],
     "Order": ["sync.cuh", "pipeline.cuh"],
     "Instructions": ["ptx_data.cuh", "ptx_async.cuh", "ptx.cuh", "ptx_mma.cuh", "ptx_wgmma.cuh",
-                     "ptx_micro.cuh"],
+                     "ptx_wgmma_sparse.cuh", "ptx_micro.cuh"],
 }  # fmt: skip
 PREFACE = """# Tile primitives
 

@@ -52,8 +52,10 @@ TK_DEVICE u32 sum(const u32 (&d)[Count]) {
   return __float_as_uint(total);
 }
 
-template <class D, class T, int N, bool InRegisters>
-TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, u32 groups) {
+// multiply(d, A of the step: descriptor or fragment, descriptor of B, step) issues one product.
+template <class D, int N, bool InRegisters, class Multiply>
+TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4* b, u32 singles, u32 groups,
+                         Multiply multiply) {
   extern __shared__ __align__(1024) char shared[];
   const u32 a_tile = ptx::shared_address(shared), b_tile = a_tile + 64 * 128;
   fill_tile(a_tile, a, 64);
@@ -65,16 +67,14 @@ TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4
     for (int step = 0; step < 4; ++step) load_fragment(fragment[step], reinterpret_cast<const u32*>(a), step);
   __syncthreads();
 
-  using Form = ptx::wgmma_form<D, T, T>;
   typename element<D>::word d[is_same<D, fp16> ? N / 4 : N / 2] = {};
   const u64 a_first = tile_descriptor(a_tile, Major::k, 64, 128, 0);
   const u64 b_first = tile_descriptor(b_tile, Major::k, N, 128, 0);
   const auto product = [&](u64 step) {
-    const u64 further = encode_offset(32) * step;  // one panel: a k-step is 32 bytes further along
     if constexpr (InRegisters)
-      ptx::wgmma<Form, 0>(d, fragment[step], b_first + further, 1);
-    else
-      ptx::wgmma<Form, 0, 0>(d, a_first + further, b_first + further, 1);
+      multiply(d, fragment[step], b_first, step);
+    else  // one panel: a k-step is 32 bytes further along
+      multiply(d, a_first + encode_offset(32) * step, b_first, step);
   };
   ptx::wgmma_fence();
   product(0);  // the accumulators are in place before the clock starts
@@ -102,11 +102,24 @@ TK_DEVICE void run_wgmma(Record* records, u32* sink, const uint4* a, const uint4
   finish(records, sink, begin, end, sum(d));
 }
 
+template <class D, class T>
+struct Dense {
+  using Form = ptx::wgmma_form<D, T, T>;
+  template <int Count>
+  TK_DEVICE void operator()(typename element<D>::word (&d)[Count], const u32 (&a)[4], u64 b, u64 step) const {
+    ptx::wgmma<Form, 0>(d, a, b + encode_offset(32) * step, 1);
+  }
+  template <int Count>
+  TK_DEVICE void operator()(typename element<D>::word (&d)[Count], u64 a, u64 b, u64 step) const {
+    ptx::wgmma<Form, 0, 0>(d, a, b + encode_offset(32) * step, 1);
+  }
+};
+
 #define WGMMA(NAME, D, T, N) KERNEL(NAME, D, T, N, ss, false) KERNEL(NAME, D, T, N, rs, true)
 #define KERNEL(NAME, D, T, N, SOURCE, IN_REGISTERS)                                                                  \
   MICROBENCH(256) wgmma_##NAME##_n##N##_##SOURCE(Record* records, u32* sink, const uint4* a, const uint4* b,         \
                                                  u32 singles, u32 groups) {                                          \
-    run_wgmma<D, T, N, IN_REGISTERS>(records, sink, a, b, singles, groups);                                          \
+    run_wgmma<D, N, IN_REGISTERS>(records, sink, a, b, singles, groups, Dense<D, T>());                              \
   }
 #define WGMMA_16(...)                                                                                                \
   WGMMA(__VA_ARGS__, 8) WGMMA(__VA_ARGS__, 16) WGMMA(__VA_ARGS__, 24) WGMMA(__VA_ARGS__, 32) WGMMA(__VA_ARGS__, 48)  \

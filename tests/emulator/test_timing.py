@@ -223,7 +223,15 @@ def test_wgmma_is_read_from_its_text():
 @pytest.mark.skipif(build_info.missing_reason("microbench_alu") is not None, reason="the microbenchmarks are not built")
 def test_the_microbenchmarks_agree_with_published_figures():
     """What the model is given comes out again; what it predicts is not far off."""
-    few = ["memory/latency/l", "memory/read/l", "shared/", "f16/n256/ss/rate/zeros", "mma/f16", "bulk/8KB", "dsm/read"]
+    few = [
+        "memory/latency/l",
+        "memory/read/l",
+        "shared/",
+        "wgmma/f16/n256/ss/rate/zeros",
+        "mma/f16",
+        "bulk/8KB",
+        "dsm/read",
+    ]
     found = list(timing_check.rows(few))
     assert len(found) == 26
     for row in found:

@@ -19,7 +19,8 @@ WGMMA = {  # type -> its SASS: opcode, K, types
     "bf16": ("HGMMA", 16, "F32.BF16"), "f16": ("HGMMA", 16, "F32"), "f16_f16": ("HGMMA", 16, "F16"),
     "tf32": ("HGMMA", 8, "F32.TF32"), "e4m3": ("QGMMA", 32, "F32.E4M3.E4M3"), "e5m2": ("QGMMA", 32, "F32.E5M2.E5M2"),
     "e4m3_f16": ("QGMMA", 32, "F16.E4M3.E4M3"), "e5m2_f16": ("QGMMA", 32, "F16.E5M2.E5M2"),
-    "s8": ("IGMMA", 32, "S8.S8"),
+    "s8": ("IGMMA", 32, "S8.S8"), "sparse_f16": ("HGMMA.SP", 32, "F32"), "sparse_tf32": ("HGMMA.SP", 16, "F32.TF32"),
+    "sparse_e4m3": ("QGMMA.SP", 64, "F32.E4M3.E4M3"),
 }  # fmt: skip
 
 

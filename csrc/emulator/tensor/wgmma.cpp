@@ -18,7 +18,7 @@ constexpr u32 kRows = 64, kMaxN = 256, kMaxK = 32, kWarps = 4;
 
 // Per host thread: too large for the stack of a deep call, too hot for the heap.
 struct Scratch {
-  u32 addresses[2 * kMaxN];
+  u32 addresses[4 * kMaxN];  // of 16 bytes: a row of B has four where A is sparse, else two
   alignas(64) float a[kRows * kMaxK];
   alignas(64) float b[kMaxN * 2 * kMaxK];  // twice as much along K where A is sparse
   alignas(64) float packed_a[kRows * kMaxK * 4];

@@ -1,8 +1,9 @@
-"""Tensor cores: wgmma of every type and shape, from shared memory and from registers, and mma.sync beside it."""
+"""Tensor cores: wgmma of every type and shape, from shared memory and from registers, sparse wgmma, and mma.sync beside
+it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,15 +24,18 @@ class Type:
     ptx: str  # the K and types of the instruction
     mma: str = ""  # the instruction's kind in mma.cu, where there is one
     published: str = ""  # the type in ids of published figures
+    sparse: bool = False  # A keeps two values of four, of tf32 one of two
 
     @property
     def depth(self) -> int:
         """K of one instruction."""
-        return 32 // self.operand.itemsize
+        return (64 if self.sparse else 32) // self.operand.itemsize
 
     @property
     def shapes(self) -> list[int]:
-        """Every N (PTX ISA, wgmma.mma_async shapes)."""
+        """Every N (PTX ISA, wgmma.mma_async shapes); of the sparse ones a few."""
+        if self.sparse:
+            return sorted(FIRST)
         return [n for n in range(8, 257, 8) if self.name != "s8" or n <= 32 or n % 16 == 0]
 
 
@@ -46,6 +50,12 @@ TYPES = (
     Type("e5m2_f16", "wgmma_f16", torch.float8_e5m2, "k32.f16.e5m2.e5m2"),
     Type("s8", "wgmma_tf32_s8", torch.int8, "k32.s32.s8.s8", "s8", "s8"),
 )
+SPARSE = tuple(
+    replace(kind, name=f"sparse_{kind.name}", module="wgmma_sparse", ptx=f"k{2 * kind.depth}.f32.{kind.mma}.{kind.mma}",
+            mma="", published=f"{kind.published}/sparse", sparse=True)
+    for kind in TYPES if kind.name in ("f16", "tf32", "e4m3")
+)  # fmt: skip
+METADATA = 0x44444444  # of every four values the first two are kept, of two tf32 the first
 FIRST = (256, 128, 64, 8)  # shapes worth timing first
 
 
@@ -72,6 +82,19 @@ def _per_thread(d: torch.Tensor) -> torch.Tensor:
     return columns.sum((1, 3, 5)).reshape(128)
 
 
+def _steps(kind: Type, a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+    """The products of the four k-steps. Sparse: A holds what is kept, and a step of B is half a row."""
+    width = 32 // kind.operand.itemsize
+    wide_a, wide_b = a.double(), b.double()
+    if kind.sparse:
+        kept = 2 if kind.operand == torch.float32 else 4
+        halves = wide_b.reshape(len(b), 2, -1, kept)[..., : kept // 2].reshape(len(b), 2, width)
+        columns = [halves[:, step % 2] for step in range(STEPS)]
+    else:
+        columns = [wide_b[:, step * width : (step + 1) * width] for step in range(STEPS)]
+    return [wide_a[:, step * width : (step + 1) * width] @ columns[step].T for step in range(STEPS)]
+
+
 def wgmma_plan(kind: Type, n: int, registers: bool, rate: bool, data: str, place: Place) -> Plan:
     """Latency: one warpgroup. Rate: two of them on every SM."""
     data = "small" if place.small else data
@@ -79,9 +102,8 @@ def wgmma_plan(kind: Type, n: int, registers: bool, rate: bool, data: str, place
     b = values(kind.operand, n, ROW_BYTES // kind.operand.itemsize, data, 2)
     singles, groups = (0, place.times(1024, 2, 16)) if rate else (place.times(1024, 3, 16), 0)
     grid, block = (place.ctas(), 256) if rate else (1, 128)
-    wide_a, wide_b = a.double(), b.double()
-    once = wide_a[:, : kind.depth] @ wide_b[:, : kind.depth].T
-    d = once * (1 + singles) + wide_a @ wide_b.T * groups
+    steps = _steps(kind, a, b)
+    d = steps[0] * (1 + singles) + torch.stack(steps).sum(0) * groups
     count = singles + STEPS * groups
     flops = 2 * 64 * n * kind.depth * count * (block // 128) * grid
 
@@ -92,14 +114,16 @@ def wgmma_plan(kind: Type, n: int, registers: bool, rate: bool, data: str, place
         return flops / records.seconds / 1e12 if rate else records.first_clocks / count
 
     return Plan(
-        args=[_bits(a, place.device), _bits(b, place.device), singles, groups],
+        args=[_bits(a, place.device), _bits(b, place.device), *([METADATA] if kind.sparse else []), singles, groups],
         value=value,
         grid=grid,
         block=block,
         shared=ROW_BYTES * (64 + n),
         want=_per_thread(d).repeat(grid * block // 128),
         result=result,
-        counters={f"wgmma.mma_async.sync.aligned.m64n{n}{kind.ptx}": count * grid * block // 32},
+        counters={
+            f"wgmma.mma_async.{'sp.' if kind.sparse else ''}sync.aligned.m64n{n}{kind.ptx}": count * grid * block // 32
+        },
     )
 
 
@@ -109,7 +133,9 @@ def _published(kind: Type, n: int, source: str, rate: bool, data: str) -> tuple[
     base = f"ipdps24/wgmma/m64n{n}k{kind.depth}/{kind.published}/{source}"
     known = {
         (256, False): [f"{base}/latency"],
-        (256, True): [f"{base}/rate", f"{base}/sweep"] if data == "zeros" else [f"{base}/rate/random"],
+        (256, True): [f"{base}/rate"] + ([] if kind.sparse else [f"{base}/sweep"])
+        if data == "zeros"
+        else [f"{base}/rate/random"],
         (128, True): [f"{base}/sweep"],
         (64, True): [f"{base}/sweep"],
         (8, True): [f"{base}/sweep"],
@@ -122,7 +148,7 @@ def _published(kind: Type, n: int, source: str, rate: bool, data: str) -> tuple[
 def _wgmma(kind: Type, n: int, source: str, rate: bool, data: str) -> Micro:
     what = f"m64n{n}{kind.ptx}, A in {'registers' if source == 'rs' else 'shared memory'}"
     question = f"How fast do wgmma {what} flow on the whole machine?" if rate else f"How long does a wgmma {what} take?"
-    first = n in FIRST and kind.mma != ""
+    first = n in FIRST and (kind.mma != "" or kind.sparse)
     return Micro(
         name=f"wgmma/{kind.name}/n{n}/{source}/{f'rate/{data}' if rate else 'latency'}",
         question=question, unit="TFLOP/s" if rate else "clk", module=kind.module,
@@ -203,9 +229,9 @@ def _mma(kind: Type, rate: bool) -> Micro:
 
 
 def micros() -> list[Micro]:
-    """Latency and rate on zeros of every type and shape; on random data of four shapes; mma.sync."""
+    """Latency and rate on zeros of every type and shape; on random data of four shapes; sparse ones; mma.sync."""
     rows = []
-    for kind in TYPES:
+    for kind in (*TYPES, *SPARSE):
         for n in kind.shapes:
             for source in ("ss", "rs"):
                 rows += [_wgmma(kind, n, source, rate, "zeros") for rate in (False, True)]

@@ -35,6 +35,7 @@ class Instruction:
     k: int = 0
     operands: str = ""  # type of a tensor core's operands
     from_registers: bool = False  # A of wgmma
+    sparse: bool = False  # A of wgmma: half of its values are there
     flops: int = 0  # of mma.sync, a warp's
     pending: int = 0  # groups that a wait leaves
     read_only: bool = False  # a wait for sources only
@@ -113,6 +114,7 @@ def _wgmma(opcode: str, operands: list[str]) -> dict[str, Any]:
         "k": int(m[2]) if m else 0,
         "operands": types[-1] if types else "f16",
         "from_registers": len(operands) > 1 and operands[1].startswith("{"),
+        "sparse": ".sp." in opcode,
     }
 
 

@@ -388,8 +388,9 @@ class _Replay:
         if operation.arrived < 4:
             return True
         ins, sm = event.instruction, warp.cta.sm
-        # Rows of operands are 32 bytes of k. A comes in at the rate of shared memory from registers too.
-        a, b = 32 * 64 / self.rates.shared, 32 * ins.n / self.rates.shared
+        # Rows of operands are 32 bytes of k, those of B twice that where A is sparse. A comes in at the rate of shared
+        # memory from registers too.
+        a, b = 32 * 64 / self.rates.shared, (64 if ins.sparse else 32) * ins.n / self.rates.shared
         reads = b if ins.from_registers else a + b
         clocks = max(self.rates.wgmma_clocks(ins.n, ins.operands), reads, a)
         sm.shared.busy += reads
