@@ -3,6 +3,7 @@
 # make check   format, lint, types, house rules and the fastest tests
 # make bench   time the ops against their peers, on a machine with a GPU
 # make fuzz    fuzz the emulator (needs clang): tests/emulator/fuzz/README.md
+# make sanitize  the emulator's tests under AddressSanitizer, UBSan and ThreadSanitizer
 # make clean   remove what the above made
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Tests run in two processes of one thread each: on small tensors more threads only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: demo test check bench fuzz format clean
+.PHONY: demo test check bench fuzz sanitize format clean
 
 demo: $(VENV)/ready
 	$(BIN)/tkpy demo
@@ -36,6 +37,10 @@ fuzz: $(VENV)/ready
 	PATH=$(CURDIR)/$(BIN):$$PATH cmake --build $(FUZZ)/cmake --target fuzz_ptx
 	mkdir -p $(FUZZ)/corpus $(FUZZ)/crashes
 	$(FUZZ)/cmake/fuzz_ptx -max_len=6000 -timeout=20 -max_total_time=$(FUZZ_SECONDS) -dict=$(FUZZ)/words.dict -artifact_prefix=$(FUZZ)/crashes/ $(FUZZ)/corpus $(FUZZ)/seeds
+
+sanitize: $(VENV)/ready
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/emulator/sanitize.sh address
+	PATH=$(CURDIR)/$(BIN):$$PATH tests/emulator/sanitize.sh thread
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -164,7 +164,8 @@ void Decoder::load_store(bool load) {
   for (std::string_view scope : {"gpu", "sys"})
     if (has(scope)) op.f |= kGpuScope;
   const Space space = take_space(in_->modifiers, taken_, Space::generic);
-  for (std::string_view cache : {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc"}) has(cache);
+  for (std::string_view cache : {"ca", "cg", "cs", "lu", "cv", "wb", "wt"}) has(cache);
+  if (has("nc") || in_->opcode == "ldu") op.f |= kNonCoherent;
   while (has_prefix("L1::") || has_prefix("L2::64B") || has_prefix("L2::128B") || has_prefix("L2::256B")) {}
   while (has_prefix("L2::evict")) {}
   const bool hint = has("L2::cache_hint");

@@ -8,6 +8,7 @@ namespace tkpy::emulator {
 
 enum MemFlag : u32 {
   kSigned = 1, kStrong = 2, kAcquire = 4, kRelease = 8, kWide = 16, kVolatile = 32, kGpuScope = 64, kReadModifyWrite = 128,
+  kNonCoherent = 256,
 };
 
 enum class AtomicOp : u8 { add, and_, or_, xor_, exch, cas, min, max, inc, dec };

@@ -97,11 +97,14 @@ const Region* allowed_region(Exec& x, const Op& op, u32 lane, u64 address, u32 b
   return r;
 }
 
-u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind, bool strong) {
+u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, AccessKind kind, u32 flags) {
   const Region* r = allowed_region(x, op, lane, address, bytes, kind);
   if (!r) return nullptr;
-  if (x.cluster->global && r->writable && !r->heap && kind == AccessKind::read)
-    touch_global(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), address, bytes, kind, strong, nullptr);
+  if (x.cluster->global && r->writable && !r->heap && kind == AccessKind::read) {
+    const Accessor a = accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op));
+    touch_global(a, address, bytes, kind, flags & kStrong, nullptr);
+    if (flags & kNonCoherent) check_never_written(a, address, bytes);
+  }
   return reinterpret_cast<u8*>(address);
 }
 
@@ -229,7 +232,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
     u8* at = nullptr;
     switch (space) {
       case Space::global:
-      case Space::constant: at = resolve_global(x, op, lane, address, bytes, kind, flags & kStrong); break;
+      case Space::constant: at = resolve_global(x, op, lane, address, bytes, kind, flags); break;
       case Space::param:
         if (static_cast<u64>(op.imm) <= x.launch->param_bytes && bytes <= x.launch->param_bytes - static_cast<u64>(op.imm)) at = reinterpret_cast<u8*>(address);
         else report_range(x, op, lane, address, bytes, kind, Space::param);

@@ -7,7 +7,7 @@ constexpr const char* kNames[] = {
     "uninitialised-read", "out-of-bounds", "misaligned", "shared-race", "barrier-divergence", "barrier-count",
     "deadlock", "budget", "trap", "unmodelled", "invalid-instruction", "mbarrier-misuse", "stack-overflow", "bad-call",
     "wgmma-misuse", "tensor-map", "async-in-flight", "proxy-fence", "assertion", "uninitialised-register", "wgmma-in-flight", "wgmma-fence",
-    "setmaxnreg", "global-race"};
+    "setmaxnreg", "global-race", "non-coherent-read"};
 static_assert(sizeof kNames / sizeof *kNames == static_cast<std::size_t>(Check::count));
 }  // namespace
 

@@ -8,7 +8,7 @@ namespace tkpy::emulator {
 enum class Check : u32 {
   uninitialised_read, out_of_bounds, misaligned, shared_race, barrier_divergence, barrier_count, deadlock, budget, trap,
   unmodelled, invalid_instruction, mbarrier_misuse, stack_overflow, bad_call, wgmma_misuse, tensor_map, async_in_flight,
-  proxy_fence, assertion, uninitialised_register, wgmma_in_flight, wgmma_fence, setmaxnreg, global_race, count
+  proxy_fence, assertion, uninitialised_register, wgmma_in_flight, wgmma_fence, setmaxnreg, global_race, non_coherent_read, count
 };
 
 const char* check_name(Check check);

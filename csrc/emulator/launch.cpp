@@ -114,7 +114,7 @@ std::unique_ptr<Cluster> make_cluster(Launch& launch, u64 index, std::vector<Ins
   cluster->counts = &counts;
   cluster->rng = (c.seed + 1) * 0xd1342543de82ef95ull + index * 0x9e3779b97f4a7c15ull;
   cluster->ctas = std::vector<Cta>(launch.cluster_ctas);
-  if (c.checks & (checks_bit(Check::global_race) | checks_bit(Check::proxy_fence))) cluster->global = std::make_unique<GlobalMemory>();
+  if (c.checks & (checks_bit(Check::global_race) | checks_bit(Check::proxy_fence) | checks_bit(Check::non_coherent_read))) cluster->global = std::make_unique<GlobalMemory>();
   for (u32 rank = 0; rank < launch.cluster_ctas; ++rank) {
     Cta& cta = cluster->ctas[rank];
     cta.rank = rank;
@@ -327,7 +327,7 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
       if (config.trace_warm) trace->warm(r.lo, r.hi);
   }
   const bool together = linked.talks_across_ctas;
-  if (together && clusters > 1 && config.checks & checks_bit(Check::global_race)) launch.across = std::make_unique<AcrossClusters>();
+  if (together && clusters > 1 && config.checks & (checks_bit(Check::global_race) | checks_bit(Check::non_coherent_read))) launch.across = std::make_unique<AcrossClusters>();
   const std::size_t workers = together || trace ? 1 : std::clamp<u64>(config.threads, 1, std::clamp<u64>(clusters, 1, kMostThreads));
   std::vector<std::vector<InstrCount>> counts(workers, std::vector<InstrCount>(config.counters ? linked.counters : 0));
   Gather gather(launch, clusters);

@@ -79,6 +79,41 @@ void touch_global(const Accessor& a, u64 address, u64 bytes, AccessKind kind, bo
   }
 }
 
+void check_never_written(const Accessor& a, u64 address, u64 bytes) {
+  Cluster& c = *a.cluster;
+  if (!(c.launch->config->checks >> static_cast<u32>(Check::non_coherent_read) & 1)) return;
+  constexpr const char* kWhy =
+      ", which this kernel has written: the non-coherent cache may hold the old value, whatever orders the two; needed: a plain load";
+  for (u64 at = address & ~u64{3}; at < address + bytes; at += 4) {
+    const u32 touched = cell_bytes(at, address, address + bytes);
+    const GlobalCell& cell = c.global->cells.at(at);
+    for (const Access* w : {&cell.write, &cell.other_write}) {
+      if (!w->time || !(w->bytes & touched)) continue;
+      c.report_pair(Check::non_coherent_read, a.site, *a.warp, a.lane, w->site, *c.warps[w->warp], w->lane, [&] {
+        return describe(at, AccessKind::read, Access{}, *w, true) + kWhy;
+      });
+      return;
+    }
+    u32 by = 0;
+    const Access* abroad = c.launch->across ? c.launch->across->written_abroad(c.linear, at, touched, by) : nullptr;
+    if (!abroad) continue;
+    Finding f;
+    f.check = Check::non_coherent_read;
+    f.message = describe(at, AccessKind::read, Access{}, *abroad, true) + kWhy;
+    f.site = make_site(*c.launch, c.launch->linked->site(a.site), a.warp->cta->linear, a.warp->index, a.lane);
+    f.has_other = true;
+    f.other = site_of(*c.launch, by, *abroad);
+    c.add_finding(std::move(f), "non-coherent/" + std::to_string(a.site) + "/" + std::to_string(abroad->site));
+    return;
+  }
+}
+
+const Access* AcrossClusters::written_abroad(u32 cluster, u64 address, u32 bytes, u32& by) {
+  const AcrossCell& cell = cells_.at(address);
+  by = cell.write_cluster;
+  return cell.write.time && by != cluster && (cell.write.bytes & bytes) ? &cell.write : nullptr;
+}
+
 template <class Relate, class Race>
 void AcrossClusters::touch(u32 cluster, AcrossCell& cell, const Access& now, AccessKind kind, const Written& written, Relate&& ordered, Race&& race) {
   auto conflicts = [&](const Access& before, u32 other) {

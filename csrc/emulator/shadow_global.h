@@ -78,6 +78,8 @@ class AcrossClusters {
   void add(const Launch& launch, u32 cluster, GlobalMemory& memory, std::vector<Finding>& findings);
   // Adds one access of a cluster that may be ordered after other clusters' by atomics and fences.
   void access(const Accessor& a, u64 address, const Access& now, AccessKind kind, const Written& written);
+  // The last write of these bytes, by another cluster; null when there was none.
+  const Access* written_abroad(u32 cluster, u64 address, u32 bytes, u32& by);
 
  private:
   template <class Relate, class Race>
@@ -85,6 +87,9 @@ class AcrossClusters {
   Pages<AcrossCell> cells_;
   std::unordered_map<u64, bool> reported_;
 };
+
+// ld.global.nc: its cache may hold what was there before the kernel wrote (PTX ISA 9.7.9.9), whatever orders the two.
+void check_never_written(const Accessor& a, u64 address, u64 bytes);
 
 // Checks and records an access to global memory; `incoming`: what a write stores, null when that is not known.
 void touch_global(const Accessor& a, u64 address, u64 bytes, AccessKind kind, bool strong, const u8* incoming);

@@ -25,7 +25,7 @@ extern "C" __global__ void k(float* out, float* scratch, __half* halves, float* 
   u32 i = threadIdx.x, at = 64 * blockIdx.x;
   scratch[at + i] = 2 * x[at + i];
   __syncthreads();  // written
-  s[i] = scratch[at + 63 - i] + x[at + i];
+  s[i] = scratch[at + 63 - i] + __ldg(x + at + i);
   halves[at + i] = __float2half(s[i]);
   flags[0] = 7;  // by all
   fence_async();
@@ -43,6 +43,9 @@ extern "C" __global__ void k(float* out, float* scratch, __half* halves, float* 
         Fault("only the warp meets", "global-race", "__syncthreads();  // written", "__syncwarp();"),
         Fault("reads what its neighbour writes", "global-race", "s[i] = scratch[at + 63 - i]", "s[i] = scratch[(at + 127 - i) % (64 * gridDim.x)]"),
         Fault("a fence makes no order", "global-race", "s[i] = scratch[at + 63 - i]", "__threadfence(); s[i] = scratch[(at + 127 - i) % (64 * gridDim.x)]"),
+        Fault("a read through the non-coherent cache", "non-coherent-read", "s[i] = scratch[at + 63 - i]", "s[i] = __ldg(scratch + at + 63 - i)"),
+        Fault("the same of what the lane itself has written", "non-coherent-read", "s[i] = scratch[at + 63 - i]", "s[i] = scratch[at + 63 - i] + 0 * __ldg(scratch + at + i)"),
+        Fault("the same of one half", "non-coherent-read", "  flags[0] = 7;", "  s[i] += 0 * __half2float(__ldg(halves + at + i));\n  flags[0] = 7;"),
         Fault("pieces overlap by one", "global-race", "halves[at + i] =", "halves[at + i + (i == 63 && blockIdx.x < 2)] ="),
         Fault("all write to one place, each its own", "global-race", "flags[0] = 7;", "flags[0] = blockIdx.x;"),
         Fault("all write to one place, and one reads it", "global-race", "flags[0] = 7;", "if (i < 32) flags[0] = 7; else flags[1] = flags[0];"),
@@ -94,6 +97,7 @@ extern "C" __global__ void k(float* out, float* sums, unsigned* ticket, const fl
         Fault("fence after the ticket", "global-race", "    __threadfence();\n    last = atomicAdd(ticket, 1) == gridDim.x - 1;", "    last = atomicAdd(ticket, 1) == gridDim.x - 1;\n    __threadfence();"),
         Fault("no barrier before the fence", "global-race", "__syncthreads();  // summed"),
         Fault("one ticket early", "global-race", "== gridDim.x - 1;", ">= gridDim.x - 2;"),
+        Fault("sums read through the non-coherent cache", "non-coherent-read", "all += sums[i];", "all += __ldg(sums + i);"),
         Fault("the others do not wait for the ticket", "shared-race", "__syncthreads();  // known"),
     ),
 )  # fmt: skip
