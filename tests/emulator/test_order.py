@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from faults.fault_table import PRELUDE, aligned
 from faults.twins_clusters import CLUSTER
 from faults.twins_copies import STORE
 from faults.twins_global import APART
@@ -83,3 +84,30 @@ def test_outputs_of_two_ctas_may_share_a_word(compile_cuda: Compile) -> None:
     module.launch("k", grid=3, block=32, args=[out, pairs], threads=2).raise_on_findings()
     assert np.array_equal(out, np.arange(96))
     assert np.array_equal(pairs, np.arange(96) + 1)
+
+
+def test_bulk_reductions_of_many_ctas_lose_nothing(compile_cuda: Compile) -> None:
+    """They are atomics of global memory: CTAs on several host threads may add to one place, in one order for each seed."""
+    module = compile_cuda(
+        PRELUDE
+        + """
+extern "C" __global__ void k(float* out) {
+  __shared__ __align__(128) float s[1024];
+  for (int i = threadIdx.x; i < 1024; i += 32) s[i] = 1.f / (1 + i + blockIdx.x);
+  fence_async();
+  __syncwarp();
+  if (threadIdx.x == 0) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], 4096;" ::"l"(out), "r"(smem(s)) : "memory");
+    commit();
+    stored();
+  }
+}"""
+    )
+    sums = []
+    for threads in (1, 4):
+        out = aligned(np.zeros(1024, np.float32))
+        module.launch("k", grid=128, block=32, args=[out], threads=threads).raise_on_findings()
+        sums.append(out)
+    assert np.array_equal(*sums)
+    want = (1 / (1 + np.arange(1024)[:, None] + np.arange(128))).sum(1)
+    assert np.allclose(sums[0], want, rtol=1e-5)
