@@ -66,6 +66,17 @@ def test_every_wgmma_of_the_isa_is_there():
             for source in ("ss", "rs"):
                 assert f"wgmma/{kind.name}/n{n}/{source}/latency" in names
                 assert f"wgmma/{kind.name}/n{n}/{source}/rate/zeros" in names
+                assert f"wgmma/{kind.name}/n{n}/{source}/rate/random" in names
+
+
+def test_random_data_of_further_shapes_come_last():
+    """They are many: a run that is cut short has had the others."""
+    rows = [b for b in discover() if b.suite == "micro"]
+    further = [i for i, row in enumerate(rows) if row.rank == micro_wgmma.LAST]
+    assert further == list(range(len(rows) - len(further), len(rows)))
+    assert len(further) == 2 * (8 * (32 - 4) + 18 - 4)
+    assert {rows[i].name.split("/")[-1] for i in further} == {"random"}
+    assert not {rows[i].shapes["n"] for i in further} & set(micro_wgmma.FIRST)
 
 
 def test_a_published_number_comes_back_from_its_own_clocks():

@@ -57,6 +57,7 @@ SPARSE = tuple(
 )  # fmt: skip
 METADATA = 0x44444444  # of every four values the first two are kept, of two tf32 the first
 FIRST = (256, 128, 64, 8)  # shapes worth timing first
+LAST = 410  # the rank of rows that say what their neighbours' do
 
 
 def values(kind: torch.dtype, rows: int, cols: int, what: str, seed: int) -> torch.Tensor:
@@ -148,7 +149,7 @@ def _published(kind: Type, n: int, source: str, rate: bool, data: str) -> tuple[
 def _wgmma(kind: Type, n: int, source: str, rate: bool, data: str) -> Micro:
     what = f"m64n{n}{kind.ptx}, A in {'registers' if source == 'rs' else 'shared memory'}"
     question = f"How fast do wgmma {what} flow on the whole machine?" if rate else f"How long does a wgmma {what} take?"
-    first = n in FIRST and (kind.mma != "" or kind.sparse)
+    rank = 20 if n in FIRST and (kind.mma != "" or kind.sparse) else 400 if data == "zeros" or n in FIRST else LAST
     return Micro(
         name=f"wgmma/{kind.name}/n{n}/{source}/{f'rate/{data}' if rate else 'latency'}",
         question=question, unit="TFLOP/s" if rate else "clk", module=kind.module,
@@ -156,7 +157,7 @@ def _wgmma(kind: Type, n: int, source: str, rate: bool, data: str) -> Micro:
         plan=partial(wgmma_plan, kind, n, source == "rs", rate, data),
         shapes={"m": 64, "n": n, "k": kind.depth}, dtype=kind.name,
         inputs={"zeros": "zeros", "random": "normal; s8 uniform"}[data],
-        published=known_figures(_published(kind, n, source, rate, data)), rank=20 if first else 400,
+        published=known_figures(_published(kind, n, source, rate, data)), rank=rank,
     )  # fmt: skip
 
 
@@ -229,13 +230,13 @@ def _mma(kind: Type, rate: bool) -> Micro:
 
 
 def micros() -> list[Micro]:
-    """Latency and rate on zeros of every type and shape; on random data of four shapes; sparse ones; mma.sync."""
+    """Latency, and rate on zeros and on random data, of every type and shape; sparse ones; mma.sync."""
     rows = []
     for kind in (*TYPES, *SPARSE):
         for n in kind.shapes:
             for source in ("ss", "rs"):
                 rows += [_wgmma(kind, n, source, rate, "zeros") for rate in (False, True)]
-                rows += [_wgmma(kind, n, source, True, "random")] if n in FIRST else []
+                rows += [_wgmma(kind, n, source, True, "random")]
     return rows + [_mma(kind, rate) for kind in TYPES if kind.mma for rate in (False, True)]
 
 
