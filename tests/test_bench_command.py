@@ -65,7 +65,7 @@ def test_without_a_gpu_one_sentence(suite):
         (["ops", "--op", "nonsense"], "no op nonsense; the ops are"),
         (["ops", "--only", "nonsense"], "no benchmark's name contains 'nonsense'"),
         (["ops", "--shape", "8x8x8"], "--shape needs exactly one --op"),
-        (["ops", "--op", "rotary", "--shape", "8"], "rotary takes no --shape"),
+        (["ops", "--op", "merge_state", "--shape", "8"], "merge_state takes no --shape"),
         (["ops", "--op", "linear", "--shape", "8x8"], "k is missing"),
         (["ops", "--op", "linear", "--shape", "8x8x8", "--dtype", "int8"], "int8"),
         (["compare", "absent.jsonl", "absent.jsonl"], "absent.jsonl"),

@@ -68,6 +68,17 @@ def eager(op: Op) -> Peer:
     return Peer("torch eager", lambda kwargs: lambda: op.public(**kwargs, backend="eager"))
 
 
+def compiled(form: Callable[..., torch.Tensor]) -> Peer:
+    """`form(**kwargs)`, which is plain PyTorch, as torch.compile fuses it."""
+
+    def build(kwargs: Kwargs) -> Callable[[], Any]:
+        torch.compiler.reset()  # every row compiles anew: after a few sizes torch.compile would give up
+        call = torch.compile(form, dynamic=False)
+        return lambda: call(**kwargs)
+
+    return Peer("torch.compile", build)
+
+
 def ours(op: Op, kwargs: Kwargs, env: Environment) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """Our calls by backend, and why the other backends of ours cannot serve this call."""
     call = registry.capture(op, kwargs)
