@@ -218,12 +218,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("capability, expected", [((9, 0), []), ((8, 0), ["compute_capability"])])
     def test_of_a_gpu_only_hopper(self, built, monkeypatch, capability, expected):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-
-        class OnGpu(registry.Call):
-            device = torch.device("cuda:0")
-
-        call = OnGpu("linear", {**arguments(), "bias": None, "residual": None, "activation": None})
+        monkeypatch.setattr(registry.machine, "compute_capability", lambda device: capability)
+        given = {**arguments(), "bias": None, "residual": None, "activation": None}
+        call = registry.Call("linear", given, torch.device("cuda:0"))
         assert [refusal.code for refusal in OP.refusals("cuda", call)] == expected
         assert [refusal.code for refusal in OP.refusals("emulator", call)] == ["needs_cpu"]
 
