@@ -93,7 +93,7 @@ def peak_bytes(call: Call) -> int:
 
 # ------------------------------------------------------------------------------------------------------------- rwkv
 def rwkv() -> Iterator[Line]:
-    """Prefill: the pip package's fastest CPU strategy against ours, at each dtype that it has."""
+    """Prefill: each CPU strategy of the pip package against ours in the dtype of its activations (fp32i8: bfloat16)."""
     os.environ.setdefault("RWKV_JIT_ON", "1")
     os.environ.setdefault("RWKV_CUDA_ON", "0")
     try:
@@ -124,12 +124,9 @@ def rwkv() -> Iterator[Line]:
         for name, call in calls.items():
             require(f"rwkv by {name}", call().float(), expected, 0.1 if name.endswith("i8") else 3e-2)
         seconds = medians(calls)
-    fastest = min((name for name in seconds if name.startswith("pip")), key=seconds.__getitem__)
-    for name in (n for n in seconds if n.startswith("tkpy")):
-        for peer in (n for n in seconds if n.startswith("pip")):
-            mark = " (fastest)" if peer == fastest else ""
-            label = f"rwkv-5 prompt 512, {name.removeprefix('tkpy ')}"
-            yield Line(label, f"rwkv {version}, {peer.removeprefix('pip ')}{mark}", seconds[name], seconds[peer], 1.15)
+    for dtype, strategy in (("float32", "cpu fp32"), ("bfloat16", "cpu bf16"), ("bfloat16", "cpu fp32i8")):
+        ours_seconds, peer_seconds = seconds[f"tkpy {dtype}"], seconds[f"pip {strategy}"]
+        yield Line(f"rwkv-5 prompt 512, {dtype}", f"rwkv {version}, {strategy}", ours_seconds, peer_seconds, 1.15)
 
 
 def _last_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
