@@ -54,11 +54,11 @@ def wide(value):
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def disagreement(kwargs, backend: str = "emulator") -> str:
+def disagreement(kwargs, backend: str = "emulator", op=tkpy.attention) -> str:
     """Empty if out and lse agree with float64; the tolerance is the dtype's own."""
     with torch.no_grad():
-        got = tkpy.attention(**kwargs, return_lse=True, backend=backend)
-        want = tkpy.attention(**{k: wide(v) for k, v in kwargs.items()}, return_lse=True, backend="reference")
+        got = op(**kwargs, return_lse=True, backend=backend)
+        want = op(**{k: wide(v) for k, v in kwargs.items()}, return_lse=True, backend="reference")
     tolerances = (numerics.TOLERANCE[kwargs["q"].dtype], 1e-5)
     for name, a, b, tolerance in zip(("out", "lse"), got, want, tolerances, strict=True):
         comparison = numerics.compare(a, b, tolerance)

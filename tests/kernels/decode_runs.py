@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import attention_runs
 import torch
 
 import tkpy
-from tkpy import numerics, registry
+from tkpy import registry
 
 OP = registry.get("attention_decode")
 
@@ -27,18 +30,4 @@ def inputs(lengths, sq, h, hkv, d, dv=None, *, page=None, dtype=torch.bfloat16, 
     return {**tensors, "block_table": table, **options}
 
 
-def wide(value):
-    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-
-def disagreement(kwargs, backend: str = "emulator") -> str:
-    """Empty if out and lse agree with float64; the tolerance is the dtype's own."""
-    with torch.no_grad():
-        got = tkpy.attention_decode(**kwargs, return_lse=True, backend=backend)
-        want = tkpy.attention_decode(**{k: wide(v) for k, v in kwargs.items()}, return_lse=True, backend="reference")
-    tolerances = (numerics.TOLERANCE[kwargs["q"].dtype], 1e-5)
-    for name, a, b, tolerance in zip(("out", "lse"), got, want, tolerances, strict=True):
-        comparison = numerics.compare(a, b, tolerance)
-        if not comparison:
-            return f"{name}: {comparison}"
-    return ""
+disagreement = partial(attention_runs.disagreement, op=tkpy.attention_decode)

@@ -7,13 +7,27 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_cases import CACHE, ROOT
 
 
+@dataclass(frozen=True)
+class Fault:
+    """`old` in a kernel's source replaced by `new`; `kernel`: the instantiation that shows it."""
+
+    what: str
+    old: str
+    new: str
+    kernel: str = "64_plain"
+
+    def __str__(self) -> str:
+        return self.what
+
+
 def compiled(compile_kernel, toolchain, scratch: Path, name: str, kernels: str) -> str:
-    """The PTX of `kernels`, whose entries are fault_0, fault_1, ..: no ptxas, and no nvcc where nothing has changed."""
+    """The PTX of `kernels`, each fault an entry of its own: no ptxas, and no nvcc where nothing has changed."""
     whole = '#include "tk/tk.cuh"\n' + kernels
     key = hashlib.sha256((toolchain.version + whole).encode())
     for header in sorted((ROOT / "csrc/tk").iterdir()):
@@ -30,15 +44,15 @@ def compiled(compile_kernel, toolchain, scratch: Path, name: str, kernels: str) 
     return ptx.read_text()
 
 
-def module(text: str, names: dict[int, str]) -> str:
-    """The module with the kernels of some faults, each under the name that the launcher asks for."""
+def module(text: str, names: dict[str, str]) -> str:
+    """The module with the entries of some faults, each under the name that the launcher asks for."""
     head, *entries = text.split(".visible .entry ")
     tail = entries[-1][entries[-1].rindex("\n}\n") + 3 :]  # .file, .section
     made = head
-    for number, name in names.items():
-        (entry,) = [e for e in entries if e.startswith(f"fault_{number}(")]
+    for seeded, name in names.items():
+        (entry,) = [e for e in entries if e.startswith(f"{seeded}(")]
         body = entry[: entry.rindex("\n}\n") + 3]
-        made += ".visible .entry " + re.sub(rf"\bfault_{number}(?=\(|_param)", name, body)
+        made += ".visible .entry " + re.sub(rf"\b{seeded}(?=\(|_param)", name, body)
     return made + tail
 
 

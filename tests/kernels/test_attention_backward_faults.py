@@ -2,11 +2,10 @@
 gradient or, where sums have an order, other bits must give it away on a few small calls and schedules."""
 
 import functools
-from dataclasses import dataclass
 
 import pytest
 from kernel_cases import ROOT
-from seeded_faults import compiled, module, write_module
+from seeded_faults import Fault, compiled, module, write_module
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
@@ -27,17 +26,6 @@ from tkpy import machine, numerics, registry  # noqa: E402
 
 SOURCES = ("params.h", "schedule.cuh", "dq.cuh", "producer.cuh", "scores.cuh", "backward.cuh", "rows.cu")
 SEEDS = range(4)
-
-
-@dataclass(frozen=True)
-class Fault:
-    what: str
-    old: str
-    new: str
-    kernel: str = "64_plain"
-
-    def __str__(self) -> str:
-        return self.what
 
 
 SYNC_PART = "      sync(1 + number, 128);\n"
@@ -258,11 +246,13 @@ def found(text: str, right, tmp_path, monkeypatch, number: int) -> str:
     gather(tmp_path, [right])
     size, _, kind = fault.kernel.partition("_")
     names = {
-        number: f"attention_backward_{fault.kernel}_bf16" if not kind else f"attention_backward_bf16_{fault.kernel}"
+        f"fault_{number}": f"attention_backward_{fault.kernel}_bf16"
+        if not kind
+        else f"attention_backward_bf16_{fault.kernel}"
     }
     if kind:  # the size's other kernels are right
         others = [k for k in KERNELS if k.startswith(f"{size}_") and k != fault.kernel]
-        names |= {RIGHT[kernel]: f"attention_backward_bf16_{kernel}" for kernel in others}
+        names |= {f"fault_{RIGHT[kernel]}": f"attention_backward_bf16_{kernel}" for kernel in others}
     which = f"attention_backward_hd{size}" if kind else "attention_backward_rows"
     write_module(tmp_path, which, module(text, names))
     calls_of = fault.kernel if kind in ("plain", "capped") else f"{size if kind else '64'}_plain"

@@ -1,15 +1,9 @@
 """Faults seeded into attention_decode: each is one edit of its source, and a finding or a wrong result must give it
 away on a few small calls and schedules."""
 
-import hashlib
-import os
-import re
-import shutil
-import subprocess
-from dataclasses import dataclass
-
 import pytest
-from kernel_cases import CACHE, ROOT
+from kernel_cases import ROOT
+from seeded_faults import Fault, compiled, module, write_module
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
@@ -19,16 +13,6 @@ from decode_runs import disagreement, inputs  # noqa: E402
 import tkpy  # noqa: E402
 
 SEEDS = range(4)
-
-
-@dataclass(frozen=True)
-class Fault:
-    what: str
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        return self.what
 
 
 WAIT, SHARE = "    ptx::cp_async_wait_group<0>();\n", "    leave_share(merge, o, soft);\n"
@@ -96,36 +80,8 @@ def source(number: int) -> str:
 @pytest.fixture(scope="module")
 def text(compile_kernel, toolchain, tmp_path_factory):
     """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = '#include "tk/tk.cuh"\n' + "".join(source(i) for i in range(len(FAULTS) + 1))
-    key = hashlib.sha256((toolchain.version + whole).encode())
-    for header in sorted((ROOT / "csrc/tk").iterdir()):
-        key.update(header.read_bytes())
-    ptx = CACHE / f"attention_decode_faults-{key.hexdigest()[:16]}.ptx"
-    if not ptx.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        folder = tmp_path_factory.mktemp("attention_decode_faults")
-        path, made = folder / "faults.cu", folder / "faults.ptx"
-        path.write_text(whole)
-        command = [toolchain.nvcc, *compile_kernel.NVCC_FLAGS, f"-I{ROOT / 'csrc'}", path, "-o", made]
-        subprocess.run(list(map(str, command)), check=True)
-        shutil.copy(made, ptx.with_suffix(".part"))
-        os.replace(ptx.with_suffix(".part"), ptx)
-    return ptx.read_text()
-
-
-def kernels(text: str, number: int) -> str:
-    """The module with the two kernels of one fault, under the names that the launcher asks for."""
-    head, *entries = text.split(".visible .entry ")
-    tail = entries[-1][entries[-1].rindex("\n}\n") + 3 :]  # .file, .section
-    module = head
-    for seeded, name in (
-        (f"decode_{number}", "attention_decode_bf16_64"),
-        (f"combine_{number}", "attention_combine_bf16"),
-    ):
-        (entry,) = [e for e in entries if e.startswith(f"{seeded}(")]
-        body = entry[: entry.rindex("\n}\n") + 3]
-        module += ".visible .entry " + re.sub(rf"\b{seeded}(?=\(|_param)", name, body)
-    return module + tail
+    whole = "".join(source(i) for i in range(len(FAULTS) + 1))
+    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "attention_decode_faults", whole)
 
 
 def calls() -> list[dict]:
@@ -153,10 +109,8 @@ def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
 
 
 def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    path = tmp_path / "attention_decode.ptx"
-    path.write_text(kernels(text, number))
-    path.with_suffix(".cubin").write_text("")
-    path.with_suffix(".json").write_text("{}")
+    names = {f"decode_{number}": "attention_decode_bf16_64", f"combine_{number}": "attention_combine_bf16"}
+    write_module(tmp_path, "attention_decode", module(text, names))
     for seed in seeds:
         for kwargs in calls():
             if what := caught(kwargs, monkeypatch, tmp_path, seed):

@@ -1,11 +1,9 @@
 """Faults seeded into the attention forward: each is one edit of its source, and a finding, a deadlock or a wrong result
 must give it away on a few small calls and schedules."""
 
-from dataclasses import dataclass
-
 import pytest
 from kernel_cases import ROOT
-from seeded_faults import compiled, module, write_module
+from seeded_faults import Fault, compiled, module, write_module
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
@@ -15,17 +13,6 @@ import tkpy  # noqa: E402
 
 SOURCES = ("params.h", "schedule.cuh", "softmax.cuh", "forward.cuh")
 SEEDS = range(4)
-
-
-@dataclass(frozen=True)
-class Fault:
-    what: str
-    old: str
-    new: str
-    kernel: str = "64_plain"
-
-    def __str__(self) -> str:
-        return self.what
 
 
 SWAPPED_K = "release(bars.keys, at.k);\n      at.k.next();\n      soft.step(s, factor, p, block);"
@@ -152,7 +139,7 @@ def found(text: str, tmp_path, monkeypatch, number: int) -> str:
     fault = FAULTS[number]
     name = f"attention_forward_bf16_{fault.kernel}"
     for size in ("hd64", "hd256"):
-        write_module(tmp_path, f"attention_forward_{size}", module(text, {number: name}))
+        write_module(tmp_path, f"attention_forward_{size}", module(text, {f"fault_{number}": name}))
     for seed in SEEDS if fault not in CONTROLS else SEEDS[:2]:
         for kwargs in calls(fault.kernel):
             if what := caught(kwargs, monkeypatch, tmp_path, seed):

@@ -101,7 +101,7 @@ def attention(
         scale = 1.0 / math.sqrt(width)
     check.number("scale", scale)
     check.number("softcap", softcap, minimum=0.0)
-    left, right = _check_window(check, window)
+    left, right = check_window(check, window)
     if causal:
         right = 0  # the nearer of the two bounds: a window's right side is never negative
     blocks, block = _check_block_mask(check, block_mask, packed)
@@ -145,7 +145,7 @@ def _check_packing(
     return cu_seqlens_k
 
 
-def _check_window(check: Arguments, window: Any) -> tuple[int, int]:
+def check_window(check: Arguments, window: Any) -> tuple[int, int]:
     """(left, right) with -1 for an open side."""
     if window is None:
         return -1, -1

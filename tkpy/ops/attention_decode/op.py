@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tkpy.arguments import INTEGERS, Arguments, autocast
+from tkpy.ops.attention.op import check_window
 from tkpy.registry import Call, Case, Maker, Op, Refusal
 
 MAX_GRID, MAX_SPLITS = 65535, 1024
@@ -86,7 +87,7 @@ def attention_decode(
     scale = 1.0 / math.sqrt(width) if scale is None else scale
     check.number("scale", scale)
     check.number("softcap", softcap, minimum=0.0)
-    left, right = _check_window(check, window)
+    left, right = check_window(check, window)
     check.same_device()
     out, lse = OP(
         *(q, k_cache, v_cache, seqlens, block_table, starts, sinks, kv_head_map),
@@ -94,19 +95,6 @@ def attention_decode(
         backend=backend,
     )
     return (out, lse) if return_lse else out
-
-
-def _check_window(check: Arguments, window: Any) -> tuple[int, int]:
-    """(left, right) with -1 for an open side."""
-    if window is None:
-        return -1, -1
-    if not isinstance(window, (tuple, list)):
-        check.fail("window", "a pair (left, right) or None", repr(window), TypeError)
-    check.that(len(window) == 2, "window", "a pair (left, right)", window)
-    for side in window:
-        check.integer("window", side, minimum=-1, optional=True)
-    left, right = (-1 if side is None else side for side in window)
-    return left, right
 
 
 def fake(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
