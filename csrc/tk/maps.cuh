@@ -1,4 +1,4 @@
-// Element by element: dst = f(a, b, ..). The result is a register tile or vector; an operand may be
+// Element by element: dst = f(a, b, ..). In shared memory: shared_maps.cuh. In registers the result is a register tile or vector; an operand may be
 //   a tile of the result's shape and layout (its type may differ: values convert), also the result itself
 //   a vector, Tile::per_row or Tile::per_col of the result, broadcast along its rows or columns
 //   a number
@@ -6,7 +6,7 @@
 #pragma once
 
 #include "functions.cuh"
-#include "tiles.cuh"
+#include "shared_maps.cuh"
 
 namespace tk {
 
@@ -127,15 +127,24 @@ TK_DEVICE void broadcast(Dst& dst, const X& x) {
   detail::map_all(dst, [](auto v) { return v; }, x);
 }
 
-#define TK_MAP1(NAME)                                                \
-  template <register_values Dst, class A>                            \
-  TK_DEVICE void NAME(Dst& dst, const A& a) {                        \
-    detail::map_all(dst, [](auto x) { return fn::NAME(x); }, a);     \
+// Each in registers, and in shared memory by all threads of Scope.
+#define TK_MAP1(NAME)                                                      \
+  template <register_values Dst, class A>                                  \
+  TK_DEVICE void NAME(Dst& dst, const A& a) {                              \
+    detail::map_all(dst, [](auto x) { return fn::NAME(x); }, a);           \
+  }                                                                        \
+  template <class Scope = warp, shared_values Dst, class A>                \
+  TK_DEVICE void NAME(Dst&& dst, const A& a) {                             \
+    detail::map_shared<Scope>(dst, [](auto x) { return fn::NAME(x); }, a); \
   }
-#define TK_MAP2(NAME)                                                             \
-  template <register_values Dst, class A, class B>                                \
-  TK_DEVICE void NAME(Dst& dst, const A& a, const B& b) {                         \
-    detail::map_all(dst, [](auto x, auto y) { return fn::NAME(x, y); }, a, b);    \
+#define TK_MAP2(NAME)                                                                    \
+  template <register_values Dst, class A, class B>                                       \
+  TK_DEVICE void NAME(Dst& dst, const A& a, const B& b) {                                \
+    detail::map_all(dst, [](auto x, auto y) { return fn::NAME(x, y); }, a, b);           \
+  }                                                                                      \
+  template <class Scope = warp, shared_values Dst, class A, class B>                     \
+  TK_DEVICE void NAME(Dst&& dst, const A& a, const B& b) {                               \
+    detail::map_shared<Scope>(dst, [](auto x, auto y) { return fn::NAME(x, y); }, a, b); \
   }
 TK_MAP1(exp2)          // 2^a
 TK_MAP1(exp)           // e^a
@@ -172,6 +181,10 @@ TK_MAP2(pow)           // a^b for a >= 0
 template <register_values Dst, class A, class B, class C>
 TK_DEVICE void fma(Dst& dst, const A& a, const B& b, const C& c) {
   detail::map_all(dst, [](auto x, auto y, auto z) { return fn::fma(x, y, z); }, a, b, c);
+}
+template <class Scope = warp, shared_values Dst, class A, class B, class C>
+TK_DEVICE void fma(Dst&& dst, const A& a, const B& b, const C& c) {
+  detail::map_shared<Scope>(dst, [](auto x, auto y, auto z) { return fn::fma(x, y, z); }, a, b, c);
 }
 
 }  // namespace tk

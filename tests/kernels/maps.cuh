@@ -121,6 +121,51 @@ extern "C" __global__ void __launch_bounds__(128) others(const float* x, const f
   store<warpgroup>(view<float>{y, 64, 24, 24}, out, 0, 0);
 }
 
+// In shared memory, by a block of three warps; Z and SWIZZLE: the second operand's type and its swizzle.
+template <class T, class Z, int Rows, int Cols, int Swizzle>
+TK_DEVICE void shared(const T* x, const Z* z, T* y, int op) {
+  using Block = group<3>;
+  __shared__ st<T, Rows, Cols> a, out;
+  __shared__ st<Z, Rows, Cols, Swizzle> b;
+  __shared__ sv<T, Cols> v;
+  __shared__ sv<Z, Cols> w;
+  load<Block>(a, matrix<decltype(a)>(x), 0, 0);
+  load<Block>(b, matrix<decltype(b)>(z), 0, 0);
+  load<Block>(v, vec_view<const T>{x, Cols});
+  load<Block>(w, vec_view<const Z>{z, Cols});
+  one<Block>(out);
+  __syncthreads();
+  if (op == 0) zero<Block>(out);
+  if (op == 1) fill<Block>(out, 2.5f);
+  if (op == 2) copy<Block>(out, b);
+  if (op == 3) sigmoid<Block>(out, a);
+  if (op == 4) mul<Block>(out, a, b);
+  if (op == 5) sub<Block>(out, 3, a);
+  if (op == 6) fma<Block>(out, a, 0.5f, b);
+  if (op == 7) {  // in place, then on: no barrier between maps of one scope
+    abs<Block>(a, a);
+    add<Block>(out, a, 1.0f);
+    sqrt<Block>(out, out);
+  }
+  if (op == 8) map_at<Block>(out, b, [](int r, int c, float value) { return c <= r ? value : -1.0f; });
+  if (op == 9) map<Block>(out, a, b, [](float p, float q) { return p > q ? p : -q; });
+  if (op == 10) map<Block>(out, a, b, 2, [](float p, float q, float r) { return p * r - q; });
+  if (op == 11) neg<Block>(subtile<8, 16>(out, Rows - 8, Cols - 16), subtile<8, 16>(a, 0, 0));
+  if (op == 12 && warp_index() == 1) exp2(out, b);  // by one warp
+  if (op == 13) {
+    max<Block>(v, v, w);
+    mul<Block>(v, v, 2.0f);
+    __syncthreads();
+    map_at<Block>(out, a, [](int, int c, float) { return read(v.data + c); });
+  }
+  __syncthreads();
+  store<Block>(matrix<decltype(out)>(y), out, 0, 0);
+}
+#define SHARED(NAME, T, Z, ROWS, COLS, SWIZZLE)                                                       \
+  extern "C" __global__ void __launch_bounds__(96) NAME(const T* x, const Z* z, T* y, int op) {       \
+    shared<T, Z, ROWS, COLS, SWIZZLE>(x, z, y, op);                                                   \
+  }
+
 // Complex tiles; b is a tile or one number per column.
 extern "C" __global__ void __launch_bounds__(32)
     complexes(const float* a_re, const float* a_im, const float* b_re, const float* b_im, float* re, float* im, int op) {

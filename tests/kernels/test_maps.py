@@ -50,6 +50,8 @@ BINARY = {
     "div": torch.div,
     "pow": torch.pow,
 }
+SHARED = [("float", "float", 24, 48, 64), ("bf16", "float", 16, 64, 0), ("float", "bf16", 40, 32, 64),
+          ("fp16", "fp16", 16, 24, 0), ("e4m3", "bf16", 24, 64, 128), ("tf32", "e5m2", 16, 48, 0)]  # fmt: skip
 MODES = ["tile", "per row", "per column", "number", "number first", "in place"]
 
 
@@ -61,6 +63,7 @@ def name(prefix: str, case: tuple) -> str:
 def folder(compile_kernel, toolchain):
     kernels = [f"UNARY({name('unary', c)}, {', '.join(map(str, c))})" for c in UNARIES]
     kernels += [f"BINARY({name('binary', c)}, {', '.join(map(str, c))})" for c in BINARIES]
+    kernels += [f"SHARED({name('shared', c)}, {', '.join(map(str, c))})" for c in SHARED]
     return compile_sweep(compile_kernel, toolchain, "maps", kernels)
 
 
@@ -147,6 +150,25 @@ def test_the_other_maps(run):
         assert compare(y, want.double(), 1e-6), op
         if op == 8:
             assert compare(z.float(), torch.exp2(wide[:, 8:]), TOLERANCE["bf16"])
+
+
+@pytest.mark.parametrize("case", SHARED, ids=lambda c: name("shared", c))
+def test_maps_in_shared_memory(run, case):
+    kind, other, rows, cols, _ = case
+    x, z = values(kind, rows, cols), values(other, rows, cols, seed=1)
+    a, b = x.double(), z.double()
+    down, along = torch.arange(rows)[:, None], torch.arange(cols)
+    corner = torch.ones_like(a)
+    corner[-8:, -16:] = -a[:8, :16]
+    expected = [
+        torch.zeros_like(a), torch.full_like(a, 2.5), b, a.sigmoid(), a * b, 3 - a, a * 0.5 + b, (a.abs() + 1).sqrt(),
+        torch.where(along <= down, b, -1.0), torch.where(a > b, a, -b), 2 * a - b, corner, torch.exp2(b),
+        2 * torch.maximum(a[0], b[0]).expand(rows, cols),
+    ]  # fmt: skip
+    for op, want in enumerate(expected):
+        y = torch.full_like(x.float(), float("nan")).to(x.dtype)
+        run(name("shared", case), [x, z, y, op], block=96)
+        assert compare(y.float(), want, 2 * TOLERANCE[kind] if op in (7, 13) else TOLERANCE[kind]), op
 
 
 def test_complex_tiles(run):

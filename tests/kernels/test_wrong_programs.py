@@ -134,6 +134,26 @@ WRONG = {
         "rt_fl<16, 32> a; rt_fl<32, 32>::per_row v; mul(a, a, v);",
         "a vector operand must be per_row or per_col of the result's own tile type",
     ),
+    "shared_shape": (
+        "__shared__ st<bf16, 16, 32> a; __shared__ st<bf16, 16, 64> b; add(a, a, b);",
+        "an operand must have the shape of the result",
+    ),
+    "shared_length": (
+        "__shared__ sv<bf16, 32> a; __shared__ sv<bf16, 16> b; add(a, a, b);",
+        "an operand must have the length of the result",
+    ),
+    "shared_vector": (
+        "__shared__ st<bf16, 32, 32> a; __shared__ sv<bf16, 32> b; add(a, a, b);",
+        "a shared vector cannot be an operand of a shared tile",
+    ),
+    "shared_reduce": (
+        "__shared__ st<bf16, 32, 32> a; __shared__ sv<bf16, 32> b; exp2(b, a);",
+        "a tile cannot be an operand of a vector: reduce it first",
+    ),
+    "shared_registers": (
+        "__shared__ st<bf16, 16, 32> a; rt_bf<16, 32> b; zero(b); exp2(a, b);",
+        "registers cannot be an operand of shared memory: store them first",
+    ),
     "operand_vector": (
         "rt_fl<16, 32>::per_row v; rt_fl<16, 32>::per_col w; mul(v, v, w);",
         "an operand must have the length and spread of the result: copy it into such a vector",
