@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADERS = {
     "Nouns": ["types.cuh", "layout.h", "group.cuh", "tiles.cuh"],
     "Moves": ["global_memory.cuh", "shared_memory.cuh", "tma.cuh"],
-    "Registers": ["convert.cuh", "shape.cuh", "maps.cuh", "shared_maps.cuh", "functions.cuh", "reduce.cuh", "scan.cuh", "mask.cuh",
-                  "complex.cuh"],
+    "Registers": ["convert.cuh", "shape.cuh", "maps.cuh", "shared_maps.cuh", "functions.cuh", "reduce.cuh", "scan.cuh",
+                  "mask.cuh", "complex.cuh"],
     "Products": ["mma.cuh"],
     "Order": ["sync.cuh", "pipeline.cuh"],
     "Instructions": ["ptx_data.cuh", "ptx_async.cuh", "ptx.cuh", "ptx_mma.cuh", "ptx_wgmma.cuh",
