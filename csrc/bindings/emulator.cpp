@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "machine.h"
+#include "signals.h"
 
 namespace py = pybind11;
 using namespace tkpy::emulator;
@@ -148,6 +149,7 @@ class PyModule {
     c.registers = registers;
     c.trace_slots = trace_slots;
     c.trace_warm = trace_warm;
+    c.poll = raise_signals;
     const Linked& linked = link(kernel);
     LaunchResult r;
     {

@@ -11,6 +11,7 @@
 #include "runtime/driver_machine.h"
 #include "runtime/emulator_machine.h"
 #include "runtime/launcher.h"
+#include "signals.h"
 
 namespace py = pybind11;
 using namespace tkpy::runtime;
@@ -59,6 +60,7 @@ class PyMachine {
     options.threads = threads;
     options.multiprocessors = multiprocessors;
     options.counters = counters;
+    options.poll = raise_signals;
     auto emulator = std::make_unique<EmulatorMachine>(kernels, options);
     const EmulatorMachine* const counted = counters ? emulator.get() : nullptr;
     auto made = std::make_unique<PyMachine>(std::move(emulator), true);

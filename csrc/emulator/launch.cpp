@@ -1,5 +1,7 @@
 // Linking a kernel (shared-memory layout, constant pools) and running a grid over host threads.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <optional>
 #include <thread>
@@ -182,12 +184,12 @@ class Gather {
 };
 
 // CTAs that talk to each other through global memory: one host thread, interleaved, up to a device's worth at a time.
-void run_together(Launch& launch, u64 clusters, Gather& gather, std::vector<InstrCount>& counts) {
+void run_together(Launch& launch, u64 clusters, Gather& gather, std::vector<InstrCount>& counts, const std::atomic<bool>& ended) {
   const u64 resident = std::max<u64>(1, 264 / launch.cluster_ctas);
   std::vector<std::pair<u64, std::unique_ptr<Cluster>>> live;
   u64 next = 0;
   u64 rng = launch.config->seed * 0x2545f4914f6cdd1dull + 1;
-  while (next < clusters || !live.empty()) {
+  while (!ended && (next < clusters || !live.empty())) {
     while (next < clusters && live.size() < resident) {
       live.emplace_back(next, make_cluster(launch, next, counts));
       ++next;
@@ -204,7 +206,8 @@ void run_together(Launch& launch, u64 clusters, Gather& gather, std::vector<Inst
   }
 }
 
-// Clusters that run apart: the workers take them in order, and none starts far ahead of the slowest.
+// The host threads of a launch, and the thread that waits for them. Clusters that run apart are taken in order, and none
+// starts far ahead of the slowest; those that talk to each other are one thread's.
 class Crew {
  public:
   Crew(Launch& launch, u64 clusters, Gather& gather) : launch_(launch), clusters_(clusters), gather_(gather) {}
@@ -212,37 +215,66 @@ class Crew {
     std::vector<std::thread> threads;
     threads.reserve(counts.size());
     try {
-      for (std::size_t i = 1; i < counts.size(); ++i) threads.emplace_back(&Crew::work, this, std::ref(counts[i]));
+      for (auto& of_worker : counts) threads.emplace_back(&Crew::work, this, std::ref(of_worker));
     } catch (const std::exception&) {
       // The host has no room for more threads: those there are do it all.
     }
-    work(counts[0]);
+    if (threads.empty()) work(counts[0]);
+    else wait(threads.size());
     for (std::thread& t : threads) t.join();
     if (error_) std::rethrow_exception(error_);
   }
 
  private:
   static constexpr u64 kAhead = 1024;
+  static constexpr std::chrono::milliseconds kBetweenPolls{50};
 
   // An exception (memory has run out) ends the launch, in the thread that called it.
   void work(std::vector<InstrCount>& counts) noexcept {
     try {
-      while (const std::optional<u64> index = take_next()) {
-        auto cluster = make_cluster(launch_, *index, counts);
-        while (cluster->step()) {}
-        Outcome outcome = take(*cluster);
-        cluster.reset();
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (outcome.stopped) clusters_ = std::min(clusters_, *index);
-        gather_.end(*index, std::move(outcome));
-        moved_.notify_all();
-      }
+      if (launch_.linked->talks_across_ctas) run_together(launch_, clusters_, gather_, counts, ended_);
+      else run_apart(counts);
     } catch (...) {
+      end(std::current_exception());
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++back_;
+    moved_.notify_all();
+  }
+
+  void run_apart(std::vector<InstrCount>& counts) {
+    while (const std::optional<u64> index = take_next()) {
+      auto cluster = make_cluster(launch_, *index, counts);
+      while (!ended_ && cluster->step()) {}
+      Outcome outcome = take(*cluster);
+      cluster.reset();
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      clusters_ = 0;
+      if (outcome.stopped) clusters_ = std::min(clusters_, *index);
+      gather_.end(*index, std::move(outcome));
       moved_.notify_all();
     }
+  }
+
+  void wait(std::size_t workers) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!moved_.wait_for(lock, kBetweenPolls, [&] { return back_ == workers; })) {
+      if (!launch_.config->poll || ended_) continue;
+      lock.unlock();
+      try {
+        launch_.config->poll();
+      } catch (...) {
+        end(std::current_exception());
+      }
+      lock.lock();
+    }
+  }
+
+  void end(std::exception_ptr why) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::move(why);
+    ended_ = true;
+    clusters_ = 0;
+    moved_.notify_all();
   }
 
   std::optional<u64> take_next() {
@@ -258,6 +290,8 @@ class Crew {
   std::mutex mutex_;
   std::condition_variable moved_;
   u64 next_ = 0;
+  std::size_t back_ = 0;  // workers that have ended
+  std::atomic<bool> ended_{false};  // by an exception
   std::exception_ptr error_;
 };
 
@@ -331,8 +365,7 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
   const std::size_t workers = together || trace ? 1 : std::clamp<u64>(config.threads, 1, std::clamp<u64>(clusters, 1, kMostThreads));
   std::vector<std::vector<InstrCount>> counts(workers, std::vector<InstrCount>(config.counters ? linked.counters : 0));
   Gather gather(launch, clusters);
-  if (together) run_together(launch, clusters, gather, counts[0]);
-  else Crew(launch, clusters, gather).run(counts);
+  Crew(launch, clusters, gather).run(counts);
 
   LaunchResult result = gather.finish();
   if (trace) result.trace = trace->take();

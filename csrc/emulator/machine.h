@@ -81,6 +81,7 @@ struct LaunchConfig {
   u32 registers = 0;    // a thread's at launch, for setmaxnreg; 0: what ptxas would derive
   u32 trace_slots = 0;  // clusters that run at once on the machine that a trace is for; 0: no trace
   bool trace_warm = false;  // what the launch may touch is in L2 when it starts
+  std::function<void()> poll;  // called now and then by the thread that launches; what it throws ends the launch
 };
 
 struct LaunchResult {

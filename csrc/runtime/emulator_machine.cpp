@@ -132,6 +132,7 @@ void EmulatorMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   config.counters = options_.counters;
   config.budget = options_.budget;
   config.threads = options_.threads;
+  config.poll = options_.poll;
   last_ = emulator::run_launch(*found.linked, config);
   for (const auto& function : last_.counters)
     for (const emulator::InstrCount& count : function) total_.add(count);

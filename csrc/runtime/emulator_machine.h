@@ -1,6 +1,7 @@
 // The emulator as a Machine: runs <module>.ptx, the file that the cubin was assembled from, on host memory.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,6 +19,7 @@ struct EmulatorOptions {
   std::uint64_t budget = 0;    // warp instructions per CTA; 0: the emulator's own
   int multiprocessors = 132;   // what persistent kernels size their grids by
   bool counters = false;
+  std::function<void()> poll;  // as in emulator::LaunchConfig
 };
 
 class EmulatorMachine final : public Machine {

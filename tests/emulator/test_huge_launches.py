@@ -1,12 +1,18 @@
-"""What a launch takes of the host: memory for the blocks that run, not for the grid; and when it runs out, an exception."""
+"""What a launch takes of the host: memory for the blocks that run, not for the grid, and an exception when it runs out;
+time until somebody has had enough."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+
+import tkpy.emulator
 
 HEADER = ".version 8.0\n.target sm_90a\n.address_size 64\n"
 RETURN = HEADER + ".visible .entry k() { ret; }"
@@ -24,6 +30,7 @@ GREEDY = (
     + """.visible .entry k() { .local .b8 much[500000]; .reg .b64 %d<2>; .reg .b32 %r<2>;
 mov.u64 %d1, much; st.local.u32 [%d1], 1; ret; }"""
 )
+MEET_FOR_EVER = TOGETHER.replace("trap; ret;", "again: bra again;")
 
 HUGE = {"grid": 2**31 - 1, "block": 32, "max_instructions": 1000, "checks": "all"}
 TOO_MUCH = {"grid": 8, "block": 1024, "checks": "none"}
@@ -77,3 +84,15 @@ def test_a_launch_takes_memory_for_the_blocks_that_run_and_raises_when_there_is_
     said: dict[str, str], name: str
 ) -> None:
     assert said.get(name, "the process died") == CASES[name][2]
+
+
+@pytest.mark.parametrize("text", [ENDLESS, MEET_FOR_EVER], ids=["apart", "together"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_ctrl_c_ends_a_launch(text: str, threads: int) -> None:
+    module = tkpy.emulator.load(text)
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        module.launch("k", grid=8, block=32, threads=threads, max_instructions=2**40)
+    timer.join()
+    assert tkpy.emulator.load(RETURN).launch("k", block=32).counters.total.issues == 1  # and nothing is left of it
