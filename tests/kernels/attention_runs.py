@@ -10,6 +10,7 @@ import tkpy
 from tkpy import build_info, machine, numerics, registry
 
 MODULES = ("hd64", "hd128", "hd192", "hd256")
+BLOCK_MODULES = tuple(f"hd{width}_blocks{block}" for width in (64, 128, 256) for block in (64, 128))
 BACKWARD_MODULES = ("rows", "hd64", "hd128", "hd256")
 OP = registry.get("attention")
 
@@ -40,6 +41,19 @@ def inputs(b, sq, sk, h, hkv, d, dv=None, dtype=torch.bfloat16, seed=0, **option
         "v": make.randn(b, sk, hkv, dv or d),
         **options,
     }
+
+
+def block_mask(b, h, sq, sk, block, seed=0, full=0.3, partial=0.3, bits=0.5) -> tkpy.BlockMask:
+    """Blocks that are full, partial (`bits` of their pairs seen) or neither, at random."""
+    make = torch.Generator().manual_seed(seed)
+    kind = torch.rand(b, h, -(-sq // block), -(-sk // block), generator=make)
+    pair = torch.rand(b, h, sq, sk, generator=make)
+
+    def seen(b, h, q, k):
+        x = kind[b, h, q // block, k // block]
+        return (x < full) | ((x > 1 - partial) & (pair[b, h, q, k] < bits))
+
+    return tkpy.BlockMask.from_predicate(seen, sq, sk, block, batch=b, heads=h)
 
 
 def packed(lengths_q, lengths_k, h=2, hkv=1, d=64, dtype=torch.bfloat16, seed=0, **options):

@@ -11,11 +11,11 @@ from attention_runs import disagreement, inputs, on_machine, packed  # noqa: E40
 
 import tkpy  # noqa: E402
 
-SOURCES = ("params.h", "schedule.cuh", "softmax.cuh", "forward.cuh")
+SOURCES = ("../block_lists/lists.h", "../block_lists/walk.cuh", "params.h", "schedule.cuh", "softmax.cuh", "forward.cuh")
 SEEDS = range(4)
 
 
-SWAPPED_K = "release(bars.keys, at.k);\n      at.k.next();\n      soft.step(s, factor, p, block);"
+SWAPPED_K = "release(bars.keys, at.k);\n      at.k.next();\n      soft.step(s, factor, p, seen);"
 FAULTS = [
     Fault("q loaded over q in use", "      wait(bars.q_free, q_phase);\n", ""),
     Fault("q freed by one warp", "own_out ? 4 * W : W", "own_out ? 1 : W"),
@@ -48,7 +48,7 @@ FAULTS = [
     ),
     Fault("no fence after the zeroes", "    publish_tile();\n    __syncwarp();", "    __syncwarp();"),
     Fault("one row of the next sequence", "valid = tile.seq_k - block * Keys", "valid = tile.seq_k - block * Keys + 1"),
-    Fault("turn never passed", "      pass_turn(consumer);\n      mma_wait<1>", "      mma_wait<1>"),
+    Fault("turn never passed", "      pass_turn(consumer);\n      seen", "      seen"),
     Fault("nobody begins", "    if (consumer == W - 1) pass_turn(consumer);", "    "),
     Fault("last key hidden", "at <= to ?", "at < to ?"),
     Fault("edge blocks not masked, above", "all_high = highest(first_row)", "all_high = highest(first_row + 63)"),

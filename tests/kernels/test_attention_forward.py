@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import MODULES, OP, disagreement, gather, inputs, on_machine, packed  # noqa: E402  (after the skips)
+from attention_runs import BLOCK_MODULES, MODULES, OP, disagreement, gather, inputs, on_machine, packed  # noqa: E402  (after the skips)
 
 import tkpy  # noqa: E402
 from tkpy import conformance, machine  # noqa: E402
@@ -18,7 +18,7 @@ DTYPES = [torch.bfloat16, torch.float16]
 
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/attention_forward/{module}.cu") for module in MODULES]
+    parts = [kernel_folder(f"kernels/attention_forward/{module}.cu") for module in MODULES + BLOCK_MODULES]
     return gather(tmp_path_factory.mktemp("attention"), parts)
 
 
@@ -29,14 +29,14 @@ def built(folder, monkeypatch):
 
 
 def refused(case) -> bool:
-    return "mask" in case.name or case.name in ("bigbird", "value width")
+    return case.name == "value width"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_of_the_op(built, case, dtype):
     if refused(case):
-        with pytest.raises(tkpy.Unsupported, match=r"head_dim|block_mask"):
+        with pytest.raises(tkpy.Unsupported, match="head_dim"):
             list(conformance.check_case(OP, case, backend="emulator", dtype=dtype, grad=False))
         return
     with tkpy.record_dispatches() as log:
@@ -214,12 +214,8 @@ def test_no_more_work_than_needed(folder, monkeypatch, d):
         (inputs(1, 3, 3, 1, 1, 60), "head_dim"),
         (inputs(1, 3, 3, 1, 1, 264), "head_dim"),
         (inputs(1, 3, 3, 1, 1, 64, 4), "head_dim"),
-        (
-            {**inputs(1, 128, 128, 1, 1, 64), "block_mask": tkpy.BlockMask.sink_window(128, sink=64, left=10)},
-            "block_mask",
-        ),
     ],
-    ids=["dtype", "width", "wide", "narrow", "blocks"],
+    ids=["dtype", "width", "wide", "narrow"],
 )
 def test_refusals_are_data(built, kwargs, code):
     assert [r.code for r in tkpy.explain("attention", **kwargs).refusals["emulator"]] == [code]

@@ -4,7 +4,8 @@
 //      cu_seqlens on the device | sinks, out_scale, out_bias f32, kv_head_map: optional
 // out  o [B,Sq,H,Dv], lse [B,H,Sq] f32 natural log, sink included; with out_scale, out_bias also the output before them
 // kernels  attention_forward_<bf16|fp16>_<D>[x<Dv>]_<plain|capped>: capped applies softcap, and scales that are not positive
-// grid up to one CTA an SM, persistent: tasks by `snake`, sorted longest first (schedule.cuh); block 128 (1 + W)
+//          attention_forward_<bf16|fp16>_<D>_blocks<128|64>_<plain|capped>: keys by lists of blocks (block_lists/lists.h)
+// grid up to one CTA an SM (blocks of 64: as many as fit), persistent: tasks by `snake`, sorted longest first (schedule.cuh); block 128 (1 + W)
 // producer   warp 0 of warpgroup 0      gl q --TMA--> q[W]; gl k, v --TMA--> k[2], v[2], blocks downwards
 //              q_full  1 arrival + bytes, waited by all consumers   q_free  by the producer: 4 W warps after their last
 //                      product with q, or, where the output leaves through q's tiles, W stores
@@ -20,7 +21,9 @@
 // Tails: TMA reads zeros outside q, k, v and writes nothing outside o; keys beyond the sequence are hidden.
 // A row that sees no key gives 0 and lse -inf (with a sink: lse = sink).
 // precision  products exact, sums fp32; P rounded to q's type, its sum not; one rounding at the end
-// limits  sm_90a; D, Dv <= 256 and multiples of 8; lengths below 2^30; lists of blocks are another kernel
+// Lists: the producer walks a row of them, partial blocks first, leaves of every step the tile of keys and the element mask in
+//      steps[2] before its arrival at `keys`, and skips what a causal mask or window hides; consumers mask partial blocks.
+// limits  sm_90a; D, Dv <= 256 and multiples of 8; lengths below 2^30; lists: not packed
 // cost  bytes 2 (q + k + v + o) + 4 rows when keys of heads_at_once heads stay in L2, flops 2 (D + Dv) pairs seen
 #pragma once
 
@@ -28,23 +31,28 @@
 
 namespace tkpy::attention_forward {
 
-template <class T, int Index, bool Capped>
+template <class T, int Index, bool Capped, bool Listed = false>
 struct Forward {
-  static constexpr Shape shape = kShapes[Index];
+  static constexpr Shape shape = Listed ? kBlockShapes[Index] : kShapes[Index];
   static constexpr int W = shape.consumers, Keys = shape.keys, Rows = shape.rows(), Stages = Shape::kStages;
-  static constexpr bool turns = shape.dim <= 128, own_out = shape.own_out();
+  static constexpr bool turns = shape.dim <= 128 && W > 1, own_out = shape.own_out();
+  static constexpr bool pools = W > 1 || shape.ctas > 1;  // one consumer alone has all the registers it wants
+  static constexpr int producer_registers = shape.producer_registers(), consumer_registers = shape.consumer_registers();
 
   using QTile = st<T, 64, shape.dim>;
   using KTile = st<T, Keys, shape.dim>;
   using VTile = st<T, Keys, shape.dim_v>;
   using OTile = st<T, 64, shape.dim_v>;
-  using Work = Schedule<Rows, Keys>;
-  using Soft = Softmax<Keys, Capped>;
+  using Parameters = typename choose<Listed, BlockParams, Params>::type;
+  using Work = Schedule<Rows, Keys, Parameters>;
+  using Soft = Softmax<Keys, Capped, Listed>;
+  using Block = Seen<Keys, Listed>;
   using Output = rt_fl<16, shape.dim_v>;
 
   struct Barriers {
     channel<Stages> keys, values;
     mbarrier q_full, q_free, ragged;
+    block_lists::Step steps[Stages];
   };
   struct Tiles {
     QTile q[W];
@@ -86,7 +94,32 @@ struct Forward {
     if (lane_index() == 0) arrive(full);
   }
 
-  TK_DEVICE static void produce(Shared& shared, const Params& p) {
+  // Keys and values of one step.
+  TK_DEVICE static void fetch(Shared& shared, const Parameters& p, const Tile& tile, int block, ring<Stages>& at_k,
+                              ring<Stages>& at_v, u32& ragged_phase, const block_lists::Step& step) {
+    Barriers& bars = shared.barriers;
+    const bool leader = lane_index() == 0;
+    acquire(bars.keys, at_k);
+    const int row = tile.k_begin + block * Keys;
+    if (leader) {
+      if constexpr (Listed) bars.steps[at_k.slot] = step;
+      arrive_expect(bars.keys.full[at_k.slot], KTile::bytes);
+      load(shared.k[at_k.slot], gl<KTile, 4>(p.k), {tile.batch, tile.kv_head, row, 0}, bars.keys.full[at_k.slot]);
+    }
+    acquire(bars.values, at_v);
+    mbarrier& full = bars.values.full[at_v.slot];
+    if (!Listed && p.cu_seqlens_q != nullptr && (block + 1) * Keys > tile.seq_k) {
+      fetch_ragged(shared, p, shared.v[at_v.slot], tile, block, ragged_phase, full);
+    } else if (leader) {
+      arrive_expect(full, VTile::bytes);
+      load(shared.v[at_v.slot], gl<VTile, 4>(p.v), {tile.batch, tile.kv_head, row, 0}, full);
+    }
+    __syncwarp();
+    at_k.next();
+    at_v.next();
+  }
+
+  TK_DEVICE static void produce(Shared& shared, const Parameters& p) {
     Barriers& bars = shared.barriers;
     const Work work{p};
     const bool leader = lane_index() == 0;
@@ -103,22 +136,14 @@ struct Forward {
           load(shared.q[i], gl<QTile, 4>(p.q), {tile.batch, tile.head, tile.q_begin + tile.row + 64 * i, 0},
                bars.q_full);
       }
-      for (int block = tile.end - 1; block >= tile.first; --block, at_k.next(), at_v.next()) {
-        acquire(bars.keys, at_k);
-        const int row = tile.k_begin + block * Keys;
-        if (leader) {
-          arrive_expect(bars.keys.full[at_k.slot], KTile::bytes);
-          load(shared.k[at_k.slot], gl<KTile, 4>(p.k), {tile.batch, tile.kv_head, row, 0}, bars.keys.full[at_k.slot]);
-        }
-        acquire(bars.values, at_v);
-        mbarrier& full = bars.values.full[at_v.slot];
-        if (work.packed() && (block + 1) * Keys > tile.seq_k) {
-          fetch_ragged(shared, p, shared.v[at_v.slot], tile, block, ragged_phase, full);
-        } else if (leader) {
-          arrive_expect(full, VTile::bytes);
-          load(shared.v[at_v.slot], gl<VTile, 4>(p.v), {tile.batch, tile.kv_head, row, 0}, full);
-        }
-        __syncwarp();
+      if constexpr (Listed) {
+        work.find_blocks(tile);
+        work.row(tile).each(tile.first, tile.end, [&](const block_lists::Step& step) {
+          fetch(shared, p, tile, step.tile, at_k, at_v, ragged_phase, step);
+        });
+      } else {
+        for (int block = tile.end - 1; block >= tile.first; --block)
+          fetch(shared, p, tile, block, at_k, at_v, ragged_phase, {});
       }
     }
   }
@@ -136,8 +161,34 @@ struct Forward {
     u32 q_phase = 0;
   };
 
+  // The keys in slot `slot`; without lists they are `block`.
+  TK_DEVICE static Block keys_in(const Shared& shared, const Parameters& p, const Tile& tile, int consumer, int slot, int block) {
+    if constexpr (Listed) {
+      block_lists::Step step = {};
+      if (lane_index() == 0) step = shared.barriers.steps[slot];  // by the lane that will release the slot
+      step = {__shfl_sync(0xffffffffu, step.tile, 0), __shfl_sync(0xffffffffu, step.slot, 0)};
+      Block seen = {step.tile * Keys, step.slot >= 0, {}};
+      if (!seen.partial) return seen;
+      const int size = p.lists.block, row = (tile.row + 64 * consumer) % size + 16 * (warp_index() % 4) + lane_index() / 4;
+      const u64 at = (static_cast<u64>(step.slot) * size + row) * (size / 8) + seen.key % size / 8;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint2* from = reinterpret_cast<const uint2*>(p.lists.masks + at + half * size);  // 8 rows further
+#pragma unroll
+        for (int i = 0; i < Keys / 64; ++i) {
+          const uint2 words = from[i];
+          seen.bits[half][2 * i] = words.x >> 2 * (lane_index() % 4);
+          seen.bits[half][2 * i + 1] = words.y >> 2 * (lane_index() % 4);
+        }
+      }
+      return seen;
+    } else {
+      return {block * Keys};
+    }
+  }
+
   // O += P v (before division), with the softmax's state, of a tile that sees at least one block.
-  TK_DEVICE static void accumulate(Shared& shared, const Params& p, const Tile& tile, int consumer, Positions& at,
+  TK_DEVICE static void accumulate(Shared& shared, const Parameters& p, const Tile& tile, int consumer, Positions& at,
                                    Output& o, Soft& soft) {
     Barriers& bars = shared.barriers;
     typename Soft::Scores s;
@@ -149,10 +200,11 @@ struct Forward {
     mma_fence();
     mma_ABt(s, shared.q[consumer], shared.k[at.k.slot], false);
     mma_commit();
+    Block seen = keys_in(shared, p, tile, consumer, at.k.slot, tile.end - 1);
     mma_wait(s);
     release(bars.keys, at.k);
     at.k.next();
-    soft.step(s, factor, p, tile.end - 1);
+    soft.step(s, factor, p, seen);
     copy(weights, s);
     for (int block = tile.end - 2; block >= tile.first; --block) {
       await(bars.keys, at.k);
@@ -165,10 +217,11 @@ struct Forward {
       mma_AB(o, weights, shared.v[at.v.slot]);
       mma_commit();
       pass_turn(consumer);
+      seen = keys_in(shared, p, tile, consumer, at.k.slot, block);
       mma_wait<1>(s);
       release(bars.keys, at.k);
       at.k.next();
-      soft.step(s, factor, p, block);
+      soft.step(s, factor, p, seen);
       mma_wait(o);
       release(bars.values, at.v);
       at.v.next();
@@ -280,7 +333,7 @@ struct Forward {
     }
   }
 
-  TK_DEVICE static void consume(Shared& shared, const Params& p, int consumer) {
+  TK_DEVICE static void consume(Shared& shared, const Parameters& p, int consumer) {
     const Work work{p};
     const bool leader = threadIdx.x % 128 == 0;
     Positions at;
@@ -318,7 +371,7 @@ struct Forward {
     if (leader) wait_stores();
   }
 
-  TK_DEVICE static void run(const Params& p) {
+  TK_DEVICE static void run(const Parameters& p) {
     extern __shared__ __align__(1024) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     if (threadIdx.x == 0) {
@@ -332,10 +385,10 @@ struct Forward {
     }
     __syncthreads();
     if (warpgroup_index() == 0) {
-      give_registers<W == 3 ? 32 : 40>();
+      if constexpr (pools) give_registers<producer_registers>();
       if (warp_index() == 0) produce(shared, p);
     } else {
-      take_registers<W == 3 ? 160 : 232>();
+      if constexpr (pools) take_registers<consumer_registers>();
       consume(shared, p, warpgroup_index() - 1);
     }
   }
@@ -353,3 +406,15 @@ struct Forward {
   TKPY_ATTENTION(NAME##_capped, bf16, INDEX, true)      \
   TKPY_ATTENTION(NAME##_plain, fp16, INDEX, false)      \
   TKPY_ATTENTION(NAME##_capped, fp16, INDEX, true)
+
+#define TKPY_ATTENTION_BLOCKS(NAME, T, INDEX, CAPPED)                                                         \
+  extern "C" __global__ void __launch_bounds__(tkpy::attention_forward::kBlockShapes[INDEX].threads(),        \
+                                               tkpy::attention_forward::kBlockShapes[INDEX].ctas)             \
+      attention_forward_##T##_##NAME(const __grid_constant__ tkpy::attention_forward::BlockParams p) {        \
+    tkpy::attention_forward::Forward<tk::T, INDEX, CAPPED, true>::run(p);                                     \
+  }
+#define TKPY_ATTENTION_BLOCK_KERNELS(NAME, INDEX)            \
+  TKPY_ATTENTION_BLOCKS(NAME##_plain, bf16, INDEX, false)    \
+  TKPY_ATTENTION_BLOCKS(NAME##_capped, bf16, INDEX, true)    \
+  TKPY_ATTENTION_BLOCKS(NAME##_plain, fp16, INDEX, false)    \
+  TKPY_ATTENTION_BLOCKS(NAME##_capped, fp16, INDEX, true)

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "kernels/block_lists/checks.h"
 #include "params.h"
 
 namespace tkpy::attention_forward {
@@ -26,6 +27,7 @@ struct Call {
   std::int64_t left, right;
   double softcap;
   std::int64_t max_seqlen_q;
+  std::optional<block_lists::Tensors> blocks = {};
   bool packed() const { return cu_seqlens_q.has_value(); }
 };
 
@@ -55,13 +57,29 @@ void check_call(const Call& call) {
   check.extra("out_bias", call.out_bias, DType::f32, columns);
   check.extra("kv_head_map", call.kv_head_map, DType::i32, heads);
   check.offsets(call.cu_seqlens_q, call.cu_seqlens_k);
+  if (call.blocks) call.blocks->check(check, q.shape[0], heads, q.shape[2]);
 }
 
-std::size_t shape_for(const Call& call) {
+// A shape and the part of its module's and kernels' names.
+struct Choice {
+  const Shape& shape;
+  std::string module, name;
+};
+
+Choice choose(const Call& call) {
   const std::int64_t dim = call.q.shape[call.q.rank - 1], dim_v = call.v.shape[call.v.rank - 1];
   std::size_t i = 0;
+  if (call.blocks) {
+    while (kBlockShapes[i].dim < std::max(dim, dim_v)) ++i;
+    const Shape& shape = kBlockShapes[i + (call.blocks->block == 64 ? 3 : 0)];
+    const std::string name = std::to_string(shape.dim) + "_blocks" + std::to_string(call.blocks->block);
+    return {shape, "attention_forward_hd" + name, name};
+  }
+  constexpr const char* sizes[] = {"64", "128", "192x128", "256"};
+  constexpr const char* modules[] = {"attention_forward_hd64", "attention_forward_hd128", "attention_forward_hd192",
+                                     "attention_forward_hd256"};
   while (kShapes[i].dim < dim || kShapes[i].dim_v < dim_v) ++i;  // the last takes all that is not refused
-  return i;
+  return {kShapes[i], modules[i], sizes[i]};
 }
 
 void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Params& p) {
@@ -87,8 +105,9 @@ void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Pa
   p.cu_seqlens_k = data_of<int>(call.cu_seqlens_k);
 }
 
-Params params_of(Machine& machine, const Call& call, const Shape& shape) {
-  Params p{};
+BlockParams params_of(Machine& machine, const Call& call, const Shape& shape) {
+  BlockParams p{};
+  if (call.blocks) p.lists = call.blocks->lists();
   describe_tensors(machine, call, shape, p);
   const View q = heads_first(call.q), k = heads_first(call.k), v = heads_first(call.v);
   p.sequences = static_cast<int>(call.packed() ? call.cu_seqlens_q->elements() - 1 : q.shape[0]);
@@ -119,15 +138,11 @@ Params params_of(Machine& machine, const Call& call, const Shape& shape) {
 
 std::string launch(Machine& machine, void* stream, const Call& call) {
   check_call(call);
-  const std::size_t index = shape_for(call);
-  const Shape& shape = kShapes[index];
-  constexpr const char* sizes[] = {"64", "128", "192x128", "256"};
-  constexpr const char* modules[] = {"attention_forward_hd64", "attention_forward_hd128", "attention_forward_hd192",
-                                     "attention_forward_hd256"};
+  const auto [shape, module, size] = choose(call);
   const std::string name = std::string("attention_forward_") + (call.q.dtype == DType::bf16 ? "bf16_" : "fp16_") +
-                           sizes[index] + (attention::is_capped(call.scale, call.softcap) ? "_capped" : "_plain");
+                           size + (attention::is_capped(call.scale, call.softcap) ? "_capped" : "_plain");
   if (call.out.elements() == 0) return name;
-  const Params p = params_of(machine, call, shape);
+  const BlockParams p = params_of(machine, call, shape);
   const std::int64_t tasks = std::int64_t{call.packed() ? 1 : p.sequences} * p.heads * p.tiles;
   if (tasks >= std::numeric_limits<int>::max() / 2)
     throw std::invalid_argument("attention_forward: need fewer than 2^30 query tiles, got " + std::to_string(tasks));
@@ -135,12 +150,13 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
   if (call.plain) views.push_back(*call.plain);
   for (const auto* extra : {&call.sinks, &call.out_scale, &call.out_bias, &call.kv_head_map, &call.cu_seqlens_q, &call.cu_seqlens_k})
     if (*extra) views.push_back((*extra)->read_only());
-  const auto grid = std::min<std::int64_t>(tasks, machine.multiprocessors(call.q.device));
-  machine.launch(machine.kernel(modules[index], name), {.grid = {static_cast<std::uint32_t>(grid), 1, 1},
+  if (call.blocks) call.blocks->add_to(views);
+  const auto grid = std::min<std::int64_t>(tasks, std::int64_t{shape.ctas} * machine.multiprocessors(call.q.device));
+  machine.launch(machine.kernel(module, name), {.grid = {static_cast<std::uint32_t>(grid), 1, 1},
                                                         .block = {static_cast<std::uint32_t>(shape.threads()), 1, 1},
                                                         .cluster = {},
                                                         .shared = static_cast<std::uint32_t>(shape.shared_bytes()),
-                                                        .params = runtime::bytes_of(p),
+                                                        .params = call.blocks ? runtime::bytes_of(p) : runtime::bytes_of<Params>(p),
                                                         .views = views,
                                                         .stream = stream,
                                                         .device = call.q.device});
@@ -161,6 +177,21 @@ std::string from_python(Machine& machine, void* stream, const View& q, const Vie
 const runtime::Launcher registered("attention_forward", from_python,
                                    {"q", "k", "v", "out", "lse", "plain", "sinks", "out_scale", "out_bias", "kv_head_map",
                                     "cu_seqlens_q", "cu_seqlens_k", "scale", "left", "right", "softcap", "max_seqlen_q"});
+
+std::string by_blocks(Machine& machine, void* stream, const View& q, const View& k, const View& v, const View& out,
+                      const View& lse, const Optional& plain, const Optional& sinks, const Optional& out_scale,
+                      const Optional& out_bias, const Optional& kv_head_map, const View& full_count, const View& full_index,
+                      const View& partial_count, const View& partial_index, const View& partial_slot, const View& masks,
+                      std::int64_t block, double scale, std::int64_t left, std::int64_t right, double softcap) {
+  return launch(machine, stream, {q, k, v, out, lse, plain, sinks, out_scale, out_bias, kv_head_map, {}, {}, scale, left,
+                                  right, softcap, -1,
+                                  block_lists::Tensors{full_count, full_index, partial_count, partial_index, partial_slot, masks, block}});
+}
+
+const runtime::Launcher registered_blocks("attention_forward_blocks", by_blocks,
+                                          {"q", "k", "v", "out", "lse", "plain", "sinks", "out_scale", "out_bias",
+                                           "kv_head_map", "full_count", "full_index", "partial_count", "partial_index",
+                                           "partial_slot", "masks", "block", "scale", "left", "right", "softcap"});
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 // What the two sides of the attention forward share: the parameter block and the shapes of its kernels.
 #pragma once
 
+#include "kernels/block_lists/lists.h"
 #include "tk/tensor_map.h"
 
 namespace tkpy::attention_forward {
@@ -9,6 +10,7 @@ namespace tkpy::attention_forward {
 // tensors are served too: TMA fills the missing columns with zeros and does not write them.
 struct Shape {
   int dim, dim_v, consumers, keys;
+  int ctas = 1;  // that share an SM
   constexpr int rows() const { return 64 * consumers; }
   constexpr int threads() const { return 128 * (1 + consumers); }
   // The output has shared tiles of its own where there is room; otherwise it goes out through those of q.
@@ -17,9 +19,15 @@ struct Shape {
     const int tiles = 2 * (rows() * dim + kStages * keys * (dim + dim_v) + (own_out() ? rows() * dim_v : 0));
     return tiles + 1024;  // barriers, in the tiles' alignment
   }
+  constexpr int producer_registers() const { return consumers == 3 ? 32 : ctas == 3 ? 24 : 40; }
+  constexpr int consumer_registers() const { return consumers == 3 ? 160 : consumers == 2 ? 232 : ctas == 3 ? 136 : 216; }
   static constexpr int kStages = 2;  // of k, and of v
 };
 constexpr Shape kShapes[] = {{64, 64, 3, 128}, {128, 128, 2, 128}, {192, 128, 2, 128}, {256, 256, 2, 80}};
+// For lists of blocks, those of 128 first, then of 64: a tile of queries and one of keys lie within a block each. Query
+// blocks of 64 share nothing, so each has a CTA of its own, and CTAs overlap as consumers of one do.
+constexpr Shape kBlockShapes[] = {{64, 64, 2, 128},   {128, 128, 2, 128},   {256, 256, 2, 64},
+                                  {64, 64, 1, 64, 3}, {128, 128, 1, 64, 2}, {256, 256, 1, 64}};
 
 // The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of 64 columns, of 64 query
 // rows or `keys` keys, swizzle 128.
@@ -42,6 +50,9 @@ struct Params {
   int left, right;    // the band around the diagonal, -1: open
   float scale_log2;           // plain kernels: scale * log2 e, positive
   float cap_outer, cap_inner;  // capped kernels: scores in units of log2 are outer tanh(inner s), or inner s: outer is 0
+};
+struct BlockParams : Params {
+  block_lists::Lists lists;
 };
 
 }  // namespace tkpy::attention_forward

@@ -2,8 +2,8 @@
 // the same answers; nothing is communicated.
 #pragma once
 
+#include "kernels/block_lists/walk.cuh"
 #include "params.h"
-#include "tk/tk.cuh"
 
 namespace tkpy::attention_forward {
 
@@ -14,14 +14,15 @@ struct Tile {
   int q_begin, k_begin;      // first row of the sequence in q and k
   int seq_q, seq_k;          // its lengths
   int row;                   // first query row of the tile, in the sequence
-  int first, end;            // blocks of keys, first <= block < end, visited from the last to the first
+  int first, end;            // blocks of keys, first <= block < end, visited from the last to the first; with lists: how many
   TK_DEVICE int blocks() const { return end - first; }
   TK_DEVICE int diagonal() const { return seq_k - seq_q; }  // masks are aligned at the bottom right
 };
 
-template <int Rows, int Keys>
+template <int Rows, int Keys, class P = Params>
 struct Schedule {
-  const Params& p;
+  const P& p;
+  static constexpr bool listed = sizeof(P) > sizeof(Params);
 
   TK_DEVICE bool packed() const { return p.cu_seqlens_q != nullptr; }
   TK_DEVICE int tasks() const { return (packed() ? 1 : p.sequences) * p.heads * p.tiles; }
@@ -46,7 +47,25 @@ struct Schedule {
     }
     tile.kv_head = p.kv_head_map ? p.kv_head_map[tile.head] : tile.head / p.group;
     find_blocks(tile);
+    if constexpr (listed) {
+      const int steps = row(tile).count(tile.first, tile.end);
+      tile.first = 0;
+      tile.end = steps;
+    }
     return true;
+  }
+
+  TK_DEVICE block_lists::Row<Keys> row(const Tile& tile) const {
+    return {p.lists, tile.batch, tile.head, tile.row / p.lists.block};
+  }
+
+  // The blocks that a rule lets the tile see.
+  TK_DEVICE void find_blocks(Tile& tile) const {
+    const int last = min(tile.row + Rows, tile.seq_q) - 1;
+    const int begin = p.left >= 0 ? max(0, tile.row + tile.diagonal() - p.left) : 0;
+    const int end = p.right >= 0 ? min(tile.seq_k, last + tile.diagonal() + p.right + 1) : tile.seq_k;
+    tile.first = begin / Keys;
+    tile.end = end > begin ? (end + Keys - 1) / Keys : tile.first;
   }
 
  private:
@@ -80,14 +99,6 @@ struct Schedule {
       index -= __shfl_sync(0xffffffffu, sum, 31);
     }
     return false;
-  }
-
-  TK_DEVICE void find_blocks(Tile& tile) const {
-    const int last = min(tile.row + Rows, tile.seq_q) - 1;
-    const int begin = p.left >= 0 ? max(0, tile.row + tile.diagonal() - p.left) : 0;
-    const int end = p.right >= 0 ? min(tile.seq_k, last + tile.diagonal() + p.right + 1) : tile.seq_k;
-    tile.first = begin / Keys;
-    tile.end = end > begin ? (end + Keys - 1) / Keys : tile.first;
   }
 };
 

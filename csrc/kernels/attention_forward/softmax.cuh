@@ -7,7 +7,20 @@
 
 namespace tkpy::attention_forward {
 
-template <int Keys, bool Capped>
+// A block of keys that a step meets: its first key and, where an element mask applies, this lane's part of it: bits of its
+// two rows, moved by the lane's first column.
+template <int Keys, bool Listed>
+struct Seen {
+  int key;
+};
+template <int Keys>
+struct Seen<Keys, true> {
+  int key;
+  bool partial;
+  u32 bits[2][Keys / 32];
+};
+
+template <int Keys, bool Capped, bool Listed>
 struct Softmax {
   using Scores = rt_fl<16, Keys>;
   float best[2], total[2];  // rows g and g + 8; total: this lane's part of the row
@@ -31,8 +44,8 @@ struct Softmax {
   }
 
   // One block of scores becomes P; `factor` is what the sums so far are to be multiplied by.
-  TK_DEVICE void step(Scores& s, float (&factor)[2], const Params& p, int block) {
-    const int key = block * Keys;
+  TK_DEVICE void step(Scores& s, float (&factor)[2], const Params& p, const Seen<Keys, Listed>& seen) {
+    const int key = seen.key;
     if constexpr (Capped) {
       const float inner = p.cap_inner, outer = p.cap_outer;
       if (outer > 0.0f)
@@ -41,6 +54,8 @@ struct Softmax {
         mul(s, s, inner);
     }
     if (key < all_low || key + Keys - 1 > all_high) hide(s, key);
+    if constexpr (Listed)
+      if (seen.partial) keep(s, seen.bits);
     const float c = Capped ? 1.0f : p.scale_log2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -86,6 +101,17 @@ struct Softmax {
   }
 
  private:
+  TK_DEVICE void keep(Scores& s, const u32 (&bits)[2][Keys / 32]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int e = 2 * half; e < Scores::elements; e += 4)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = 8 * (e / 4) + i;
+          s.x[0][e + i] = bits[half][at / 32] >> at % 32 & 1 ? s.x[0][e + i] : -fn::infinity;
+        }
+  }
   TK_DEVICE void hide(Scores& s, int key) {
     const int column = key + 2 * (lane_index() % 4);
 #pragma unroll

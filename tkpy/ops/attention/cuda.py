@@ -42,12 +42,14 @@ def forward(
     rows = (q.shape[1], q.shape[0]) if cu_seqlens_q is not None else (q.shape[0], q.shape[2], q.shape[1])
     lse = q.new_empty(rows, dtype=torch.float32)
     plain = None if out_scale is None and out_bias is None else torch.empty_like(out)
-    launch(
-        "attention_forward", q, k, v, out, lse, plain,
-        *(_as(tensor, torch.float32) for tensor in (sinks, out_scale, out_bias)),
-        *(_as(tensor, torch.int32) for tensor in (kv_head_map, cu_seqlens_q, cu_seqlens_k)),
-        scale, left, right, softcap, max_seqlen_q, op="attention",
-    )  # fmt: skip
+    options = [*(_as(tensor, torch.float32) for tensor in (sinks, out_scale, out_bias)), _as(kv_head_map, torch.int32)]
+    rule = (scale, left, right, softcap)
+    if blocks:
+        lists = [tensor.contiguous() for tensor in blocks[:6]]
+        launch("attention_forward_blocks", q, k, v, out, lse, plain, *options, *lists, block, *rule, op="attention")
+    else:
+        offsets = [_as(tensor, torch.int32) for tensor in (cu_seqlens_q, cu_seqlens_k)]
+        launch("attention_forward", q, k, v, out, lse, plain, *options, *offsets, *rule, max_seqlen_q, op="attention")
     return out, lse, q.new_empty(0) if plain is None else plain
 
 
