@@ -11,7 +11,14 @@ from attention_runs import disagreement, inputs, on_machine, packed  # noqa: E40
 
 import tkpy  # noqa: E402
 
-SOURCES = ("../block_lists/lists.h", "../block_lists/walk.cuh", "params.h", "schedule.cuh", "softmax.cuh", "forward.cuh")
+SOURCES = (
+    "../block_lists/lists.h",
+    "../block_lists/walk.cuh",
+    "params.h",
+    "schedule.cuh",
+    "softmax.cuh",
+    "forward.cuh",
+)
 SEEDS = range(4)
 
 
