@@ -55,29 +55,21 @@ void check_gradient(const Checks& check, const char* what, const View& v, const 
 
 void check_call(const Call& call) {
   const Checks check{"attention_backward", call.q, call.packed(), kWidest};
-  check.tensor("q", call.q);
-  check.tensor("k", call.k);
-  check.tensor("v", call.v);
-  check.tensor("z", call.z);
-  const View q = heads_first(call.q), k = heads_first(call.k), v = heads_first(call.v), z = heads_first(call.z);
-  check(k.shape[0] == q.shape[0] && k.shape[3] == q.shape[3], "k", "the batch and columns of q", call.k);
-  check(v.shape[0] == k.shape[0] && v.shape[1] == k.shape[1] && v.shape[2] == k.shape[2], "v", "the rows of k", call.v);
-  check(z.shape[0] == q.shape[0] && z.shape[1] == q.shape[1] && z.shape[2] == q.shape[2] && z.shape[3] == v.shape[3] &&
-            attention::contiguous(call.z),
-        "z", "the rows of q and the columns of v, contiguous", call.z);
+  check.operands(call.k, call.v, call.kv_head_map.has_value());
+  check.output("z", call.z, call.v);
   check_like(check, "dout", call.dout, call.z, "the shape of z");
   check_gradient(check, "dq", call.dq, call.q);
   check_gradient(check, "dk", call.dk, call.k);
   check_gradient(check, "dv", call.dv, call.v);
   check(call.dz.has_value() == call.out_scale.has_value(), "dz", "given with out_scale, and only then", call.z);
   if (call.dz) check_gradient(check, "dz", *call.dz, call.z);
+  const View q = heads_first(call.q);
   const std::int64_t heads = q.shape[1], rows = q.shape[0] * heads * q.shape[2];
-  check(call.kv_head_map || (k.shape[1] > 0 && heads % k.shape[1] == 0), "k", "heads that divide those of q", call.k);
   check.offsets(call.cu_seqlens_q, call.cu_seqlens_k);
   check.extra("lse", call.lse, DType::f32, rows);
   check.extra("dlse", call.dlse, DType::f32, rows);
   check.extra("delta", call.delta, DType::f32, rows);
-  check.extra("out_scale", call.out_scale, DType::f32, heads * v.shape[3]);
+  check.extra("out_scale", call.out_scale, DType::f32, heads * call.v.shape[call.v.rank - 1]);
   check.extra("kv_head_map", call.kv_head_map, DType::i32, heads);
   const Shape& shape = shape_for(call.q, call.v);
   const std::int64_t tiles = q.shape[0] * heads * tiles_of(call, q.shape[2], shape.rows);

@@ -1,6 +1,7 @@
 // What the launchers of the attention kernels check of their tensors, and how tensor maps see them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -65,6 +66,24 @@ struct Checks {
     bool fits = v.stride[v.rank - 1] == 1 && reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0;
     for (int d = 0; d < 3; ++d) fits = fits && seen.stride[d] > 0 && seen.stride[d] % 8 == 0;
     (*this)(fits, what, "columns contiguous, and the address and every other stride a multiple of 16 bytes", v);
+  }
+
+  // q, k and v of one call; `mapped`: a kv_head_map says which key head a query head uses.
+  void operands(const View& k, const View& v, bool mapped) const {
+    tensor("q", q);
+    tensor("k", k);
+    tensor("v", v);
+    const View of_q = heads_first(q), of_k = heads_first(k), of_v = heads_first(v);
+    (*this)(of_k.shape[0] == of_q.shape[0] && of_k.shape[3] == of_q.shape[3], "k", "the batch and columns of q", k);
+    (*this)(std::equal(of_k.shape, of_k.shape + 3, of_v.shape), "v", "the rows of k", v);
+    (*this)(mapped || (of_k.shape[1] > 0 && of_q.shape[1] % of_k.shape[1] == 0), "k", "heads that divide those of q", k);
+  }
+
+  // An output of the forward: the rows of q, the columns of v.
+  void output(const char* what, const View& out, const View& v) const {
+    tensor(what, out);
+    const bool fits = std::equal(q.shape, q.shape + q.rank - 1, out.shape) && out.shape[out.rank - 1] == v.shape[v.rank - 1];
+    (*this)(fits && contiguous(out), what, "the rows of q and the columns of v, contiguous", out);
   }
 
   void extra(const char* what, const std::optional<View>& v, DType dtype, std::int64_t elements) const {

@@ -33,24 +33,11 @@ struct Call {
 
 void check_call(const Call& call) {
   const Checks check{"attention_forward", call.q, call.packed(), 256};
-  check.tensor("q", call.q);
-  check.tensor("k", call.k);
-  check.tensor("v", call.v);
-  check.tensor("out", call.out);
-  const View q = heads_first(call.q), k = heads_first(call.k), v = heads_first(call.v), out = heads_first(call.out);
-  check(k.shape[0] == q.shape[0] && k.shape[3] == q.shape[3], "k", "the batch and columns of q", call.k);
-  check(v.shape[0] == k.shape[0] && v.shape[1] == k.shape[1] && v.shape[2] == k.shape[2], "v", "the rows of k", call.v);
-  check(out.shape[0] == q.shape[0] && out.shape[1] == q.shape[1] && out.shape[2] == q.shape[2] && out.shape[3] == v.shape[3] &&
-            attention::contiguous(call.out),
-        "out", "the rows of q and the columns of v, contiguous", call.out);
-  if (call.plain) {
-    check.tensor("plain", *call.plain);
-    check(std::equal(call.out.shape, call.out.shape + call.out.rank, call.plain->shape) &&
-              attention::contiguous(*call.plain),
-          "plain", "the shape of out, contiguous", *call.plain);
-  }
-  const std::int64_t heads = q.shape[1], columns = heads * v.shape[3];
-  check(call.kv_head_map || (k.shape[1] > 0 && heads % k.shape[1] == 0), "k", "heads that divide those of q", call.k);
+  check.operands(call.k, call.v, call.kv_head_map.has_value());
+  check.output("out", call.out, call.v);
+  if (call.plain) check.output("plain", *call.plain, call.v);
+  const View q = heads_first(call.q);
+  const std::int64_t heads = q.shape[1], columns = heads * call.v.shape[call.v.rank - 1];
   check.extra("lse", call.lse, DType::f32, q.shape[0] * heads * q.shape[2]);
   check.extra("sinks", call.sinks, DType::f32, heads);
   check.extra("out_scale", call.out_scale, DType::f32, columns);
