@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import torch
 from tkpy import registry
 from tkpy.bench import runner
 from tkpy.bench.op_rows import by_op, compiled
-from tkpy.bench.spec import Environment, discover
+from tkpy.bench.spec import Environment, Peer, discover
 from tkpy.bench.timer import WallTimer
 
 pytestmark = pytest.mark.fast
@@ -94,10 +95,11 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda form, **options: form)
 
 
-def rows_of(op, dtype):
+def rows_of(op, dtype, which="forward"):
     spec = by_op()[op]
     env = Environment(torch.device("cpu"), WallTimer(), ours=())
-    return list(runner.run([spec.row(spec.parse(SIZES[op]), dtype)], env, seconds=1e-4))
+    sizes = {**SIZES, "linear": "7x10x6", "attention": "2x9x9x4x2x16x1"}[op]
+    return list(runner.run([spec.row(spec.parse(sizes), dtype, which)], env, seconds=1e-4))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -106,6 +108,37 @@ def test_every_peer_passes_its_gate(op, dtype, stand_ins):
     found = rows_of(op, dtype)
     assert {row["candidate"]: row["status"] for row in found} == {row["candidate"]: "ok" for row in found}
     assert {row["candidate"] for row in found} - {"torch eager"}
+
+
+@pytest.mark.parametrize("which", ["backward", "forward+backward"])
+@pytest.mark.parametrize("op", [*SIZES, "linear", "attention"])
+def test_every_backward_passes_its_gate(op, which, stand_ins):
+    """Of attention's peers the CPU has one."""
+    found = {row["candidate"]: row["status"] for row in rows_of(op, "float32", which)}
+    if op == "attention":
+        assert found.pop("sdpa flash") == "ok"
+        assert set(found.values()) == {"refused"}
+    else:
+        assert found
+        assert set(found.values()) == {"ok"}
+
+
+def test_a_wrong_backward_is_never_timed(monkeypatch):
+    def wrong(kwargs):
+        return lambda: torch.matmul(kwargs["x"], kwargs["weight"].detach().t()) + 0 * kwargs["weight"].sum()
+
+    spec = replace(by_op()["linear"], peers=(Peer("wrong", wrong),))
+    env = Environment(torch.device("cpu"), WallTimer(), ours=())
+    (row,) = runner.run([spec.row(spec.parse("7x10x6"), "float32", "backward")], env, seconds=1e-4)
+    assert row["status"] == "wrong"
+
+
+def test_every_op_with_a_backward_has_a_row_of_it():
+    rows = {b.name for b in discover() if b.suite == "ops"}
+    for op in (*SIZES, "linear", "attention"):
+        for which in ("backward", "forward+backward"):
+            assert any(name.startswith(f"{op}/{which} ") for name in rows)
+    assert not any(name.startswith("attention_decode/backward") for name in rows)
 
 
 def test_absent_packages_are_named(monkeypatch):
@@ -126,7 +159,7 @@ def test_every_op_that_models_use_has_rows_and_peers():
         assert len(mine) >= 4
         assert all(any(p.name != "torch eager" for p in b.peers) for b in mine)
         assert min(b.rank for b in mine) == 110  # one size of every op comes before the others
-        assert max(b.rank for b in mine) == 200
+        assert max(b.rank for b in mine if "forward+" not in b.name) == 200
 
 
 def test_a_peer_is_compiled_anew_for_each_row(monkeypatch):

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tkpy import build_info
+from tkpy.emulator.run import Count, Counters, CountRow
 from tkpy.errors import InternalError, Refusal
 
 View = tuple[int, str, tuple[int, ...], tuple[int, ...], int]
@@ -82,17 +84,44 @@ def _machine(kind: str, folder: str) -> Any:
 _counting: contextvars.ContextVar[Any] = contextvars.ContextVar("tkpy_counting", default=None)
 
 
+@dataclasses.dataclass(frozen=True)
+class KernelCount:
+    """What the launches of one kernel counted in the emulator; `sectors_read`, `sectors_written`: distinct 32-byte
+    sectors of global memory, summed over launches."""
+
+    kernel: str
+    module: Path
+    launches: int
+    sectors_read: int
+    sectors_written: int
+    counters: Counters
+
+
 @contextlib.contextmanager
-def counting() -> Iterator[Callable[[], dict[str, int]]]:
-    """Within this context, launches on CPU tensors run on an emulator that counts; what it gives says what all of them
+def counting() -> Iterator[Callable[[], list[KernelCount]]]:
+    """Within this context, launches on CPU tensors run on an emulator that counts; what it gives says what each kernel
     did so far: instructions, bank passes, sectors, bytes, flops (docs/emulator.md)."""
-    folder = str(build_info.KERNELS)
-    emulator = compiled().Machine.emulator(folder, threads=os.cpu_count() or 1, counters=True)
+    folder = build_info.KERNELS
+    emulator = compiled().Machine.emulator(str(folder), threads=os.cpu_count() or 1, counters=True)
+
+    def counted() -> list[KernelCount]:
+        return [
+            KernelCount(
+                kernel, folder / f"{module}.ptx", launches, read, written, Counters(CountRow.of(*r) for r in rows)
+            )
+            for kernel, (module, launches, read, written, rows) in emulator.counters().items()
+        ]
+
     token = _counting.set(emulator)
     try:
-        yield emulator.counters
+        yield counted
     finally:
         _counting.reset(token)
+
+
+def total(counted: Iterable[KernelCount]) -> Count:
+    """The sum over kernels."""
+    return sum((one.counters.total for one in counted), Count())
 
 
 def _machine_of(tensor: torch.Tensor) -> Any:

@@ -6,6 +6,7 @@
 #include <map>
 #include <tuple>
 
+#include "bindings/counts.h"
 #include "machine.h"
 #include "signals.h"
 
@@ -118,11 +119,7 @@ class PyModule {
   py::list listing(u32 function) const {
     py::list out;
     const FunctionAst& f = module_->ast->functions.at(function);
-    for (const Instr& in : f.code) {
-      const Loc& loc = module_->ast->locs[in.loc];
-      const auto file = module_->ast->files.find(loc.file);
-      out.append(py::make_tuple(in.line, std::string(in.text), loc.line && file != module_->ast->files.end() ? file->second : "", loc.line));
-    }
+    for (const Instr& in : f.code) out.append(place_of(*module_, in));
     return out;
   }
 
@@ -168,12 +165,11 @@ class PyModule {
     for (std::size_t f = 0; f < r.counters.size(); ++f) {
       for (std::size_t i = 0; i < r.counters[f].size(); ++i) {
         const InstrCount& n = r.counters[f][i];
-        if (n.issues)
-          counts.append(py::make_tuple(f, i, n.issues, n.lanes, n.shared_requests, n.shared_wavefronts, n.global_requests,
-                                       n.global_sectors, n.global_bytes, n.shared_bytes, n.local_bytes, n.flops));
+        if (n.issues) counts.append(py::make_tuple(f, i, numbers_of(n)));
       }
     }
     out["counters"] = counts;
+    out["sectors"] = py::make_tuple(r.sectors_read, r.sectors_written);
     if (trace_slots) {
       static_assert(sizeof(TraceEvent) == 32);
       const auto& t = r.trace;

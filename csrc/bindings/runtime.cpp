@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/driver_machine.h"
+#include "counts.h"
 #include "runtime/emulator_machine.h"
 #include "runtime/launcher.h"
 #include "signals.h"
@@ -94,23 +95,23 @@ class PyMachine {
     return launch(*machine_);
   }
 
-  // What all launches of an emulator made with counters have counted so far.
+  // What all launches of an emulator made with counters have counted so far, by kernel: module, launches, distinct sectors
+  // read and written by each launch, and of each instruction that ran the function, its place and its numbers.
   py::dict counters() {
     if (!counted_) throw py::value_error("this machine does not count");
     const std::lock_guard lock(mutex_);
-    const tkpy::emulator::InstrCount& total = counted_->total();
-    py::dict d;
-    d["issues"] = total.issues;
-    d["lanes"] = total.lanes;
-    d["shared_requests"] = total.shared_requests;
-    d["shared_wavefronts"] = total.shared_wavefronts;
-    d["global_requests"] = total.global_requests;
-    d["global_sectors"] = total.global_sectors;
-    d["global_bytes"] = total.global_bytes;
-    d["shared_bytes"] = total.shared_bytes;
-    d["local_bytes"] = total.local_bytes;
-    d["flops"] = total.flops;
-    return d;
+    py::dict out;
+    for (const auto& [kernel, sum] : counted_->counted()) {
+      py::list rows;
+      for (std::size_t f = 0; f < sum.counters.size(); ++f) {
+        const tkpy::emulator::FunctionAst& function = sum.code->ast->functions[f];
+        for (std::size_t i = 0; i < sum.counters[f].size(); ++i)
+          if (const tkpy::emulator::InstrCount& n = sum.counters[f][i]; n.issues)
+            rows.append(py::make_tuple(std::string(function.name), place_of(*sum.code, function.code[i]), numbers_of(n)));
+      }
+      out[py::str(kernel)] = py::make_tuple(sum.module, sum.launches, sum.sectors_read, sum.sectors_written, rows);
+    }
+    return out;
   }
 
  private:

@@ -162,7 +162,10 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
     u32 good = 0;
     for (const Piece& p : pieces) good |= 1u << p.lane;
     x.count->shared_bytes += u64{bytes} * pieces.size();
-    for (const Piece& p : pieces) x.count->global_bytes += p.bytes;
+    for (const Piece& p : pieces) {
+      x.count->global_bytes += p.bytes;
+      x.launch->footprint->read(reinterpret_cast<u64>(p.from), p.bytes);
+    }
     count_shared(x, counted, good, bytes);
     if (x.trace) {
       Trace::Found found;
@@ -241,6 +244,8 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
       const SharedPlace p = shared_place(x, op, lane, from, bytes, "cp.async.bulk");
       u8* target = global_place(x, op, lane, to, bytes, true, "cp.async.bulk");
       if (!p.at || !target) continue;
+      if (x.counting && reduces) x.launch->footprint->read(to, bytes);
+      if (x.counting) x.launch->footprint->write(to, bytes);
       if (x.trace) {
         Trace::Found found;
         x.trace->touch_range(to, bytes, found);
@@ -270,6 +275,7 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask) {
     if (kind == BulkKind::shared_to_shared) s = shared_place(x, op, lane, from, bytes, "cp.async.bulk");
     const u8* source = kind == BulkKind::global_to_shared ? global_place(x, op, lane, from, bytes, false, "cp.async.bulk") : s.at;
     if (!d.at || !m.at || !source) continue;
+    if (x.counting && kind == BulkKind::global_to_shared) x.launch->footprint->read(from, bytes);
     const Issue issue = c->issue(x, op, 1u << lane);
     const std::vector<Cta*> targets = destinations(x, op, lane, d.cta);
     if (x.trace) {
@@ -374,9 +380,12 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
     const u32 bytes = tensor::tile_bytes(map);
     if (x.counting) x.count->global_bytes += bytes, x.count->shared_bytes += bytes;
     Trace::Found found;
-    if (x.trace)
+    if (x.counting)
       tensor::for_each_run(map, at.data(), s.offset, [&](const tensor::TileRun& r) {
-        if (r.inside) x.trace->touch_range(r.global, r.bytes, found);
+        if (!r.inside) return;
+        if (op.a != 1) x.launch->footprint->read(r.global, r.bytes);
+        if (!load) x.launch->footprint->write(r.global, r.bytes);
+        if (x.trace) x.trace->touch_range(r.global, r.bytes, found);
       });
     auto memory = [](Cta& cta) {
       return tensor::SharedBytes{cta.shared.data.data(), kSharedBase, static_cast<u32>(cta.shared.data.size())};

@@ -120,7 +120,7 @@ u8* resolve_shared(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acce
   return at;
 }
 
-void count_global(Exec& x, const Addresses& a, u32 mask, u32 bytes, bool cached) {
+void count_global(Exec& x, const Addresses& a, u32 mask, u32 bytes, AccessKind kind, bool cached) {
   u64 sectors[2 * kLanes];
   u32 n = 0;
   for (u32 rest = mask; rest; rest &= rest - 1) {
@@ -134,6 +134,10 @@ void count_global(Exec& x, const Addresses& a, u32 mask, u32 bytes, bool cached)
   x.count->global_requests += 1;
   const u32 distinct = static_cast<u32>(std::unique(sectors, sectors + n) - sectors);
   x.count->global_sectors += distinct;
+  for (u32 i = 0; i < distinct; ++i) {  // an atomic is memory's own read and write
+    if (kind != AccessKind::write) x.launch->footprint->read(32 * sectors[i], 32);
+    if (kind != AccessKind::read) x.launch->footprint->write(32 * sectors[i], 32);
+  }
   if (!x.trace) return;
   const Trace::Found found = x.trace->touch(x.cta->linear, sectors, distinct, cached);
   x.trace->note({found.l1, found.l2, found.hbm});
@@ -260,7 +264,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
       if (x.trace && cta != x.cta) x.trace->note({moved});
     } else if (space == Space::global && out.value[first] - x.launch->param_address >= x.launch->param_bytes) {
       x.count->global_bytes += moved;
-      count_global(x, out, good, bytes, kind == AccessKind::read && !(flags & kStrong));
+      count_global(x, out, good, bytes, kind, kind == AccessKind::read && !(flags & kStrong));
     } else if (space == Space::local) {
       x.count->local_bytes += moved;
     }
@@ -273,7 +277,7 @@ u32 resolve(Exec& x, const Op& op, u32 mask, u32 bytes, AccessKind kind, u32 fla
 void count_shared(Exec& x, const Addresses& a, u32 mask, u32 bytes) {
   const u32 lanes_per_pass = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
   const u32 words_each = bytes <= 4 ? 1 : bytes / 4;
-  u32 wavefronts = 0;
+  u32 wavefronts = 0, passes = 0;
   for (u32 base = 0; base < kLanes; base += lanes_per_pass) {
     u32 words[kLanes], next[kLanes], head[32], depth[32] = {};
     std::fill(head, head + 32, kNone);
@@ -293,9 +297,11 @@ void count_shared(Exec& x, const Addresses& a, u32 mask, u32 bytes) {
       }
     }
     wavefronts += worst;
+    passes += worst > 0;
   }
   x.count->shared_requests += 1;
   x.count->shared_wavefronts += wavefronts;
+  x.count->bank_conflicts += wavefronts - passes;
 }
 
 void exec_load(Exec& x, const Op& op, u32 mask) {

@@ -343,6 +343,8 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
   launch.param_address = align_up(reinterpret_cast<u64>(launch.param_block.data()), 128);
   if (!config.params.empty())
     std::memcpy(reinterpret_cast<void*>(launch.param_address), config.params.data(), config.params.size());
+  std::optional<Footprint> footprint;
+  if (config.counters) launch.footprint = &footprint.emplace(launch.regions);
   // Generic accesses may read the parameter block.
   launch.regions.push_back({launch.param_address, launch.param_address + launch.param_bytes, false});
   const u64 workspace = reinterpret_cast<u64>(launch.grid_workspace.data());
@@ -369,6 +371,10 @@ LaunchResult run_launch(const Linked& linked, const LaunchConfig& config) {
 
   LaunchResult result = gather.finish();
   if (trace) result.trace = trace->take();
+  if (footprint) {
+    result.sectors_read = footprint->sectors_read();
+    result.sectors_written = footprint->sectors_written();
+  }
   result.counters.resize(linked.functions.size());
   for (std::size_t i = 0; i < linked.functions.size() && config.counters; ++i) {
     if (!linked.functions[i].function) continue;

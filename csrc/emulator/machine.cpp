@@ -9,7 +9,7 @@ namespace tkpy::emulator {
 
 void InstrCount::add(const InstrCount& o) {
   issues += o.issues, lanes += o.lanes;
-  shared_requests += o.shared_requests, shared_wavefronts += o.shared_wavefronts;
+  shared_requests += o.shared_requests, shared_wavefronts += o.shared_wavefronts, bank_conflicts += o.bank_conflicts;
   global_requests += o.global_requests, global_sectors += o.global_sectors;
   global_bytes += o.global_bytes, shared_bytes += o.shared_bytes, local_bytes += o.local_bytes;
   flops += o.flops;

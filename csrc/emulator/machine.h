@@ -12,6 +12,7 @@
 #include <unordered_map>
 
 #include "findings.h"
+#include "footprint.h"
 #include "program.h"
 #include "shadow_global.h"
 #include "trace.h"
@@ -32,7 +33,7 @@ struct Region {
 
 struct InstrCount {
   u64 issues = 0, lanes = 0;
-  u64 shared_requests = 0, shared_wavefronts = 0;
+  u64 shared_requests = 0, shared_wavefronts = 0, bank_conflicts = 0;  // conflicts: wavefronts beyond one a pass
   u64 global_requests = 0, global_sectors = 0;
   u64 global_bytes = 0, shared_bytes = 0, local_bytes = 0;  // a copy counts where it reads and where it writes
   u64 flops = 0;
@@ -90,6 +91,7 @@ struct LaunchResult {
   std::string output;                 // printf
   std::vector<std::vector<InstrCount>> counters;  // [function][instr]
   u64 warp_instructions = 0, thread_instructions = 0;
+  u64 sectors_read = 0, sectors_written = 0;  // of global memory, distinct ones; counted with counters
   TraceResult trace;
 };
 
@@ -402,6 +404,7 @@ struct Launch {
   std::unordered_map<u64, Clock> released;       // location -> what strong writes of gpu scope have published
   u32 registers = 0;               // a thread's at launch; 0: setmaxnreg has no effect
   Trace* trace = nullptr;
+  Footprint* footprint = nullptr;  // null unless counting
 };
 
 // The CTA of a rank of a cluster, by its number in the grid.

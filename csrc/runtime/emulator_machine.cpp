@@ -8,6 +8,7 @@ namespace tkpy::runtime {
 
 struct EmulatorMachine::EmulatedKernel : Kernel {
   std::unique_ptr<emulator::Linked> linked;
+  std::string module;
   std::uint32_t index = 0;
   std::uint32_t param_bytes = 0;
 };
@@ -44,6 +45,7 @@ const Kernel& EmulatorMachine::kernel(std::string_view module_name, std::string_
     if (f.name != entry || !f.is_entry || !f.has_body) continue;
     auto made = std::make_unique<EmulatedKernel>();
     made->name = entry;
+    made->module = module_name;
     made->linked = emulator::link_kernel(m, i);
     made->index = i;
     made->param_bytes = m.param_bytes(i);
@@ -111,6 +113,19 @@ std::string summary(const emulator::LaunchResult& result) {
   return text.str();
 }
 
+void add_to(KernelCount& sum, const emulator::LaunchResult& result, const std::string& module, const emulator::Module& code) {
+  sum.module = module;
+  sum.code = &code;
+  sum.launches += 1;
+  sum.sectors_read += result.sectors_read;
+  sum.sectors_written += result.sectors_written;
+  sum.counters.resize(result.counters.size());
+  for (std::size_t f = 0; f < result.counters.size(); ++f) {
+    sum.counters[f].resize(result.counters[f].size());
+    for (std::size_t i = 0; i < result.counters[f].size(); ++i) sum.counters[f][i].add(result.counters[f][i]);
+  }
+}
+
 }  // namespace
 
 void EmulatorMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
@@ -134,8 +149,7 @@ void EmulatorMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   config.threads = options_.threads;
   config.poll = options_.poll;
   last_ = emulator::run_launch(*found.linked, config);
-  for (const auto& function : last_.counters)
-    for (const emulator::InstrCount& count : function) total_.add(count);
+  if (options_.counters) add_to(counted_[kernel.name], last_, found.module, *found.linked->module);
   if (!last_.findings.empty() || last_.fatal) throw MachineError(describe(kernel, spec) + ':' + summary(last_));
 }
 

@@ -22,6 +22,14 @@ struct EmulatorOptions {
   std::function<void()> poll;  // as in emulator::LaunchConfig
 };
 
+// What all launches of one kernel have counted.
+struct KernelCount {
+  std::string module;
+  const emulator::Module* code = nullptr;
+  std::uint64_t launches = 0, sectors_read = 0, sectors_written = 0;  // sectors: distinct ones of each launch
+  std::vector<std::vector<emulator::InstrCount>> counters;            // [function][instr]
+};
+
 class EmulatorMachine final : public Machine {
  public:
   explicit EmulatorMachine(std::string kernels, EmulatorOptions options = {});
@@ -36,7 +44,7 @@ class EmulatorMachine final : public Machine {
   // Runs to the end. Throws MachineError when anything was found; last() has it all.
   void launch(const Kernel& kernel, const LaunchSpec& spec) override;
   const emulator::LaunchResult& last() const { return last_; }
-  const emulator::InstrCount& total() const { return total_; }  // counted over all launches
+  const std::map<std::string, KernelCount>& counted() const { return counted_; }  // by kernel
   EmulatorOptions& options() { return options_; }
 
  private:
@@ -50,7 +58,7 @@ class EmulatorMachine final : public Machine {
   std::map<std::string, std::unique_ptr<emulator::Module>, std::less<>> modules_;
   std::map<std::string, std::unique_ptr<EmulatedKernel>, std::less<>> found_;
   emulator::LaunchResult last_;
-  emulator::InstrCount total_;
+  std::map<std::string, KernelCount> counted_;
 };
 
 }  // namespace tkpy::runtime

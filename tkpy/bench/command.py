@@ -129,6 +129,7 @@ def _run(
     plots: Path | None,
     against: str | None = None,
     counters: bool = False,
+    page: Path | None = None,
 ) -> None:
     """What `micro`, `ops` and `models` have in common."""
     if listed:
@@ -139,8 +140,10 @@ def _run(
     if counters:
         if against is not None:
             raise click.UsageError("--against compares times, and --counters has none: bench/timing_check.py does that")
-        _count(suite, benchmarks, out)
+        _count(suite, benchmarks, out, page)
         return
+    if page is not None:
+        raise click.UsageError("--page holds what --counters counts")
     env, roofs = facts.environment(_device(cpu))
     out = out or f"bench_output/{suite}.jsonl"
     alone = peers_alone or env.device.type != "cuda"
@@ -155,12 +158,16 @@ def _run(
     _finish(_kept(find, out), out, plots, against)
 
 
-def _count(suite: str, benchmarks: list[Benchmark], out: str | None) -> None:
+def _count(suite: str, benchmarks: list[Benchmark], out: str | None, page: Path | None) -> None:
     """`--counters`: no clock, no GPU."""
     env, _ = facts.environment("cpu")
     out = out or f"bench_output/{suite}-counters.jsonl"
     kept = _kept(lambda sink: runner.count(benchmarks, env), out)
     _echo("\n" + report.counters_of(kept), to_stdout=out != "-")
+    if page is not None:
+        page.write_text(report.counters_page(kept))
+    if broken := [row["benchmark"] for row in kept if row.get("broken")]:
+        raise click.ClickException(f"more than promised: {', '.join(broken)}")
     bad = [row for row in kept if row["status"] in ("wrong", "failed")]
     if bad or all(row["status"] != "counted" for row in kept):
         raise click.ClickException(f"{len(bad)} of {len(kept)} rows failed" if bad else "no row could be counted")
@@ -206,6 +213,12 @@ AGAINST = click.option(
 @click.option("--op", "ops", multiple=True, help="Only this op (may be repeated).")
 @click.option("--shape", "shapes", multiple=True, help="Other sizes for the one --op: 4096x4096x512, or m=8,n=8,k=8.")
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="Only this dtype.")
+@click.option(
+    "--page",
+    default=None,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --counters: write the table to this page (docs/COUNTERS.md).",
+)
 @COUNTERS
 @AGAINST
 @RUN_OPTIONS
@@ -217,13 +230,15 @@ def ops(
     if unknown:
         raise click.UsageError(f"no op {', '.join(unknown)}; the ops are {', '.join(registry.ops())}")
     try:
-        chosen = _op_benchmarks(ops, shapes, dtypes)
+        chosen = _op_benchmarks(ops, shapes, dtypes, counters=options["counters"])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     _run("ops", _chosen("ops", only, chosen), **options)
 
 
-def _op_benchmarks(ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[str, ...]) -> list[Benchmark]:
+def _op_benchmarks(
+    ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[str, ...], counters: bool = False
+) -> list[Benchmark]:
     specs = by_op()
     if shapes:
         if len(ops) != 1:
@@ -231,8 +246,11 @@ def _op_benchmarks(ops: tuple[str, ...], shapes: tuple[str, ...], dtypes: tuple[
         if ops[0] not in specs:
             raise ValueError(f"{ops[0]} takes no --shape; those that do are {', '.join(specs)}")
         spec = specs[ops[0]]
-        return [spec.row(spec.parse(shape), dtype, exact=True) for shape in shapes for dtype in dtypes or spec.dtypes]
-    found = [b for b in discover() if b.suite == "ops"]
+        return [spec.row(spec.parse(shape), dtype) for shape in shapes for dtype in dtypes or spec.dtypes]
+    if counters:
+        found = [b for spec in specs.values() for b in spec.counted_rows()]
+    else:
+        found = [b for b in discover() if b.suite == "ops"]
     covered = {b.group for b in found}
     for name, op in registry.ops().items():
         if name not in covered:

@@ -12,12 +12,20 @@ An op without a spec file is timed on its cases marked `bench`, in bfloat16. A s
 
 and then `tkpy bench ops --op linear --shape 2048x4096x512` (or m=2048,n=4096,k=512) makes a row of any other size.
 
+Sizes in `trained` have rows of the backward and of both passes together; ideal flops of a backward are `backward` times
+the forward's, ideal bytes those of the forward and once more those of the arguments that get gradients. Peers with
+`differentiable` are timed there too.
+
+`tkpy bench ops --counters` runs the sizes in `counted`, small ones, in the emulator: with the backward where the op's
+kernels have one. What it counts is held to the `Promise` of each (tests/kernels/test_counters.py).
+
 Ours are the backends `cuda` and `triton`; `reference` and `eager` are never timed as ours. The eager form is a peer,
 under the name "torch eager": it is PyTorch's own kernels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -28,14 +36,19 @@ from typing import Any
 import torch
 
 from tkpy import machine, registry
+from tkpy.bench.kernel_counts import STRICT, Promise, works
+from tkpy.bench.passes import cotangents, leaves_of, outputs_of, part, with_leaves
 from tkpy.bench.spec import Benchmark, Count, Environment, Peer, Subject, spec_files
-from tkpy.conformance import widen
+from tkpy.conformance import map_tensors
 from tkpy.errors import InternalError
 from tkpy.numerics import TOLERANCE, Comparison, compare
 from tkpy.registry import Maker, Op
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NORMAL = "standard normal, rounded to the dtype"
+
+#: The backward alone stands beside its forward; both together, which say less, come after everything else.
+PASS_RANK = {"forward": 0, "backward": 0, "forward+backward": 200}
 
 Kwargs = dict[str, Any]
 Sizes = Mapping[str, int]
@@ -93,19 +106,40 @@ def ours(op: Op, kwargs: Kwargs, env: Environment) -> tuple[dict[str, Callable[[
     return calls, refused
 
 
+def _widened(kwargs: Kwargs) -> Kwargs:
+    """Floating tensors as float64, complex ones as complex128; autograd sees it."""
+    wide: Kwargs = map_tensors(
+        kwargs, lambda t: t.to(torch.complex128) if t.is_complex() else t.double() if t.is_floating_point() else t
+    )
+    return wide
+
+
 def reference(op: Op, kwargs: Kwargs) -> Any:
     """What the op's float64 reference makes of these inputs."""
-    return op.public(**widen(kwargs), backend="reference")
+    return op.public(**_widened(kwargs), backend="reference")
 
 
-def _gate(op: Op, kwargs: Kwargs, tolerance: float, expect: Callable[[Op, Kwargs], Any]) -> Callable[[Any], Comparison]:
+Expect = Callable[[Op, Kwargs], Any]
+
+
+def _expected(op: Op, kwargs: Kwargs, expect: Expect, which: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The reference's outputs, or the gradients of its inputs."""
+    if which == "forward":
+        with torch.no_grad():
+            return outputs_of(expect(op, kwargs))
+    wide = with_leaves(_widened(kwargs))
+    return list(part(lambda: expect(op, wide), wide, which, dtype)())
+
+
+def _gate(
+    op: Op, kwargs: Kwargs, tolerance: float, expect: Expect, which: str, dtype: torch.dtype
+) -> Callable[[Any], Comparison]:
     """Judges what a call returned by the float64 reference on the same inputs, which is computed once."""
     expected: list[torch.Tensor] = []
 
     def gate(output: Any) -> Comparison:
         if not expected:
-            with torch.no_grad():
-                expected.extend(outputs_of(expect(op, kwargs)))
+            expected.extend(_expected(op, kwargs, expect, which, dtype))
         found = outputs_of(output)
         if len(found) != len(expected):
             raise InternalError(f"{op.name}: {len(found)} outputs, the reference has {len(expected)}")
@@ -115,10 +149,14 @@ def _gate(op: Op, kwargs: Kwargs, tolerance: float, expect: Callable[[Op, Kwargs
     return gate
 
 
-def outputs_of(result: Any) -> list[torch.Tensor]:
-    """The tensors that an op returned, those that are None left out."""
-    flat = result if isinstance(result, tuple) else (result,)
-    return [t for t in flat if t is not None]
+def _cost(op: Op, kwargs: Kwargs, which: str, backward: float) -> tuple[int, int]:
+    """Ideal flops and bytes of a pass."""
+    call = registry.capture(op, kwargs)
+    flops, nbytes = op.flops(call), op.nbytes(call)
+    gradients = sum(t.numel() * t.element_size() for t in leaves_of(kwargs))
+    factor = {"forward": 1.0, "backward": backward, "forward+backward": 1 + backward}[which]
+    moved = {"forward": nbytes, "backward": nbytes + gradients, "forward+backward": 2 * nbytes + gradients}[which]
+    return round(factor * flops), moved
 
 
 def prepare(
@@ -126,35 +164,68 @@ def prepare(
     make: Callable[[Maker], Kwargs],
     dtype: torch.dtype,
     tol: float,
-    expect: Callable[[Op, Kwargs], Any] = reference,
+    expect: Expect = reference,
+    which: str = "forward",
+    backward: float = 2.0,
 ) -> Callable[[Environment], Subject]:
     """Inputs on the environment's device, our backends there, the reference as the gate, the op's own ideal cost."""
 
     def ready(env: Environment) -> Subject:
         kwargs = make(DeviceMaker(dtype, env.device))
+        kwargs = kwargs if which == "forward" else with_leaves(kwargs)
         calls, refused = ours(op, kwargs, env)
-        call = registry.capture(op, kwargs)
-        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, expect)
-        return Subject(kwargs, calls, gate, refused=refused, flops=op.flops(call), nbytes=op.nbytes(call))
+        calls = {name: part(call, kwargs, which, dtype) for name, call in calls.items()}
+        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, expect, which, dtype)
+        flops, nbytes = _cost(op, kwargs, which, backward)
+        # A graph cannot hold the backward of a forward that ran outside it.
+        graphs = which != "backward"
+        return Subject(kwargs, calls, gate, refused=refused, flops=flops, nbytes=nbytes, graphs=graphs)
 
     return ready
 
 
 def count(
-    op: Op, make: Callable[[Maker], Kwargs], sizes: Mapping[str, Any], dtype: torch.dtype, tol: float
+    op: Op,
+    make: Callable[[Maker], Kwargs],
+    sizes: Mapping[str, Any],
+    dtype: torch.dtype,
+    tol: float,
+    which: str = "forward",
+    backward: float = 2.0,
+    promise: Promise | None = None,
 ) -> Callable[[], Count]:
-    """Runs the op's CUDA kernel in the emulator, with counters."""
+    """Runs the op's CUDA kernels of one pass in the emulator, with counters."""
 
     def run() -> Count:
         kwargs = make(Maker(dtype))
+        kwargs = kwargs if which == "forward" else with_leaves(kwargs)
         op.resolve(registry.capture(op, kwargs), "emulator")  # raises Unsupported, with every reason
-        with torch.no_grad(), machine.counting() as counters:
-            output = op.public(**kwargs, backend="emulator")
-        call = registry.capture(op, kwargs)
-        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, reference)(output)
-        return Count(sizes, counters(), gate, op.flops(call), op.nbytes(call))
+        call = functools.partial(op.public, **kwargs, backend="emulator")
+        if which == "backward":
+            outputs = outputs_of(call())
+            call = functools.partial(
+                torch.autograd.grad, outputs, leaves_of(kwargs), cotangents(outputs, dtype), allow_unused=True
+            )
+        with machine.counting() as counted:
+            output = call()
+        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, reference, which, dtype)(output)
+        flops, nbytes = _cost(op, kwargs, which, backward)
+        done = counted()
+        total = dataclasses.asdict(machine.total(done))
+        return Count(sizes, total, gate, flops, nbytes, kernels=tuple(works(done)), promise=promise)
 
     return run
+
+
+def _differentiated(peer: Peer, which: str, dtype: torch.dtype) -> Peer:
+    """Another pass of a peer."""
+    return dataclasses.replace(peer, build=lambda kwargs: part(peer.build(kwargs), kwargs, which, dtype))
+
+
+def _has_kernel(name: str, function: str) -> bool:
+    """Whether the op's CUDA backend has this function."""
+    op = registry.get(name)
+    return "cuda" in op.available and hasattr(op.module("cuda"), function)
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -182,13 +253,23 @@ def from_cases(op: Op, names: Sequence[str] | None = None, dtype: torch.dtype = 
 
 
 @dataclass(frozen=True)
+class Counted:
+    """A small case for the emulator, and what it is held to; `backward`: its backward too, None leaves that out."""
+
+    sizes: Sizes
+    promise: Promise = STRICT
+    backward: Promise | None = STRICT
+
+
+@dataclass(frozen=True)
 class OpRows:
     """Rows of one op by sizes. `make(maker, **sizes)` gives the public function's keyword arguments.
 
     `peers` are timed beside ours, and the op's eager form after them unless `eager` is False; `rank` and `published`
-    are functions of a row's sizes; `defaults` are sizes that may be left out of --shape; `small` bounds the sizes that
-    the emulator is given for --counters; `label` names a row by its sizes; `expect(op, kwargs)` computes the reference,
-    for sizes of which the whole at once would not fit.
+    are functions of a row's sizes; `defaults` are sizes that may be left out of --shape; `counted` are cases for
+    --counters, the first row within the bounds of `small` where there are none; `label` names a row by its sizes;
+    `expect(op, kwargs)` computes the reference, for sizes of which the whole at once would not fit; `trained` are the
+    sizes that have rows of the backward, the first row where it is None.
     """
 
     op: str
@@ -208,31 +289,61 @@ class OpRows:
     published: Callable[[Sizes, str], tuple[str, ...]] = lambda sizes, dtype: ()
     defaults: Sizes = field(default_factory=dict)
     small: Sizes = field(default_factory=dict)
+    counted: tuple[Counted, ...] = ()
+    trained: tuple[Sizes, ...] | None = None
+    backward: float = 2.0
 
-    def row(self, sizes: Sizes, dtype: str, *, exact: bool = False) -> Benchmark:
-        """The benchmark of one size; `exact`: --counters too takes it as it is, however long that is."""
+    def row(self, sizes: Sizes, dtype: str, which: str = "forward", promise: Promise | None = None) -> Benchmark:
+        """The benchmark of one size; --counters takes it as it is, however long that is."""
         full = {**self.defaults, **sizes}
-        small = full if exact else {name: min(size, self.small.get(name, size)) for name, size in full.items()}
         op = registry.get(self.op)
         label = self.label(full) if self.label is not None else "x".join(str(full[name]) for name in self.sizes)
+        forward = which == "forward"
+        what = self.what if forward else f"{which} of {self.what}"
+        peers = (*self.peers, *([eager(op)] if self.eager else []))
+
+        def make(maker: Maker) -> Kwargs:
+            return self.make(maker, **full)
+
         return Benchmark(
-            name=f"{self.op}/{label}/{dtype}",
+            name=f"{self.op}/{label if forward else f'{which} {label}'}/{dtype}",
             suite="ops",
-            what=self.what,
+            what=what,
             shapes=full,
             inputs=self.inputs,
-            prepare=prepare(op, lambda maker: self.make(maker, **full), DTYPES[dtype], self.tol, self.expect),
+            prepare=prepare(op, make, DTYPES[dtype], self.tol, self.expect, which, self.backward),
             unit=self.unit,
             dtype=dtype,
-            peers=(*self.peers, *([eager(op)] if self.eager else [])),
-            published=self.published(full, dtype),
-            rank=self.rank(full),
-            count=count(op, lambda maker: self.make(maker, **small), small, DTYPES[dtype], self.tol),
+            peers=peers
+            if forward
+            else tuple(_differentiated(p, which, DTYPES[dtype]) for p in peers if p.differentiable),
+            published=self.published(full, dtype) if forward else (),
+            rank=self.rank(full) + PASS_RANK[which],
+            count=count(op, make, full, DTYPES[dtype], self.tol, which, self.backward, promise),
         )
 
     def benchmarks(self) -> list[Benchmark]:
         """All rows in all dtypes."""
-        return [self.row(sizes, dtype) for sizes, dtype in itertools.product(self.rows, self.dtypes)]
+        trained = self.rows[:1] if self.trained is None else self.trained
+        passes = [(self.rows, "forward"), (trained, "backward"), (trained, "forward+backward")]
+        return [
+            self.row(sizes, dtype, which)
+            for rows, which in passes
+            for sizes, dtype in itertools.product(rows, self.dtypes)
+        ]
+
+    def counted_rows(self) -> list[Benchmark]:
+        """What --counters runs where it is given no sizes, in the first dtype."""
+        first = {**self.defaults, **self.rows[0]}
+        cases = self.counted or (
+            Counted({name: min(size, self.small.get(name, size)) for name, size in first.items()}),
+        )
+        found = []
+        for case in cases:
+            found.append(self.row(case.sizes, self.dtypes[0], "forward", case.promise))
+            if case.backward is not None and self.trained != () and _has_kernel(self.op, "backward"):
+                found.append(self.row(case.sizes, self.dtypes[0], "backward", case.backward))
+        return found
 
     def parse(self, text: str) -> dict[str, int]:
         """`4096x4096x512`, or `m=4096,n=4096,k=512`; ValueError says what is needed."""

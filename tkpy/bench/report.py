@@ -112,29 +112,76 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def counters_of(rows: Sequence[Row]) -> str:
-    """Counted rows, against the work's ideal cost, and the rows that were refused."""
-    body = []
-    for row in rows:
-        if row["status"] == "counted":
-            c = row["counters"]
-            body.append(
-                [
-                    row["benchmark"],
-                    " ".join(f"{k}={v}" for k, v in row["shapes"].items()),
-                    str(c["issues"]),
-                    f"{c['flops'] / row['flops']:.2f}" if row["flops"] else "",
-                    f"{c['global_bytes'] / row['bytes']:.2f}" if row["bytes"] else "",
-                    f"{c['global_sectors'] / c['global_requests']:.1f}" if c["global_requests"] else "",
-                    f"{c['shared_wavefronts'] / c['shared_requests']:.2f}" if c["shared_requests"] else "",
-                    _value(row["predicted"]) if "predicted" in row else "",
-                ]
-            )
-    ratios = ["flops / ideal", "global bytes / ideal", "sectors / request", "wavefronts / request"]
-    head = ["counted in the emulator", "sizes", "warp instructions", *ratios, "PREDICTED"]
-    parts = [_without_empty(head, body, numbers=(2, 3, 4, 5, 6, 7))] if body else []
+    """Counted rows, against the work's ideal cost, what is over a promise, and the rows that were refused."""
+    counted = [row for row in rows if row["status"] == "counted"]
+    body = [line for row in counted for line in (_kernel_lines(row) if "kernels" in row else [_micro_line(row)])]
+    parts = [_without_empty(COUNTED, body, numbers=range(2, len(COUNTED)))] if body else []
     if predicted := next((row["predicted"] for row in rows if "predicted" in row), None):
         parts.append(f"PREDICTED: on {predicted['device']}, {predicted['label']}")
+    parts += [f"MORE THAN PROMISED  {row['benchmark']}: {words}" for row in counted for words in row.get("broken", ())]
     return "\n".join([*parts, *_reasons([r for r in rows if r["status"] != "counted"])]) or "no rows"
+
+
+COUNTED = (
+    "counted in the emulator", "sizes", "warp instructions", "tensor flops / useful", "HBM bytes / needed",
+    "requested / needed", "conflict cycles / product", "sectors / request", "wavefronts / request", "PREDICTED",
+)  # fmt: skip
+
+
+def _sizes(row: Row) -> str:
+    return " ".join(f"{k}={v}" for k, v in row["shapes"].items())
+
+
+def _micro_line(row: Row) -> list[str]:
+    c = row["counters"]
+    sectors = f"{c['global_sectors'] / c['global_requests']:.1f}" if c["global_requests"] else ""
+    passes = f"{c['shared_wavefronts'] / c['shared_requests']:.2f}" if c["shared_requests"] else ""
+    predicted = _value(row["predicted"]) if "predicted" in row else ""
+    return [row["benchmark"], _sizes(row), str(c["issues"]), "", "", "", "", sectors, passes, predicted]
+
+
+def _kernel_lines(row: Row) -> list[list[str]]:
+    """The whole call, then each kernel: its part of the same numbers."""
+    whole = {name: sum(k[name] for k in row["kernels"]) for name in row["kernels"][0] if name != "kernel"}
+    lines = [[row["benchmark"], _sizes(row), str(row["counters"]["issues"]), *_ratios(whole, row), "", "", ""]]
+    return lines + [["  " + k["kernel"], "", "", *_ratios(k, row), "", "", ""] for k in row["kernels"]]
+
+
+def _ratios(work: dict[str, Any], row: Row) -> list[str]:
+    flops = f"{work['tensor_flops'] / row['flops']:.3f}" if work["tensor_flops"] and row["flops"] else ""
+    hbm, asked = (f"{work[n] / row['bytes']:.2f}" if row["bytes"] else "" for n in ("hbm_bytes", "requested_bytes"))
+    conflicts = f"{work['conflicts'] / max(work['products'], 1):.3g}" if work["shared_requests"] else ""
+    return [flops, hbm, asked, conflicts]
+
+
+PAGE = """# Counters
+
+Written by `tkpy bench ops --counters --page docs/COUNTERS.md`, in the emulator, from the sizes that each op registers
+(`counted` in `tkpy/bench/specs/`): what the kernels do, not how fast they are.
+`tests/kernels/test_counters.py` holds them to it.
+
+- **tensor flops / useful**: flops of wgmma and mma that were issued, against the op's `flops()`. Promised at most 1.10.
+- **HBM bytes / needed**: distinct 32-byte sectors that each launch reads and writes (an L2 that keeps all until the
+  launch ends, and nothing longer), against the op's `bytes()`: every operand once, in a backward the gradients too.
+  Promised at most 1.25.
+- **requested / needed**: bytes that SMs ask L2 for, re-reads included, against the same.
+- **conflict cycles / product**: passes through shared memory that bank conflicts cost in the main loops, for each wgmma
+  of a warpgroup or mma of a warp; in a kernel without such, in all of it. Promised 0.
+"""
+
+
+def counters_page(rows: Sequence[Row]) -> str:
+    """docs/COUNTERS.md."""
+    counted = [row for row in rows if row["status"] == "counted" and "kernels" in row]
+    lines = ["| case, and its kernels | sizes | " + " | ".join(COUNTED[3:7]) + " |", "|---|---|" + "---|" * 4]
+    for row in counted:
+        for name, sizes, _, *numbers in _kernel_lines(row):
+            lines.append(f"| {name.replace('  ', '&emsp;')} | {sizes} | " + " | ".join(numbers[:4]) + " |")
+    reasons = [f"- {row['benchmark']}: {row['promise']['why']}" for row in counted if row.get("promise", {}).get("why")]
+    parts = [PAGE, "\n".join(lines)]
+    if reasons:
+        parts.append("\nWhere a case promises less, and why:\n\n" + "\n".join(reasons))
+    return "\n".join(parts) + "\n"
 
 
 def _without_empty(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:

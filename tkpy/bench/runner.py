@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -112,6 +112,11 @@ def count(benchmarks: Iterable[Benchmark], env: Environment) -> Iterator[Row]:
             continue
         gate = {"error": found.gate.relative, "tolerance": found.gate.tolerance}
         row |= {"status": "counted", "counters": dict(found.counters), "gate": gate}
+        if found.kernels:
+            row["kernels"] = [dict(kernel) for kernel in found.kernels]
+        if found.promise is not None:
+            row["promise"] = asdict(found.promise)
+            row["broken"] = found.promise.broken(found.kernels, found.flops, found.nbytes)
         yield row | ({"predicted": dict(found.predicted)} if found.predicted else {})
 
 
@@ -193,7 +198,7 @@ def _timed(
             else:
                 samples = env.timer.cold(calls, seconds)
             condition = dict(env.condition())
-            if subject.read is None:
+            if subject.read is None and subject.graphs:
                 warm = {name: env.timer.warm(call) for name, call in calls.items() if samples[name].median < SHORT}
     except CAUGHT as error:
         for candidate in candidates.values():

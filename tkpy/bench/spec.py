@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 
+from tkpy.bench.kernel_counts import Promise
 from tkpy.bench.timer import Timer
 from tkpy.errors import InternalError
 from tkpy.numerics import Comparison
@@ -60,6 +61,7 @@ class Peer:
     name: str
     build: Callable[[Any], Callable[[], Any]]
     needs: str = ""
+    differentiable: bool = True  # its outputs have gradients with respect to all inputs that want one
 
     def missing(self) -> str | None:
         """Why this peer is not here, in words; None when it is."""
@@ -75,7 +77,7 @@ class Subject:
     """A benchmark made ready: its inputs, our calls by name, the gate.
 
     `refused`: calls of ours that cannot serve, and why. `flops` and `nbytes`: the ideal cost where it is known only
-    once the inputs are. `notes` are copied into the rows.
+    once the inputs are. `notes` are copied into the rows. `graphs`: calls may be captured in a CUDA graph.
     """
 
     inputs: Any
@@ -86,6 +88,7 @@ class Subject:
     flops: int | None = None
     nbytes: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    graphs: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,9 @@ class Environment:
 
 @dataclass(frozen=True)
 class Count:
-    """What our kernel did in the emulator, on these sizes: counters, the gate's word on the result, and what a model of
-    time predicts (value, unit, device, binding, label)."""
+    """What our kernels did in the emulator, on these sizes: counters, the gate's word on the result, what a model of
+    time predicts (value, unit, device, binding, label), and of an op, what each kernel did (`KernelWork`) and what they
+    are held to."""
 
     shapes: Mapping[str, int | str | bool]
     counters: Mapping[str, int]
@@ -111,6 +115,8 @@ class Count:
     flops: int
     nbytes: int
     predicted: Mapping[str, Any] | None = None
+    kernels: tuple[Mapping[str, Any], ...] = ()
+    promise: Promise | None = None
 
 
 @dataclass(frozen=True)

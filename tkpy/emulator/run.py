@@ -92,6 +92,7 @@ class Count:
     lanes: int = 0  # thread instructions
     shared_requests: int = 0
     shared_wavefronts: int = 0  # passes through the 32 banks
+    bank_conflicts: int = 0  # those of them that conflicts cost
     global_requests: int = 0
     global_sectors: int = 0  # of 32 bytes
     global_bytes: int = 0
@@ -126,6 +127,14 @@ class CountRow:
     text: str
     source: tuple[str, int] | None
     count: Count
+
+    @classmethod
+    def of(cls, function: str, place: tuple[int, str, str, int], numbers: tuple[int, ...]) -> CountRow:
+        """Of what the compiled part gives: PTX line, text, source file and line; the numbers."""
+        line, text, file, source_line = place
+        text = " ".join(text.split())
+        count = Count(*[*numbers, numbers[-1] if _TENSOR.match(text) else 0])
+        return cls(function, line, text, (file, source_line) if file else None, count)
 
 
 def _table(rows: Sequence[tuple[str, Count, str]], total: Count, what: str) -> str:
@@ -204,6 +213,8 @@ class Run:
         self.warp_instructions: int = raw["warp_instructions"]
         self.thread_instructions: int = raw["thread_instructions"]
         self._raw_counts = raw["counters"]
+        #: Distinct 32-byte sectors of global memory that the launch read, and wrote; (0, 0) without counters.
+        self.sectors: tuple[int, int] = raw["sectors"]
         self._listing = listing
         self._names = names
         self._counters: Counters | None = None
@@ -234,14 +245,10 @@ class Run:
         if self._counters is None:
             texts: dict[int, list[Any]] = {}
             rows = []
-            for function, index, *numbers in self._raw_counts:
+            for function, index, numbers in self._raw_counts:
                 if function not in texts:
                     texts[function] = self._listing(function)
-                line, text, file, source_line = texts[function][index]
-                source = (file, source_line) if file else None
-                text = " ".join(text.split())
-                count = Count(*[*numbers, numbers[-1] if _TENSOR.match(text) else 0])
-                rows.append(CountRow(self._names[function], line, text, source, count))
+                rows.append(CountRow.of(self._names[function], texts[function][index], numbers))
             self._counters = Counters(rows)
         return self._counters
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tkpy.bench.op_rows import Kwargs, OpRows, Sizes, reference
+from tkpy.bench.kernel_counts import Promise
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, Sizes, reference
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.registry import Maker, Op
 
@@ -113,7 +114,6 @@ COMMON: dict[str, Any] = {
     "label": _label,
     "expect": expect,
     "defaults": {"causal": 1},
-    "small": {"b": 1, "sq": 192, "sk": 256, "h": 2, "hkv": 1},
     "peers": (
         Peer("sdpa cudnn", _sdpa("CUDNN_ATTENTION")),
         Peer("sdpa flash", _sdpa("FLASH_ATTENTION")),
@@ -123,7 +123,16 @@ COMMON: dict[str, Any] = {
     ),
     "eager": False,  # it is no peer: its score blocks go through memory
     "what": "softmax(scale q k^T) v",
+    "backward": 2.5,  # five products for two
 }
+
+
+def _counted(sq: int, sk: int, d: int) -> Counted:
+    """Two heads of whole tiles without a mask."""
+    sizes = {"b": 1, "sq": sq, "sk": sk, "h": 2, "hkv": 2, "d": d, "causal": 0}
+    why = "dQ is summed in memory in fp32 and rounded by a kernel of its own; another one reads out and dout for delta"
+    return Counted(sizes, backward=Promise(bytes=2.5, why=why))
+
 
 ATTENTION = OpRows(
     **COMMON,
@@ -131,6 +140,8 @@ ATTENTION = OpRows(
     unit="TFLOP/s",
     rank=lambda sizes: _rank(sizes) if sizes["d"] in WIDTHS and sizes["sq"] in LENGTHS else 100,
     published=_published,
+    counted=tuple(_counted(sq, sk, d) for sq, sk, d in ((384, 256, 64), (256, 256, 128), (256, 320, 256))),
+    trained=tuple(_grid(d, s, causal) for d in (128, 64) for s in (4096, 16384, 8192) for causal in (1, 0)),
 )
 DECODE = OpRows(
     **COMMON,
@@ -140,6 +151,7 @@ DECODE = OpRows(
     ),
     unit="GB/s",
     rank=lambda sizes: 45,
+    trained=(),
 )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tkpy.bench.op_rows import Kwargs, OpRows, Sizes, reference
+from tkpy.bench.kernel_counts import Promise
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, Sizes, reference
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.registry import Maker, Op
 
@@ -76,7 +77,20 @@ DECODE = OpRows(
     label=_label,
     expect=expect,
     defaults={"page": 256},
-    small={"b": 2, "sk": 2048, "h": 8, "hkv": 2},
+    counted=tuple(
+        Counted({"b": 4, "sk": sk, "h": h, "hkv": 1, "d": d}, promise)
+        for sk, h, d, promise in (
+            (4096, 16, 64, Promise()),
+            (
+                2048,
+                4,
+                128,
+                Promise(flops=None, why="4 heads of a key head fill a quarter of mma's 16 rows: bytes bind"),
+            ),
+            (2048, 16, 256, Promise()),
+        )
+    ),
+    trained=(),
     rows=tuple(
         {"b": b, "sk": sk, "h": 32, "hkv": hkv, "d": d, "page": page}
         for b, sk, hkv, d, page in (

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tkpy.bench.op_rows import OpRows, Sizes
+from tkpy.bench.op_rows import Counted, OpRows, Sizes
 from tkpy.bench.spec import Peer
 from tkpy.registry import Maker
 
@@ -70,7 +70,8 @@ LINEAR = OpRows(
     what="x W^T: a dense layer without bias",
     rank=_rank,
     published=_published,
-    small={"m": 256, "n": 512, "k": 256},
+    counted=(Counted(_sizes(256, 512, 256)),),
+    trained=(*(_sizes(n, n, n) for n in (8192, 4096)), _sizes(16384, 4096, 4096)),
 )
 
 BENCHMARKS = LINEAR.benchmarks()

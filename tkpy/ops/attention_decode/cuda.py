@@ -36,15 +36,18 @@ def _as(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def splits_for(units: int, keys: int, width: int, multiprocessors: int) -> int:
-    """The number of splits that ends first, of `keys` keys for each of `units` CTAs: waves times rounds of a CTA."""
+def splits_for(units: int, keys: int, width: int, multiprocessors: int, rows: int = ROWS) -> int:
+    """The number of splits that ends first, of `keys` keys for each of `units` CTAs: waves times rounds of a CTA. With
+    16 keys for each of its `rows`, a split's share, which goes out and comes back in float32, is an eighth of what it
+    reads at most."""
     resident = multiprocessors * (2 if width <= 64 else 1)
     rounds = -(-keys // (WARPS * (32 if width <= 128 else 16)))
 
     def time(splits: int) -> int:
         return -(-units * splits // resident) * (-(-rounds // splits) + OVERHEAD)
 
-    return min(range(1, max(1, min(rounds, MOST_SPLITS)) + 1), key=time)
+    most = min(rounds, MOST_SPLITS, keys // (16 * rows))
+    return min(range(1, max(1, most) + 1), key=time)
 
 
 def _splits(q: torch.Tensor, k_cache: torch.Tensor, block_table: torch.Tensor | None, mapped: bool) -> int:
@@ -53,7 +56,7 @@ def _splits(q: torch.Tensor, k_cache: torch.Tensor, block_table: torch.Tensor | 
     units = batch * kv_heads * -(-(heads // kv_heads * seq_q) // ROWS)
     keys = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     count = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 132
-    return splits_for(units, keys, width, count)
+    return splits_for(units, keys, width, count, min(ROWS, heads // kv_heads * seq_q))
 
 
 def forward(
