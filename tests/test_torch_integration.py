@@ -37,6 +37,11 @@ BY_LENGTH = {
     "rotary": lambda m, n: {"x": m.randn(2, n, 3, 8), "positions": torch.arange(n)},
     "token_shift": lambda m, n: {"x": m.randn(2, n, 8), "mix": m.randn(4, 8), "last": m.randn(2, 8)},
     "group_norm": lambda m, n: {"x": m.randn(2, n, 3, 8), "weight": m.randn(3, 8), "gate": m.randn(2, n, 3, 8)},
+    "hyena_filter": lambda m, n: (
+        {"features": m.randn(n, 3), "times": m.randn(n).abs(), "input_weight": m.randn(8, 3), "input_bias": m.randn(8)}
+        | {"hidden_weight": m.randn(2, 8, 8, scale=0.2), "hidden_bias": m.randn(2, 8), "frequency": m.randn(8)}
+        | {"output_weight": m.randn(5, 8), "decay": m.randn(5)}
+    ),
     "attention_decode": lambda m, n: (
         {"q": m.randn(2, 1, 4, 8), "seqlens": torch.tensor([n, n - 3])}
         | {name: m.randn(2, n, 2, 8) for name in ("k_cache", "v_cache")}

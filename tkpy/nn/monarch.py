@@ -5,7 +5,6 @@ Parameter names are those of the original M2-BERT, so its checkpoints load by na
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from torch.nn import functional as F
 
 import tkpy
-from tkpy.arguments import autocast_enabled
 from tkpy.nn.common import LayerNorm, Linear, LinearClass
 
 
@@ -103,10 +101,6 @@ class Modulation(torch.nn.Module):
             "deltas", torch.linspace(math.log(target) / slow, math.log(target) / fast, width)[None, None]
         )
 
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
-        """(L,) -> (width, L)."""
-        return torch.exp(-self.deltas[0, 0, :, None].to(t.dtype).abs() * t)
-
 
 class HyenaFilter(torch.nn.Module):
     """A long convolution whose filters are a small network of the lag (Poli et al. 2023, arXiv:2302.10866, 3.3).
@@ -166,14 +160,21 @@ class HyenaFilter(torch.nn.Module):
             raise ValueError(
                 f"HyenaFilter: the sequence must have at most l_max = {self.l_max} positions, got {length}"
             )
-        z, t = self.pos_emb.z, self.pos_emb.t
-        wide = torch.promote_types(z.dtype, torch.float32)
-        *hidden, last = network
-        with torch.autocast(z.device.type, enabled=False) if autocast_enabled(z.device) else contextlib.nullcontext():
-            h = z[0, :length].to(wide)
-            for layer in hidden:
-                h = layer(h) if isinstance(layer, Sin) else tkpy.linear(h, layer.weight.to(wide), layer.bias.to(wide))
-            return tkpy.linear(last.weight.to(wide), h) * self.modulation(t[0, :length, 0].to(wide))
+        layers: list[Any] = list(network)  # dense ones, with the sine between them
+        (first, *hidden, last), sin = layers[::2], layers[1]
+        wide = torch.promote_types(self.pos_emb.z.dtype, torch.float32)
+        arguments = (
+            self.pos_emb.z[0, :length],
+            self.pos_emb.t[0, :length, 0],
+            first.weight,
+            first.bias,
+            torch.stack([layer.weight for layer in hidden]),
+            torch.stack([layer.bias for layer in hidden]),
+            sin.w_mod * sin.freq[0],
+            last.weight,
+            self.modulation.deltas[0, 0],
+        )
+        return tkpy.hyena_filter(*(t.to(wide) for t in arguments))
 
     def filter(self, length: int) -> torch.Tensor:
         """The taps of lags 0 to length - 1, (1, length, width)."""
