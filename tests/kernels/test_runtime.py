@@ -139,10 +139,12 @@ def test_a_missing_image_is_an_error(run):
     ],
 )
 def test_gemm_chooses_its_kernel_and_its_boxes(run, m, k, n, strides, kernel, boxes):
-    """`boxes`: size / box of each dimension, innermost first, of A and then of B."""
+    """`boxes`: size / box of the dimensions of a group, innermost first, of A and then of B; there is one group."""
     lines = run("gemm", m, k, n, *strides)
     assert f"cuLibraryGetKernel gemm_bf16_{kernel} library 1" in lines
-    assert ["/".join(line.split()[1:4:2]) for line in lines if line.startswith("dim")] == boxes
+    assert ["/".join(line.split()[1:4:2]) for line in lines if line.startswith("dim")] == [
+        box for i, one in enumerate(boxes) for box in ([one, "1/1"] if i % 2 else [one])
+    ]
     tiles = -(-m // 256) * -(-n // 256)
     assert any(line.startswith(f"cuLaunchKernelEx grid {2 * tiles} 1 1 block 384 1 1 shared 229440") for line in lines)
     assert "attribute 4 2 1 1" in lines

@@ -8,6 +8,11 @@ namespace tkpy::gemm {
 
 using namespace tk;
 
+// A piece of work of a CTA: 128 rows (from `row` on) x 256 columns of C of one group, over `steps` steps of K.
+struct Tile {
+  int row, col, group, share, first, steps;
+};
+
 TK_DEVICE float activate(Activation activation, float x) {
   switch (activation) {
     case Activation::gelu:
@@ -25,61 +30,107 @@ TK_DEVICE float activate(Activation activation, float x) {
   }
 }
 
-// Two neighbouring elements of a row, each only if inside; as one access where `paired` says that it is aligned.
+// Where column `col` of a group lies in a row of x.
+TK_DEVICE long long place(const Blocks& x, const Params& p, int group, int col) {
+  const long long f = group * x.block + static_cast<long long>(col) * x.step;
+  if (!x.shuffled) return f;
+  return static_cast<int>(f) % p.groups * x.block + static_cast<int>(f) / p.groups;
+}
+
+// Two neighbouring columns of a group of C: where they lie in a row, and which of them exist.
+struct Pair {
+  long long at[2];
+  bool in[2];
+  TK_DEVICE Pair(const Params& p, int group, int col)
+      : at{place(p.out, p, group, col), place(p.out, p, group, col + 1)},
+        in{col < p.n && at[0] < p.out.end, col + 1 < p.n && at[1] < p.out.end} {}
+  // Whether both move as one access in every row.
+  template <class T>
+  TK_DEVICE bool joined(const T* data, long long pitch) const {
+    return in[0] && in[1] && at[1] == at[0] + 1 && pitch % 2 == 0 &&
+           reinterpret_cast<u64>(data + at[0]) % (2 * sizeof(T)) == 0;
+  }
+};
+
 template <class T>
-TK_DEVICE void read_pair(float (&out)[2], const T* at, int inside, bool paired) {
-  if (inside >= 2 && paired) {
-    const u32 pair = *reinterpret_cast<const u32*>(at);
-    out[0] = ptx::low<T>(pair);
-    out[1] = ptx::high<T>(pair);
+TK_DEVICE void read_pair(float (&out)[2], const T* row, const Pair& pair, bool joined) {
+  if (joined) {
+    const u32 both = *reinterpret_cast<const u32*>(row + pair.at[0]);
+    out[0] = ptx::low<T>(both);
+    out[1] = ptx::high<T>(both);
   } else {
-    out[0] = inside >= 1 ? ptx::to_float<T>(at[0].bits) : 0.0f;
-    out[1] = inside >= 2 ? ptx::to_float<T>(at[1].bits) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) out[i] = pair.in[i] ? ptx::to_float<T>(row[pair.at[i]].bits) : 0.0f;
   }
 }
 
 template <class T>
-TK_DEVICE void write_pair(T* at, const float (&value)[2], int inside, bool paired) {
-  const u32 pair = ptx::pack<T>(value[0], value[1]);
-  if (inside >= 2 && paired) {
-    *reinterpret_cast<u32*>(at) = pair;
+TK_DEVICE void write_pair(T* row, const float (&value)[2], const Pair& pair, bool joined) {
+  const u32 both = ptx::pack<T>(value[0], value[1]);
+  if (joined) {
+    *reinterpret_cast<u32*>(row + pair.at[0]) = both;
   } else {
-    if (inside >= 1) at[0].bits = static_cast<unsigned short>(pair & 0xffffu);
-    if (inside >= 2) at[1].bits = static_cast<unsigned short>(pair >> 16);
+    if (pair.in[0]) row[pair.at[0]].bits = static_cast<unsigned short>(both & 0xffffu);
+    if (pair.in[1]) row[pair.at[1]].bits = static_cast<unsigned short>(both >> 16);
   }
 }
 
-// 16 rows x 64 columns of the patch, from (row, col) of C on. A lane owns two columns, so that a warp moves 128
-// contiguous bytes of a row at a time.
+TK_DEVICE float2 patched(const float* patch, int row, int col) {
+  return *reinterpret_cast<const float2*>(patch + 64 * row + patch_col(row, col));
+}
+
+// 16 rows x 64 columns of the patch, from (row, col) of the tile's group on. A lane owns two columns, so that a warp
+// moves 128 contiguous bytes of a row at a time.
 template <class T>
-TK_DEVICE void write_rows(const float* patch, const Params& p, int row, int col) {
-  const int lane_col = 2 * lane_index(), c = col + lane_col, inside = p.n - c;
-  const view<T> out{static_cast<T*>(p.out), p.m, p.n, p.out_pitch};
-  const view<const T> residual{static_cast<const T*>(p.residual), p.m, p.n, p.residual_pitch};
-  const bool out_pairs = out.pairs(), residual_pairs = residual.pairs();
+TK_DEVICE void write_rows(const float* patch, const Params& p, const Tile& tile, int row, int col) {
+  const int lane_col = 2 * lane_index();
+  const Pair pair(p, tile.group, col + lane_col);
+  T* const out = static_cast<T*>(p.out.data);
+  const T* const residual = static_cast<const T*>(p.residual);
+  const bool out_joined = pair.joined(out, p.out.pitch), residual_joined = pair.joined(residual, p.residual_pitch);
   float bias[2] = {0.0f, 0.0f};
-  if (p.bias) read_pair(bias, static_cast<const T*>(p.bias) + c, inside, reinterpret_cast<u64>(p.bias) % 4 == 0);
+  if (p.bias) read_pair(bias, static_cast<const T*>(p.bias), pair, false);
 #pragma unroll 1
   for (int r = 0; r < 16 && row + r < p.m; ++r) {
-    const float2 d = *reinterpret_cast<const float2*>(patch + 64 * r + patch_col(r, lane_col));
+    const float2 d = patched(patch, r, lane_col);
     float value[2] = {activate(p.activation, d.x + bias[0]), activate(p.activation, d.y + bias[1])};
-    if (p.residual) {
+    if (residual) {
       float extra[2];
-      read_pair(extra, residual.at(row + r, c), inside, residual_pairs);
+      read_pair(extra, residual + (row + r) * p.residual_pitch, pair, residual_joined);
       value[0] += extra[0];
       value[1] += extra[1];
     }
-    write_pair(out.at(row + r, c), value, inside, out_pairs);
+    write_pair(out + (row + r) * p.out.pitch, value, pair, out_joined);
+  }
+}
+
+// The same for a share of the sums, in fp32.
+TK_DEVICE void write_sums(const float* patch, const Params& p, const Tile& tile, int row, int col) {
+  const int lane_col = 2 * lane_index();
+  const Pair pair(p, tile.group, col + lane_col);
+  float* const out = static_cast<float*>(p.out.data) + tile.share * p.out_share;
+  const bool joined = pair.joined(out, p.out.pitch);
+#pragma unroll 1
+  for (int r = 0; r < 16 && row + r < p.m; ++r) {
+    const float2 d = patched(patch, r, lane_col);
+    float* const at = out + (row + r) * p.out.pitch;
+    if (joined) {
+      *reinterpret_cast<float2*>(at + pair.at[0]) = d;
+    } else {
+      if (pair.in[0]) at[pair.at[0]] = d.x;
+      if (pair.in[1]) at[pair.at[1]] = d.y;
+    }
   }
 }
 
 // The warp's 16 rows of D go through its own patch of shared memory, 64 columns at a time: fragments in, rows out.
 template <class T>
-TK_DEVICE void write_out(float* patch, const rt_fl<16, kTileCols>& d, const Params& p, int row, int col) {
+TK_DEVICE void write_out(float* patch, const rt_fl<16, kTileCols>& d, const Params& p, const Tile& tile, int row) {
 #pragma unroll
   for (int part = 0; part < kTileCols / 64; ++part) {
-    if (row >= p.m || col + 64 * part >= p.n) return;  // the same in all lanes
-    __syncwarp();                                      // the previous part has been read
+    const int col = tile.col + 64 * part;
+    if (row >= p.m || col >= p.n) return;  // the same in all lanes
+    __syncwarp();                          // the previous part has been read
 #pragma unroll
     for (int e = 0; e < 32; e += 2) {
       const int r = fragment_row(lane_index(), e);
@@ -87,7 +138,10 @@ TK_DEVICE void write_out(float* patch, const rt_fl<16, kTileCols>& d, const Para
           make_float2(d.x[0][32 * part + e], d.x[0][32 * part + e + 1]);
     }
     __syncwarp();
-    write_rows<T>(patch, p, row, col + 64 * part);
+    if (p.out_float)
+      write_sums(patch, p, tile, row, col);
+    else
+      write_rows<T>(patch, p, tile, row, col);
   }
 }
 

@@ -1,6 +1,9 @@
-// gemm: C = act(A B + bias) + residual                                          A: M x K, B: K x N, C: M x N, any sizes
+// gemm: C = act(A B + bias) + residual      for every group: A M x K, B K x N, C M x N, any sizes; a plain GEMM has one
 // in   A, B bf16 or fp16, each with either of its two dimensions contiguous | bias [N], residual [M, N] optional
-// out  C, the type of A, rows contiguous, any pitch
+// out  C, the type of A, rows contiguous, any pitch; or fp32 sums over each of several shares of K
+// groups  the group is the outermost coordinate of the tensor maps, and of C's tiles. Where groups are blocks of the
+//      channels of one matrix, that is a stride: nothing is copied. Blocks of every so-manyth channel, or shuffled
+//      ones, and blocks of which the last channels do not exist, go through `generic` (params.h, Blocks)
 // kernels  gemm_<bf16|fp16>_<mk|km>_<nk|kn>_<tma|generic>: km: A is stored with m contiguous; kn: B with n contiguous
 //   tma      pitches and addresses multiples of 16 bytes; a cluster of two CTAs, 128 rows each, shares B by multicast
 //   generic  anything else; the producer warpgroup loads with masked accesses
@@ -13,8 +16,8 @@
 // At the end the cluster meets: no CTA may leave while the other can write into it or arrive at its barriers.
 // Tails: what lies outside A and B reads as zero, what lies outside C is not written. No copies, no padding.
 // precision  products exact, sums fp32 in the order of wgmma, epilogue fp32, one rounding at the end
-// limits  sm_90a; M, N, K below 2^31 - 512; A, B, C, bias and residual of one type
-// cost  bytes 2 (MK + KN + MN), flops 2 M N K
+// limits  sm_90a; M, N, K and all channels below 2^31 - 512; A, B, C, bias and residual of one type
+// cost  a group: bytes 2 (MK + KN + MN), flops 2 M N K; tiles of 256 columns: N = 192 issues a third more
 #include "epilogue.cuh"
 
 namespace tkpy::gemm {
@@ -39,47 +42,72 @@ struct Gemm {
   static_assert(kSharedBytes <= 232448, "a CTA has at most 227 KiB of shared memory");
 
   struct Schedule {
-    int m, n, k;
-    TK_DEVICE explicit Schedule(const Params& p) : m(p.m), n(p.n), k(p.k) {}
-    TK_DEVICE int rows() const { return (m + kCluster * kTileRows - 1) / (kCluster * kTileRows); }
-    TK_DEVICE int cols() const { return (n + kTileCols - 1) / kTileCols; }
-    TK_DEVICE int steps() const { return (k + kTileDepth - 1) / kTileDepth; }
+    const Params& p;
+    TK_DEVICE explicit Schedule(const Params& p_) : p(p_) {}
+    TK_DEVICE int rows() const { return (p.m + kCluster * kTileRows - 1) / (kCluster * kTileRows); }
+    TK_DEVICE int cols() const { return (p.n + kTileCols - 1) / kTileCols; }
+    TK_DEVICE int tiles() const { return rows() * cols() * p.groups * p.shares; }
     TK_DEVICE int first() const { return static_cast<int>(blockIdx.x) / kCluster; }
     TK_DEVICE int stride() const { return static_cast<int>(gridDim.x) / kCluster; }
-    TK_DEVICE int row(int tile, int rank) const {
-      return (grouped_tile(tile, rows(), cols(), kGroupRows).row * kCluster + rank) * kTileRows;
+    TK_DEVICE Tile tile(int index, int rank) const {
+      const int batch = index / (rows() * cols()), share = batch / p.groups, first = share * p.share_depth;
+      const Tile2 at = grouped_tile(index % (rows() * cols()), rows(), cols(), kGroupRows);
+      const int depth = min(p.share_depth, p.k - first);
+      return {(at.row * kCluster + rank) * kTileRows, at.col * kTileCols, batch % p.groups, share, first,
+              (depth + kTileDepth - 1) / kTileDepth};
     }
-    TK_DEVICE int col(int tile) const { return grouped_tile(tile, rows(), cols(), kGroupRows).col * kTileCols; }
   };
 
   // One thread. Each CTA fetches its own A and half of B, and sends that half to both.
-  TK_DEVICE static void fetch(Shared& shared, const Params& p, int slot, int row, int col, int depth, int rank) {
+  TK_DEVICE static void fetch(Shared& shared, const Params& p, int slot, const Tile& t, int depth, int rank) {
     mbarrier& full = shared.full[slot];
-    const gl<ATile> a(p.a);
-    const gl<BHalf> b(p.b);
+    const gl<ATile, 3> a(p.a);
+    const gl<BHalf, 3> b(p.b);
     arrive_expect(full, kConsumers * ATile::bytes + BTile::bytes);
     for (int i = 0; i < kConsumers; ++i) {
       if constexpr (MajorA == Major::k)
-        load(shared.a[slot][i], a, {row + 64 * i, depth}, full);
+        load(shared.a[slot][i], a, {t.group, t.row + 64 * i, depth}, full);
       else
-        load(shared.a[slot][i], a, {depth, row + 64 * i}, full);
+        load(shared.a[slot][i], a, {t.group, depth, t.row + 64 * i}, full);
     }
     BHalf& half = part<kCluster>(shared.b[slot], rank);
-    const int half_col = col + rank * kTileCols / kCluster;
+    const int half_col = t.col + rank * kTileCols / kCluster;
     if constexpr (MajorB == Major::k)
-      load_multicast(half, b, {half_col, depth}, full, 0b11);
+      load_multicast(half, b, {t.group, half_col, depth}, full, 0b11);
     else
-      load_multicast(half, b, {depth, half_col}, full, 0b11);
+      load_multicast(half, b, {t.group, depth, half_col}, full, 0b11);
+  }
+
+  // The tile from (row, col) of a group of x on, as it is stored: rows x cols, of which some columns may not exist.
+  template <class Shared>
+  TK_DEVICE static void load_blocks(Shared& dst, const Blocks& x, const Params& p, int group, int rows, int cols,
+                                    int row, int col) {
+    const T* data = static_cast<const T*>(x.data);
+    if (!x.shuffled) {
+      const long long left = x.end - group * x.block;  // columns f that exist from this group on
+      const int existing = left >= static_cast<long long>(cols) * x.step ? cols : left <= 0 ? 0 : (left - 1) / x.step + 1;
+      load<warpgroup>(dst, view<const T>{data + group * x.block, rows, existing, x.pitch, x.step}, row, col);
+      return;
+    }
+#pragma unroll 1
+    for (int i = warpgroup::thread(); i < Shared::rows * Shared::cols; i += warpgroup::threads) {
+      const int r = i / Shared::cols, c = i % Shared::cols;
+      const long long f = place(x, p, group, col + c);
+      const bool exists = row + r < rows && col + c < cols && f < x.end;
+      dst.at(r, c) = exists ? data[(row + r) * x.pitch + f] : T{};
+    }
   }
 
   // All 128 threads of the producer.
-  TK_DEVICE static void fetch_generic(Shared& shared, const Params& p, int slot, int row, int col, int depth) {
+  TK_DEVICE static void fetch_generic(Shared& shared, const Params& p, int slot, const Tile& t, int depth) {
     constexpr bool at = MajorA == Major::mn, bt = MajorB == Major::mn;
-    const view<const T> a{static_cast<const T*>(p.a_data), at ? p.k : p.m, at ? p.m : p.k, p.a_pitch};
-    const view<const T> b{static_cast<const T*>(p.b_data), bt ? p.k : p.n, bt ? p.n : p.k, p.b_pitch};
-    for (int i = 0; i < kConsumers; ++i)
-      load<warpgroup>(shared.a[slot][i], a, at ? depth : row + 64 * i, at ? row + 64 * i : depth);
-    load<warpgroup>(shared.b[slot], b, bt ? depth : col, bt ? col : depth);
+    for (int i = 0; i < kConsumers; ++i) {
+      const int row = t.row + 64 * i;
+      load_blocks(shared.a[slot][i], p.a_data, p, t.group, at ? p.k : p.m, at ? p.m : p.k, at ? depth : row,
+                  at ? row : depth);
+    }
+    load_blocks(shared.b[slot], p.b_data, p, t.group, bt ? p.k : p.n, bt ? p.n : p.k, bt ? depth : t.col,
+                bt ? t.col : depth);
     publish_tile();
     arrive(shared.full[slot]);
   }
@@ -87,14 +115,14 @@ struct Gemm {
   TK_DEVICE static void produce(Shared& shared, const Params& p, int rank) {
     const Schedule schedule(p);
     ring<kStages> at;
-    for (int tile = schedule.first(); tile < schedule.rows() * schedule.cols(); tile += schedule.stride()) {
-      const int row = schedule.row(tile, rank), col = schedule.col(tile);
-      for (int step = 0; step < schedule.steps(); ++step, at.next()) {
+    for (int index = schedule.first(); index < schedule.tiles(); index += schedule.stride()) {
+      const Tile t = schedule.tile(index, rank);
+      for (int step = 0; step < t.steps; ++step, at.next()) {
         wait_cluster(shared.free[at.slot], at.parity ^ 1);
         if constexpr (R == Route::tma)
-          fetch(shared, p, at.slot, row, col, step * kTileDepth, rank);
+          fetch(shared, p, at.slot, t, t.first + step * kTileDepth, rank);
         else
-          fetch_generic(shared, p, at.slot, row, col, step * kTileDepth);
+          fetch_generic(shared, p, at.slot, t, t.first + step * kTileDepth);
       }
     }
   }
@@ -111,10 +139,11 @@ struct Gemm {
     const Schedule schedule(p);
     const int warp = warp_index() % 4;
     ring<kStages> at;
-    for (int tile = schedule.first(); tile < schedule.rows() * schedule.cols(); tile += schedule.stride()) {
+    for (int index = schedule.first(); index < schedule.tiles(); index += schedule.stride()) {
+      const Tile t = schedule.tile(index, rank);
       rt_fl<16, kTileCols> d;
       zero(d);
-      for (int step = 0; step < schedule.steps(); ++step, at.next()) {
+      for (int step = 0; step < t.steps; ++step, at.next()) {
         wait_cluster(shared.full[at.slot], at.parity);
         mma_fence();
         mma<MajorA, MajorB>(d, shared.a[at.slot][consumer], shared.b[at.slot]);
@@ -123,9 +152,8 @@ struct Gemm {
         if (step > 0) release(shared, (at.slot + kStages - 1) % kStages);
       }
       mma_wait();
-      if (schedule.steps() > 0) release(shared, (at.slot + kStages - 1) % kStages);
-      write_out<T>(shared.patch[4 * consumer + warp], d, p, schedule.row(tile, rank) + 64 * consumer + 16 * warp,
-                   schedule.col(tile));
+      if (t.steps > 0) release(shared, (at.slot + kStages - 1) % kStages);
+      write_out<T>(shared.patch[4 * consumer + warp], d, p, t, t.row + 64 * consumer + 16 * warp);
     }
   }
 

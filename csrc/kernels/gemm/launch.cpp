@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <vector>
 
 #include "runtime/launcher.h"
@@ -13,30 +14,30 @@ namespace {
 using runtime::DType;
 using runtime::View;
 
-// One operand: which of its dimensions is contiguous, and how many elements lie between neighbours in the other.
-struct Operand {
-  bool transposed = false;  // the first dimension is the contiguous one
-  std::int64_t pitch = 0;
-};
-
 bool contiguous(const View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1; }
 
-Operand operand(const View& v) {
-  const bool transposed = !contiguous(v, 1);
-  const int along = transposed ? 0 : 1, across = 1 - along;
+Stored stored(const View& v) {
+  Stored s;
+  s.transposed = !contiguous(v, 1);
+  const int along = s.transposed ? 0 : 1, across = 1 - along;
+  s.rows = v.shape[across];
+  s.cols = v.shape[along];
   // Where there is one row only, its pitch is never used: take one that suits TMA.
-  const std::int64_t pitch = v.shape[across] == 1 ? (v.shape[along] + 7) / 8 * 8 : v.stride[across];
-  return {transposed, pitch};
+  const std::int64_t pitch = s.rows == 1 ? (s.cols + 7) / 8 * 8 : v.stride[across];
+  s.blocks = {v.data, pitch, pitch, std::numeric_limits<long long>::max(), 1, false};
+  s.tma = v.shape[0] > 0 && v.shape[1] > 0 && aligned_for_tma(v.data, pitch);
+  return s;
 }
 
-bool suits_tma(const View& v) {
-  const std::int64_t pitch = operand(v).pitch;
-  return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && pitch > 0 && pitch % 8 == 0 &&
-         pitch < (std::int64_t{1} << 39);
+Problem problem(const Arguments& x) {
+  Problem made;
+  made.a = stored(x.a);
+  made.b = stored(x.b);
+  made.dtype = x.a.dtype;
+  made.stream = x.stream;
+  made.device = x.a.device;
+  return made;
 }
-
-// An empty sum has no operands that a tensor map could describe.
-bool by_tma(const Arguments& x) { return x.a.shape[1] > 0 && suits_tma(x.a) && suits_tma(x.b); }
 
 std::string need(const char* what, const std::string& needed, const View& got) {
   return std::string(what) + ": need " + needed + ", got " + got.describe();
@@ -58,14 +59,15 @@ std::string refused_rows(const char* what, const View& v) {
   return contiguous(v, 1) ? "" : need(what, "contiguous rows", v);
 }
 
-runtime::TensorMapSpec map_of(const View& v, std::uint32_t rows, std::uint32_t cols) {
-  const Operand o = operand(v);
-  View stored = v;
-  if (o.transposed) std::swap(stored.shape[0], stored.shape[1]);
-  stored.stride[0] = o.pitch;
-  stored.stride[1] = 1;
-  const std::array<std::uint32_t, 2> box = {rows, cols};
-  return runtime::tensor_map_of(stored, box, 128);
+tk::tensor_map map_of(runtime::Machine& machine, const Stored& s, runtime::DType dtype, std::uint32_t rows) {
+  View v;
+  v.data = s.blocks.data;
+  v.dtype = dtype;
+  v.rank = 3;
+  const std::int64_t shape[] = {s.groups, s.rows, s.cols}, stride[] = {s.blocks.block, s.blocks.pitch, 1};
+  std::copy_n(shape, 3, v.shape);
+  std::copy_n(stride, 3, v.stride);
+  return machine.encode(runtime::tensor_map_of(v, std::array<std::uint32_t, 3>{1, rows, 64}, 128));
 }
 
 }  // namespace
@@ -91,55 +93,65 @@ std::string refusal(const Arguments& x) {
   return "";
 }
 
-std::string kernel_name(const Arguments& x) {
-  return std::string("gemm_") + (x.a.dtype == DType::bf16 ? "bf16" : "fp16") +
-         (operand(x.a).transposed ? "_km" : "_mk") + (operand(x.b).transposed ? "_nk" : "_kn") +
-         (by_tma(x) ? "_tma" : "_generic");
+bool aligned_for_tma(const void* data, std::int64_t pitch) {
+  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && pitch > 0 && pitch % 8 == 0 &&
+         pitch < (std::int64_t{1} << 39);
 }
 
-void launch(runtime::Machine& machine, const Arguments& x) {
-  if (const std::string why = refusal(x); !why.empty()) throw std::invalid_argument("gemm: " + why);
-  if (x.out.elements() == 0) return;
-  Params params{};
-  params.m = static_cast<int>(x.a.shape[0]);
-  params.k = static_cast<int>(x.a.shape[1]);
-  params.n = static_cast<int>(x.b.shape[1]);
-  if (by_tma(x)) {
+std::string kernel_name(const Problem& x) {
+  return std::string("gemm_") + (x.dtype == DType::bf16 ? "bf16" : "fp16") + (x.a.transposed ? "_km" : "_mk") +
+         (x.b.transposed ? "_nk" : "_kn") + (x.a.tma && x.b.tma ? "_tma" : "_generic");
+}
+
+std::string kernel_name(const Arguments& x) { return kernel_name(problem(x)); }
+
+void launch(runtime::Machine& machine, Problem x) {
+  Params& params = x.params;
+  if (x.a.tma && x.b.tma) {
     // A: each consumer's 64 rows, 64 deep. B: half of a cluster's columns; one box is 64 columns of a panel, or the
     // rows of a half.
-    params.a = machine.encode(map_of(x.a, 64, 64));
-    params.b = machine.encode(operand(x.b).transposed ? map_of(x.b, kTileCols / kCluster, kTileDepth)
-                                                      : map_of(x.b, kTileDepth, 64));
+    params.a = map_of(machine, x.a, x.dtype, 64);
+    params.b = map_of(machine, x.b, x.dtype, x.b.transposed ? kTileCols / kCluster : kTileDepth);
   }
-  params.a_data = x.a.data;
-  params.b_data = x.b.data;
-  params.a_pitch = operand(x.a).pitch;
-  params.b_pitch = operand(x.b).pitch;
-  params.bias = x.bias.data;
-  params.residual = x.residual.data;
-  params.residual_pitch = x.residual.defined() ? x.residual.stride[0] : 0;
-  params.out = x.out.data;
-  params.out_pitch = x.out.stride[0];
-  params.activation = x.activation;
-
+  params.a_data = x.a.blocks;
+  params.b_data = x.b.blocks;
   const auto ceil_div = [](std::int64_t value, std::int64_t by) { return (value + by - 1) / by; };
-  const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, kTileCols);
+  const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, kTileCols) *
+                             params.groups * params.shares;
   const std::int64_t clusters =
-      std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.a.device) / kCluster));
-
-  std::vector<View> views = {x.a.read_only(), x.b.read_only(), x.out};
-  for (const View* extra : {&x.bias, &x.residual})
-    if (extra->defined()) views.push_back(extra->read_only());
+      std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.device) / kCluster));
   runtime::LaunchSpec spec;
   spec.grid = {static_cast<std::uint32_t>(clusters * kCluster), 1, 1};
   spec.block = {kThreads, 1, 1};
   spec.cluster = {kCluster, 1, 1};
   spec.shared = kSharedBytes;
   spec.params = runtime::bytes_of(params);
-  spec.views = views;
+  spec.views = x.views;
   spec.stream = x.stream;
-  spec.device = x.a.device;
+  spec.device = x.device;
   machine.launch(machine.kernel("gemm", kernel_name(x)), spec);
+}
+
+void launch(runtime::Machine& machine, const Arguments& x) {
+  if (const std::string why = refusal(x); !why.empty()) throw std::invalid_argument("gemm: " + why);
+  if (x.out.elements() == 0) return;
+  Problem made = problem(x);
+  Params& params = made.params;
+  params.m = static_cast<int>(x.a.shape[0]);
+  params.k = static_cast<int>(x.a.shape[1]);
+  params.n = static_cast<int>(x.b.shape[1]);
+  params.groups = params.shares = 1;
+  params.share_depth = params.k;
+  params.bias = x.bias.data;
+  params.residual = x.residual.data;
+  params.residual_pitch = x.residual.defined() ? x.residual.stride[0] : 0;
+  params.out = {x.out.data, x.out.stride[0], 0, params.n, 1, false};
+  params.activation = x.activation;
+  std::vector<View> views = {x.a.read_only(), x.b.read_only(), x.out};
+  for (const View* extra : {&x.bias, &x.residual})
+    if (extra->defined()) views.push_back(extra->read_only());
+  made.views = views;
+  launch(machine, std::move(made));
 }
 
 Activation activation_from_name(std::string_view name) {

@@ -1,4 +1,5 @@
 // Host side of the GEMM: which of its kernels serves a call, and the call itself. Written once for every Machine.
+// blocks.cpp has the call of many products at once.
 #pragma once
 
 #include "params.h"
@@ -12,6 +13,28 @@ struct Arguments {
   Activation activation = Activation::none;
   void* stream = nullptr;
 };
+
+// An operand as it is stored: [groups, rows, cols], columns contiguous where the kernels by TMA are to read it.
+struct Stored {
+  Blocks blocks{};
+  std::int64_t groups = 1, rows = 0, cols = 0;
+  bool transposed = false;  // the first of a group's two dimensions is that of the columns
+  bool tma = false;         // a tensor map can describe it
+};
+
+// What is left to say: `params` has sizes, shares and the epilogue; operands, maps and grid are added here.
+struct Problem {
+  Params params{};
+  Stored a, b;
+  runtime::DType dtype = runtime::DType::bf16;
+  std::span<const runtime::View> views;
+  void* stream = nullptr;
+  int device = -1;
+};
+
+bool aligned_for_tma(const void* data, std::int64_t pitch);
+std::string kernel_name(const Problem& problem);
+void launch(runtime::Machine& machine, Problem problem);
 
 // Why these arguments cannot be served; empty when they can.
 std::string refusal(const Arguments& arguments);

@@ -20,16 +20,26 @@ constexpr unsigned kPatchBytes = 16 * 64 * 4;  // per consumer warp: 16 x 64 fp3
 constexpr unsigned kStageBytes = 2 * kTileDepth * (kTileRows + kTileCols);
 constexpr unsigned kSharedBytes = kStages * kStageBytes + 4 * kConsumers * kPatchBytes + 2 * 8 * kStages;
 
+// A matrix of every group in plain memory, as it is stored. Column j of group g is column f of a row of `pitch` elements:
+//   f = g block + j step, or where the columns are shuffled (x = g block + j)   f = x % groups * block + x / groups
+// Columns with f >= end do not exist. A matrix that is no channel of anything has step 1 and no end.
+struct Blocks {
+  void* data;
+  long long pitch, block, end;
+  int step;
+  bool shuffled;
+};
+
 struct Params {
-  tk::tensor_map a, b;  // TMA kernels: box {64, 64}, swizzle 128
-  const void* a_data;   // generic kernels: plain pointers and pitches, in elements
-  const void* b_data;
-  long long a_pitch, b_pitch;
-  const void* bias;      // [n] or null
-  const void* residual;  // [m, n] or null
-  void* out;             // [m, n]
-  long long residual_pitch, out_pitch;
-  int m, n, k;
+  tk::tensor_map a, b;  // TMA kernels: [groups, rows, columns] as stored, box {1, 64 or 128, 64}, swizzle 128
+  Blocks a_data, b_data, out;
+  const void* bias;      // [columns of out] or null
+  const void* residual;  // as out, with a pitch of its own; or null
+  long long residual_pitch;
+  long long out_share;     // elements between the shares of out
+  int m, n, k, groups;     // of a group
+  int shares, share_depth; // K in `shares` parts of share_depth, a multiple of kTileDepth
+  bool out_float;          // out is fp32: sums, neither bias nor activation nor rounding
   Activation activation;
 };
 

@@ -1,6 +1,7 @@
 """Rows of `blockdiag_linear` and `monarch_multiply`: structured matrices at the widths of M2-BERT and of dense layers.
 
-Peers: torch.einsum, and torch.matmul by the same matrix written out, which is the layer that they replace.
+Peers: torch.einsum, torch.matmul by the same matrix written out, which is the layer that they replace, and the eager
+forms, which are torch.bmm (cuBLAS's product of batches).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from tkpy.arguments import Arguments, autocast
+from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Op
 
 
@@ -78,6 +79,19 @@ def fake(
 
 def _rows(call: Call) -> int:
     return call["x"].numel() // max(call["x"].shape[-1], 1)
+
+
+def supports(backend: str, call: Call) -> list[Refusal]:
+    if backend not in ("cuda", "emulator"):
+        return []
+    x, weight = call["x"], call["weight"]
+    reasons = []
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(x.dtype).removeprefix('torch.')}"))
+    sizes = (_rows(call), weight.shape[0] * weight.shape[2], weight.shape[0] * weight.shape[1])
+    if max(sizes) >= 2**31 - 512:
+        reasons.append(Refusal("size", f"needs rows and channels below 2^31 - 512, got {sizes}"))
+    return reasons
 
 
 def flops(call: Call) -> int:
@@ -166,4 +180,6 @@ OP = Op(
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    supports=supports,
+    kernel="gemm",
 )

@@ -1,0 +1,140 @@
+"""Faults seeded into the GEMM, seen through blockdiag_linear: each is one edit of its source, and a finding or a wrong
+result must give it away on a few small calls and schedules."""
+
+import pytest
+from kernel_cases import ROOT
+from seeded_faults import Fault, compiled, module, write_module
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import on_machine  # noqa: E402  (after the skips)
+
+import tkpy  # noqa: E402
+from tkpy import conformance, registry  # noqa: E402
+from tkpy.registry import Case  # noqa: E402
+
+OP = registry.get("blockdiag_linear")
+SEEDS = range(3)
+NT, NN, TN = "mk_nk_tma", "mk_kn_tma", "km_kn_tma"  # y, dx and dW of whole blocks
+GENERIC = "mk_nk_generic"
+WAIT = "        wait_cluster(shared.full[at.slot], at.parity);\n"
+FREE = "        wait_cluster(shared.free[at.slot], at.parity ^ 1);\n"
+ROWS = "r < 16 && row + r < p.m; ++r) {"
+VALUE = "\n    const float2 d = patched(patch, r, lane_col);\n    float value"
+SHUFFLE = "% p.groups * x.block + static_cast<int>(f) / p.groups"
+BIAS = "if (p.bias) read_pair(bias, static_cast<const T*>(p.bias), "
+FAULTS = [
+    Fault("slots read before they have landed", WAIT, "", NT),
+    Fault("slots filled while they are read", FREE, "", NT),
+    Fault("a slot released too early", "mma_wait<1>();", "mma_wait<2>();", NT),
+    Fault("registers read before the products are over", "      mma_wait();\n", "", NT),
+    Fault("no fence before the products", "        mma_fence();\n", "", NT),
+    Fault("the cluster does not meet at the end", "    __syncwarp();\n    cluster_sync();\n", "", NT),
+    Fault("masked loads not published", "    publish_tile();\n    arrive", "    arrive", GENERIC),
+    Fault("a slot full too soon", "R == Route::tma ? 1 : 128", "R == Route::tma ? 1 : 96", GENERIC),
+    Fault("the patch read before it is written", "    __syncwarp();\n    if (p.out_float)", "    if (p.out_float)", NT),
+    Fault("the patch written while it is read", "    __syncwarp();                          // the prev", "    //", NT),
+    Fault("bytes of half of A", "kConsumers * ATile::bytes + BTile::bytes", "ATile::bytes + BTile::bytes", NT),
+    Fault("A of the first block", "{t.group, t.row + 64 * i, depth}", "{0, t.row + 64 * i, depth}", NT),
+    Fault("B of the first block", "{t.group, half_col, depth}", "{0, half_col, depth}", NT),
+    Fault("dx: B of the first block", "{t.group, depth, half_col}", "{0, depth, half_col}", NN),
+    Fault("dW: A of the first block", "{t.group, depth, t.row + 64 * i}", "{0, depth, t.row + 64 * i}", TN),
+    Fault("blocks of C in one place", "group * x.block + static_cast", "static_cast", NT),
+    Fault("a block too few", "rows() * cols() * p.groups * p.shares", "rows() * cols() * p.groups * p.shares - 1", NT),
+    Fault("the tile of another block", "grouped_tile(index % (rows() * cols())", "grouped_tile(index % cols()", NT),
+    Fault("both halves of B the same", "t.col + rank * kTileCols", "t.col + 0 * kTileCols", NT),
+    Fault("both consumers the same rows", "t.row + 64 * consumer", "t.row", NT),
+    Fault("both CTAs the same rows", "at.row * kCluster + rank", "at.row * kCluster", NT),
+    Fault("the last step of K", "(depth + kTileDepth - 1) / kTileDepth", "max(depth / kTileDepth, 1)", NT),
+    Fault("shares begin together", "t.first + step * kTileDepth, rank", "step * kTileDepth, rank", TN),
+    Fault("shares overlap", "min(p.share_depth, p.k - first)", "p.k - first", TN),
+    Fault("shares in one place", " + tile.share * p.out_share", "", TN),
+    Fault("channels past the last read", "x.step ? cols : left", "x.step ? cols : left > 0 ? cols : left", GENERIC),
+    Fault("channels past the last written", "col + 1 < p.n && at[1] < p.out.end", "col + 1 < p.n", GENERIC),
+    Fault("columns past the block written", "col < p.n && at[0] < p.out.end,", "at[0] < p.out.end,", GENERIC),
+    Fault("every row of the tile written", ROWS + VALUE, "r < 16; ++r) {" + VALUE, NT),
+    Fault("not shuffled", "    if (!x.shuffled) {", "    if (true) {", GENERIC),
+    Fault("shuffled the other way", SHUFFLE, "/ x.block + static_cast<int>(f) % x.block * p.groups", GENERIC),
+    Fault("the bias of the first block", BIAS + "pair", BIAS + "Pair(p, 0, col + lane_col)", NT),
+    Fault("no bias", "if (p.bias) read_pair", "if (false) read_pair", NT),
+]  # fmt: skip
+CONTROL = [Fault("none", "", "", name) for name in (NT, NN, TN, GENERIC)]
+
+
+def text_of(path: str) -> str:
+    return (ROOT / "csrc/kernels/gemm" / path).read_text()
+
+
+def source(number: int) -> str:
+    """The GEMM in a namespace of its own, with one fault, as one kernel."""
+    fault = [*FAULTS, *CONTROL][number]
+    whole = text_of("params.h") + text_of("epilogue.cuh") + text_of("kernel.cu").split("#define TKPY_GEMM")[0]
+    if fault.old:
+        assert whole.count(fault.old) == 1, (fault.what, whole.count(fault.old))
+        whole = whole.replace(fault.old, fault.new)
+    body = "\n".join(line for line in whole.splitlines() if not line.startswith(("#include", "#pragma once")))
+    a, b, route = fault.kernel.split("_")
+    majors = {"mk": "k", "km": "mn", "nk": "k", "kn": "mn"}
+    gemm = f"tkpy::gemm::Gemm<tk::bf16, tk::Major::{majors[a]}, tk::Major::{majors[b]}, tkpy::gemm::Route::{route}>"
+    entry = (
+        'extern "C" __global__ void __launch_bounds__(tkpy::gemm::kThreads, 1)'
+        f" gemm_{number}(const __grid_constant__ tkpy::gemm::Params p) {{ {gemm}::run(p); }}"
+    )
+    return f"namespace seeded_{number} {{\n{body}\n{entry}\n}}\n"
+
+
+@pytest.fixture(scope="module")
+def text(compile_kernel, toolchain, tmp_path_factory):
+    """The PTX of all faults: one run of nvcc, none of ptxas."""
+    whole = "".join(source(i) for i in range(len(FAULTS) + len(CONTROL)))
+    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "blockdiag_faults", whole)
+
+
+def case(name: str, rows: int, blocks: int, o: int, i: int, lost: int = 0, **more) -> Case:
+    def make(m):
+        x = m.randn(rows, blocks * i - lost)
+        return {"x": x, "weight": m.randn(blocks, o, i), "bias": m.randn(blocks * o - lost), **more}
+
+    return Case(name, make, "")
+
+
+WHOLE = [
+    case("tiles and blocks", 300, 2, 264, 328),  # more rows, columns and steps than a tile and its slots
+    case("rows for shares", 2100, 2, 16, 8),
+]
+MASKED = [
+    case("padded", 70, 3, 19, 13, lost=2),
+    case("padded and shuffled", 40, 4, 7, 9, lost=3, shuffle=True),
+    case("deep", 140, 2, 40, 332),
+]
+
+
+def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
+    """The first finding or wrong result of the kernel with this fault; the others are right."""
+    kernel = [*FAULTS, *CONTROL][number].kernel
+    rest = {f"gemm_{len(FAULTS) + j}": f"gemm_bf16_{c.kernel}" for j, c in enumerate(CONTROL) if c.kernel != kernel}
+    write_module(tmp_path, "gemm", module(text, {f"gemm_{number}": f"gemm_bf16_{kernel}", **rest}))
+    for seed in seeds:
+        on_machine(monkeypatch, tmp_path, seed, multiprocessors=4)
+        for one in MASKED if kernel == GENERIC else WHOLE:
+            try:
+                results = list(conformance.check_case(OP, one, backend="emulator", dtype=torch.bfloat16,
+                                                      grad=kernel != GENERIC))  # fmt: skip
+            except tkpy.InternalError as error:
+                return str(error)
+            for result in results:
+                if not result.comparison:
+                    return str(result)
+    return ""
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
+def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
+    what = found(text, tmp_path, monkeypatch, number, SEEDS)
+    print(what)
+    assert what
+
+
+@pytest.mark.parametrize("number", range(len(CONTROL)), ids=lambda number: CONTROL[number].kernel)
+def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch, number):
+    assert found(text, tmp_path, monkeypatch, len(FAULTS) + number, SEEDS[:2]) == ""
