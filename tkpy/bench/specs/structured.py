@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tkpy.bench.op_rows import Kwargs, OpRows
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.registry import Maker
 
@@ -69,7 +69,7 @@ BLOCKDIAG_LINEAR = OpRows(
     inputs="standard normal, weights scaled so that y is too",
     what="a dense layer of which only diagonal blocks are kept",
     rank=lambda sizes: 110 if sizes["o"] == 1536 else 200,
-    small={"rows": 64, "o": 64, "i": 64},
+    counted=(Counted({"rows": 256, "blocks": 2, "o": 256, "i": 256}),),
 )
 MONARCH_MULTIPLY = OpRows(
     op="monarch_multiply",
