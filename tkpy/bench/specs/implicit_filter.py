@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from tkpy.bench.op_rows import Kwargs, OpRows, compiled
+from tkpy.bench.kernel_counts import Promise
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
 from tkpy.bench.spec import Benchmark
 from tkpy.registry import Maker
 
@@ -60,7 +61,19 @@ HYENA_FILTER = OpRows(
     what="the taps of a long convolution from a sine network of the lag (Hyena, M2-BERT), in float32",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     defaults={"layers": 2},
-    small={"length": 64, "channels": 24},
+    dtypes=("float32",),
+    counted=(
+        Counted(
+            {"length": 256, "channels": 512, "width": 128},
+            Promise(flops=3.25, why="float32 products are three tf32 ones, and the five features of a lag go in as 32"),
+            Promise(
+                flops=3.25,
+                bytes=None,
+                why="float32 products are three tf32 ones; the sums of all layers are formed again and pass through "
+                "memory, because torch makes the weights' gradients of them",
+            ),
+        ),
+    ),
 )
 
 
