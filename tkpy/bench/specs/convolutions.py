@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tkpy.bench.op_rows import Kwargs, OpRows, compiled
+from tkpy.bench.kernel_counts import Promise
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.registry import Maker
 
@@ -117,18 +118,28 @@ MODAL_CONV = OpRows(
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     small={"h": 16, "length": 256},
 )
+DFT = "products with small DFT matrices, in two terms of bfloat16 each, beside the operations of an FFT"
+FFT_PROMISES = (
+    Promise(flops=None, why=DFT),
+    Promise(flops=None, bytes=2.5, why=f"{DFT}; u and dy are transformed once for every gradient that needs them"),
+)
 FFT_CONV = OpRows(
     op="fft_conv",
     sizes=("b", "h", "length"),
     make=_fft,
-    rows=tuple({"b": b, "h": h, "length": n} for b, h, n in ((8, 768, 8192), (1, 256, 131072), (64, 768, 1024))),
+    rows=tuple(
+        {"b": b, "h": h, "length": n}
+        for b, h, n in ((8, 768, 8192), (1, 256, 131072), (64, 768, 1024), (64, 768, 4096))
+    ),
     peers=(
         Peer("torch.fft", lambda kwargs: lambda: by_fft(**kwargs)),
         Peer("flashfftconv", _flashfftconv, needs="flashfftconv"),
     ),
     what="gated causal convolution as long as the sequence (Hyena, M2-BERT)",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
-    small={"h": 16, "length": 256},
+    counted=tuple(
+        Counted({"b": b, "h": h, "length": length}, *FFT_PROMISES) for b, h, length in ((32, 4, 1024), (16, 2, 4096))
+    ),
 )
 
 

@@ -10,7 +10,10 @@ import math
 import torch
 
 from tkpy.arguments import Arguments, autocast
+from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Op
+
+LONGEST = 16384  # samples of a row that the compiled kernels take
 
 
 def fft_conv(
@@ -67,6 +70,20 @@ def fft_conv(
 
 def fake(u, k, k_reverse, skip, pre_gate, post_gate):
     return u.new_empty(u.shape)
+
+
+def supports(backend: str, call: Call) -> list[Refusal]:
+    if backend not in ("cuda", "emulator"):
+        return []
+    u = call["u"]
+    reasons = []
+    if u.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(Refusal("dtype", f"needs u in bfloat16 or float16, got {str(u.dtype).removeprefix('torch.')}"))
+    if u.shape[2] > LONGEST:
+        reasons.append(Refusal("length", f"needs at most {LONGEST} samples a row, got {u.shape[2]}"))
+    if u.shape[0] * u.shape[1] >= 2**31 or max(t.shape[-1] for t in call.tensors) >= 2**31:
+        reasons.append(Refusal("size", f"needs fewer than 2^31 rows and taps, got {tuple(u.shape)}"))
+    return reasons
 
 
 def flops(call: Call) -> int:
@@ -141,4 +158,5 @@ OP = Op(
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    supports=supports,
 )

@@ -1,0 +1,82 @@
+// What the two sides of fft_conv share: the factors of its transforms, where their tables lie, the parameter blocks.
+#pragma once
+
+namespace tkpy::fft_conv {
+
+// A transform of points() = first * second * third complex numbers, which a CTA holds in shared memory, and which makes
+// circles of twice as many real samples. `second` 1: two factors. `warps` work on one row.
+struct Plan {
+  int first, second, third, warps;
+  constexpr int points() const { return first * second * third; }
+  constexpr int threads() const { return 32 * warps; }
+  constexpr int shared_bytes() const { return 8 * points(); }
+};
+constexpr Plan kPlans[] = {{16, 1, 16, 1},  {16, 8, 8, 2},   {16, 8, 16, 4},
+                           {16, 16, 16, 4}, {32, 16, 16, 8}, {32, 32, 16, 16}};
+
+constexpr int kInRegisters = 4096;  // most points whose sums a CTA of the gradient keeps in registers
+
+// One buffer holds a plan's tables, in this order, in units of 16 bytes: DFT matrices as fragments of mma.sync in two
+// bf16 terms (64 units a fragment, upper and lower term), then the twiddle factors in float. tkpy/ops/fft_conv/tables.py.
+struct Tables {
+  int first_real, last_real;  // 2 first x first and its transpose: real signals go in and come out
+  int first, last;            // 2 first x 2 first and its transpose
+  int second, third;          // symmetric: their transposes, which go back, are they with other signs
+  int coarse;                 // exp(-2 pi i n2 third (j1 + 1/4) / points) at [j1][n2]
+  int fine;                   // exp(-2 pi i n3 (j1 + 1/4) / points) at [j1][n3]
+  int inner;                  // exp(-2 pi i n3 j2 / (second third)) at [j2][n3]
+  int end;
+  constexpr explicit Tables(const Plan& p) {
+    const int fragment = 64, a = p.first / 8, b = p.second / 8, c = p.third / 8;
+    first_real = 0;
+    last_real = first_real + fragment * a * a / 2;
+    first = last_real + fragment * a * a / 2;
+    last = first + fragment * a * a;
+    second = last + fragment * a * a;
+    third = second + fragment * b * b;
+    coarse = third + fragment * c * c;
+    fine = coarse + p.first * p.second / 2;
+    inner = fine + p.first * p.third / 2;
+    end = inner + p.second * p.third / 2;
+  }
+};
+
+// Rows of 16-bit samples: row (b, h) begins `b * batch + h * channel` elements from `data`, samples are contiguous.
+struct Rows {
+  const void* data;
+  long long batch, channel;
+  int vectors;  // every row begins at a multiple of 16 bytes
+};
+
+// out = post (conv(v) + skip v), v = pre u; out2 the same with post2. Absent tensors are null.
+struct ConvParams {
+  Rows u, pre, post, post2, out, out2;
+  const float* skip;      // [channels]
+  const void* spectrum;   // [channels, points] as `spectrum` leaves it
+  const void* tables;
+  int batch, channels, length;
+  int half;               // 1: samples are fp16, 0: bf16
+  int correlate;          // 1: with the conjugate spectrum, the adjoint
+};
+
+// The spectrum of a circle of taps: k from 0 on, k_reverse backwards from the end. Float, contiguous.
+struct SpectrumParams {
+  const float *k, *k_reverse;
+  int taps, taps_reverse;  // that exist in memory, and
+  int used, used_reverse;  // how many of them count
+  void* spectrum;
+  const void* tables;
+};
+
+// Sums over a share of the batch of v (pre u) correlated with g (post dy), for taps of lag 0.. and of lag -1..
+struct GradientParams {
+  Rows u, pre, dy, post;
+  float *dk, *dk_reverse;  // [shares, channels, used], [shares, channels, used_reverse]
+  int used, used_reverse;
+  void* scratch;           // [shares, channels, 2, points] complex, where registers do not hold the spectra
+  const void* tables;
+  int half;
+  int batch, channels, length, shares;
+};
+
+}  // namespace tkpy::fft_conv

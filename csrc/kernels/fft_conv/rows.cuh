@@ -1,0 +1,69 @@
+// Rows of samples in global memory: chunks of 8, masked at the end, of rows that may begin anywhere.
+#pragma once
+
+#include "transform.cuh"
+
+namespace tkpy::fft_conv {
+
+// bf16 or fp16, which the call says: the branch is uniform, and one kernel serves both.
+struct Row {
+  unsigned short* data;  // null: the tensor is absent
+  int length;
+  bool vectors, half;
+
+  TK_DEVICE Row(const Rows& rows, int batch, int channel, int samples, bool is_half)
+      : data(rows.data ? static_cast<unsigned short*>(const_cast<void*>(rows.data)) + batch * rows.batch +
+                             channel * rows.channel
+                       : nullptr),
+        length(samples),
+        vectors(rows.vectors != 0),
+        half(is_half) {}
+
+  // Samples n .. n + 7, zero past the end; n is a multiple of 8.
+  TK_DEVICE void load(float (&x)[8], int n) const {
+    u32 pairs[4];
+    if (vectors && n + 8 <= length) {
+      const uint4 words = ptx::ld_global_v4(data + n);
+      pairs[0] = words.x, pairs[1] = words.y, pairs[2] = words.z, pairs[3] = words.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const u32 low = n + 2 * i < length ? data[n + 2 * i] : 0u;
+        pairs[i] = low | (n + 2 * i + 1 < length ? static_cast<u32>(data[n + 2 * i + 1]) << 16 : 0u);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = half ? ptx::low<fp16>(pairs[i]) : ptx::low<bf16>(pairs[i]);
+      x[2 * i + 1] = half ? ptx::high<fp16>(pairs[i]) : ptx::high<bf16>(pairs[i]);
+    }
+  }
+  TK_DEVICE void store(const float (&x)[8], int n) const {
+    u32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      pairs[i] = half ? ptx::pack<fp16>(x[2 * i], x[2 * i + 1]) : ptx::pack<bf16>(x[2 * i], x[2 * i + 1]);
+    if (vectors && n + 8 <= length) {
+      ptx::st_global_v4(data + n, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (n + i < length) data[n + i] = static_cast<unsigned short>(pairs[i / 2] >> (i % 2 * 16));
+    }
+  }
+};
+
+// pre u, or u.
+struct Gated {
+  Row u, gate;
+  TK_DEVICE void load(float (&x)[8], int n) const {
+    u.load(x, n);
+    if (gate.data == nullptr) return;
+    float g[8];
+    gate.load(g, n);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] *= g[i];
+  }
+};
+
+}  // namespace tkpy::fft_conv

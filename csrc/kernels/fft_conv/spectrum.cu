@@ -1,0 +1,59 @@
+// fft_conv_spectrum_<M>: the values of a circle of taps at M frequencies, over M          per channel
+// in   k [H, taps], k_reverse [H, taps_reverse] f32: of lag 0, 1, .. and of lag -1, -2, ..
+// out  [H, M] complex f32 in the order in which fft_conv_<M> reads it: by units of the third pass, then lanes
+// A tap of lag -j is sample 2 M - j of the circle, which wraps with a minus sign: z at M - j is its imaginary part. The
+// factor 1/M of the inverse transform is here. grid a CTA a channel; passes, barriers, precision as in transform.cuh
+// cost  bytes 4 (taps + taps_reverse) + 8 M a channel: once for all rows of the batch, or less (kept between calls)
+#include "transform.cuh"
+
+namespace tkpy::fft_conv {
+
+template <int Index>
+TK_DEVICE void spectrum(const SpectrumParams& p, const void* memory) {
+  using F = Transform<Index>;
+  const F transform(memory, p.tables);
+  const long long channel = blockIdx.x;
+  transform.template first<true>([&](float(&x)[8], int im, int n) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (im == 0) {
+        x[i] = n + i < p.used ? p.k[channel * p.taps + n + i] : 0.0f;
+      } else {
+        const int j = F::M - (n + i);
+        x[i] = j <= p.used_reverse ? p.k_reverse[channel * p.taps_reverse + j - 1] : 0.0f;
+      }
+    }
+  });
+  transform.to_values();
+  float4* out = static_cast<float4*>(p.spectrum) + channel * (F::M / 2);
+  constexpr float scale = 1.0f / F::M;
+  const typename F::Third pass(p.tables);
+#pragma unroll 1
+  for (int i = 0; i < F::units; ++i) {
+    const int unit = warp_index() + i * F::Warps;
+    typename F::Values z;
+    transform.third(pass, z, unit);
+#pragma unroll
+    for (int b = 0; b < F::chunks; ++b)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        out[F::value_at(unit, b, half)] =
+            make_float4(scale * z.re[b][2 * half], scale * z.im[b][2 * half], scale * z.re[b][2 * half + 1],
+                        scale * z.im[b][2 * half + 1]);
+  }
+}
+
+}  // namespace tkpy::fft_conv
+
+#define TKPY_SPECTRUM(M, INDEX)                                                               \
+  extern "C" __global__ void __launch_bounds__(tkpy::fft_conv::kPlans[INDEX].threads())       \
+      fft_conv_spectrum_##M(const __grid_constant__ tkpy::fft_conv::SpectrumParams p) {       \
+    extern __shared__ __align__(1024) unsigned char memory[];                                 \
+    tkpy::fft_conv::spectrum<INDEX>(p, memory);                                               \
+  }
+TKPY_SPECTRUM(256, 0)
+TKPY_SPECTRUM(1024, 1)
+TKPY_SPECTRUM(2048, 2)
+TKPY_SPECTRUM(4096, 3)
+TKPY_SPECTRUM(8192, 4)
+TKPY_SPECTRUM(16384, 5)

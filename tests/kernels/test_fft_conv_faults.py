@@ -1,0 +1,216 @@
+"""Faults seeded into fft_conv's kernels: each is one edit of their sources, and a finding or a wrong result must give
+it away on a few small calls and schedules. The faulty kernel works beside the right ones of the other two modules."""
+
+import importlib
+
+import pytest
+from kernel_cases import ROOT
+from seeded_faults import Fault, compiled, module, write_module
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
+from fft_conv_runs import disagreement, inputs  # noqa: E402
+
+import tkpy  # noqa: E402
+
+SEEDS = range(3)
+POINTS = 2048  # three factors, of which the second and the third differ: all barriers count
+#: What the kernels of a module are called, and how one is entered.
+KERNELS = {
+    "convolution": ("fft_conv", "ConvParams", "Convolution<2>(memory, p.tables).run(p)"),
+    "spectrum": ("fft_conv_spectrum", "SpectrumParams", "spectrum<2>(p, memory)"),
+    "gradient": ("fft_conv_gradient", "GradientParams", "Gradient<2>(memory, p).run(p)"),
+}
+SOURCES = ("params.h", "transform.cuh", "rows.cuh", "kernel.cu", "spectrum.cu", "gradient.cu")
+
+
+def fault(what: str, old: str, new: str, kernel: str = "convolution") -> Fault:
+    return Fault(what, old, new, kernel)
+
+
+SYNC, MEET = "    __syncthreads();\n", "      between_second_and_third();\n"
+TO, FROM, THIRD = "TK_DEVICE void to_values() const {\n", "      second_back();\n    }\n", "if constexpr (N2 > 1) {\n"
+STRIPS = "s < columns / 2; s += Warps) {\n      const Strip strip = outer_strip(s);\n#pragma"
+CONJUGATE = "const float2 x = times_conj({g.x, g.y}, {a.x, a.y}), y = times_conj({g.z, g.w}, {a.z, a.w});"
+NEXT = "      use(i, warp_index() + i * Warps, z);\n    }\n"
+FAULTS = [
+    # The passes
+    fault("no barrier before the second pass", TO + SYNC, TO),
+    fault("no barrier before the third pass", "      second();\n" + MEET, "      second();\n"),
+    fault("no barrier before the way back", THIRD + MEET, THIRD),
+    fault("no barrier before the last pass", FROM + SYNC, FROM),
+    fault("a barrier of a warp for all", "if constexpr (N2 == N3)", "if constexpr (N2 > 1)"),
+    fault(
+        "samples read before they are there",
+        "          put_chunk(im, chunk, x);\n        }\n      __syncwarp();\n",
+        "          put_chunk(im, chunk, x);\n        }\n",
+    ),
+    fault(
+        "columns overwritten while they are read", "      }\n    }\n    __syncwarp();\n  }\n", "      }\n    }\n  }\n"
+    ),
+    fault("upper terms of the matrix only", "  ptx::mma<Product>(d, a.low, high0, high1);\n", ""),
+    fault("upper terms of the data only", "  ptx::mma<Product>(d, a.high, low0, low1);\n", ""),
+    fault(
+        "lower terms of what they are not",
+        "low = ptx::pack<bf16>(x - ptx::low<bf16>(high), y",
+        "low = ptx::pack<bf16>(x - ptx::high<bf16>(high), y",
+    ),
+    fault(
+        "the way back with the way there's signs",
+        "{{high.x, minus(high.y), minus(high.z), high.w}",
+        "{{high.x, high.y, high.z, high.w}",
+    ),
+    fault("third factor not conjugated on the way back", "if constexpr (Back) re.y", "if constexpr (false) re.y"),
+    fault(
+        "twiddle not conjugated on the way back",
+        "const float2 x = times_conj({r0, i0}, {w.x, w.y})",
+        "const float2 x = times({r0, i0}, {w.x, w.y})",
+    ),
+    fault("coarse twiddle left out", "          z[0] = times(z[0], coarse);\n", ""),
+    fault(
+        "fine twiddle of the next row",
+        "(8 * m + lane_index() / 4) * N3 + 8 * b",
+        "(8 * m + lane_index() / 4 + 1) * N3 + 8 * b",
+    ),
+    fault(
+        "coarse twiddle of another column",
+        "const int n2 = strip.first[u] / chunks;",
+        "const int n2 = strip.first[u] / (2 * chunks);",
+    ),
+    fault("imaginary parts for real ones", "place(2 * term + lane / 16,", "place(2 * term,"),
+    fault("strips of one row", "return q / chunks * columns + q % chunks;", "return q % columns;"),
+    fault("columns of a neighbour", "const int t = lane % 4, n1 = 16 * m", "const int t = lane % 4 ^ 1, n1 = 16 * m"),
+    fault("a strip left out", STRIPS, STRIPS.replace("/ 2;", "/ 2 - 1;")),
+    # Rows
+    fault(
+        "samples past the end",
+        "if (vectors && n + 8 <= length) {\n      const uint4",
+        "if (vectors && n < length) {\n      const uint4",
+    ),
+    fault("a sample past the end", "const u32 low = n + 2 * i < length", "const u32 low = n + 2 * i <= length"),
+    fault("vectors of rows that do not begin at one", "vectors(rows.vectors != 0)", "vectors(true)"),
+    fault("written past the end", "if (n + i < length) data[n + i] =", "if (n + i <= length) data[n + i] ="),
+    fault("rows of one batch entry", "+ batch * rows.batch +", "+"),
+    fault("bf16 taken for fp16", "half(is_half)", "half(false)"),
+    # The convolution
+    fault("spectrum of another channel", "static_cast<long long>(channel) * (M / 2)", "0LL * (M / 2)"),
+    fault("the adjoint by the same spectrum", "p.correlate ? -1.0f : 1.0f", "1.0f"),
+    fault("skip past the gate", "        v.load(direct, n);\n", "        v.u.load(direct, n);\n"),
+    fault("both outputs through one gate", "gate_and_store(out2, post2, x, n)", "gate_and_store(out2, post, x, n)"),
+    # The spectrum
+    fault(
+        "not divided by the number of points",
+        "constexpr float scale = 1.0f / F::M;",
+        "constexpr float scale = 1.0f;",
+        "spectrum",
+    ),
+    fault("taps that reach nothing", "n + i < p.used ?", "n + i < p.taps ?", "spectrum"),
+    fault("lag of a tap behind", "const int j = F::M - (n + i);", "const int j = F::M - (n + i) + 1;", "spectrum"),
+    fault("reversed taps out of reach", "j <= p.used_reverse ?", "j <= p.taps_reverse ?", "spectrum"),
+    fault("values of another unit", "out[F::value_at(unit, b, half)]", "out[F::value_at(i, b, half)]", "spectrum"),
+    # The gradient
+    fault("the next row before this one is read", NEXT + SYNC, NEXT, "gradient"),
+    fault(
+        "v correlated with g",
+        CONJUGATE,
+        CONJUGATE.replace("g.", "t.").replace("a.", "g.").replace("t.", "a."),
+        "gradient",
+    ),
+    fault(
+        "the last row only",
+        "make_float4(s.x + x.x, s.y + x.y, s.z + y.x, s.w + y.y)",
+        "make_float4(x.x, x.y, y.x, y.y)",
+        "gradient",
+    ),
+    fault("a share beyond the batch", "end = min(begin + rows, p.batch)", "end = begin + rows", "gradient"),
+    fault("shares of the wrong size", "begin = share * rows", "begin = share", "gradient"),
+    fault("dy without its gate", "row(second ? p.post : p.pre)", "row(p.pre)", "gradient"),
+    fault("lag of a tap behind, back", "back = M - lag;", "back = M - lag - 1;", "gradient"),
+    fault("one tap too many", "if (lag < p.used)", "if (lag <= p.used)", "gradient"),
+    fault("real for imaginary parts", "+ back - 1] = z[e].y;", "+ back - 1] = z[e].x;", "gradient"),
+    fault("sums not divided", "constexpr float scale = 1.0f / M;", "constexpr float scale = 1.0f;", "gradient"),
+]
+CONTROLS = [fault("none", "", "", kernel) for kernel in KERNELS]
+ALL = [*FAULTS, *CONTROLS]
+
+
+def source(number: int) -> str:
+    """The kernels with the fault, in a namespace of their own."""
+    seeded = ALL[number]
+    text = "".join((ROOT / "csrc/kernels/fft_conv" / name).read_text() for name in SOURCES)
+    lines = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
+    body = "\n".join(lines)
+    assert seeded.old in body, f"{seeded}: the source has changed"
+    body = body.replace(seeded.old, seeded.new, 1)
+    for macro in ("CONV", "SPECTRUM", "GRADIENT"):  # the instantiations
+        begin = body.index(f"#define TKPY_{macro}")
+        end = body.index("\n", body.rindex(f"\nTKPY_{macro}(") + 1) if macro != "GRADIENT" else len(body)
+        body = body[:begin] + body[end:]
+    _, params, call = KERNELS[seeded.kernel]
+    entry = (
+        f'extern "C" __global__ void __launch_bounds__(tkpy::fft_conv::kPlans[2].threads()) faulty_{number}'
+        f"(const __grid_constant__ tkpy::fft_conv::{params} p) {{\n"
+        f"  extern __shared__ __align__(1024) unsigned char memory[];\n  tkpy::fft_conv::{call};\n}}\n"
+    )
+    return f"namespace seeded_{number} {{\n{body}\n{entry}}}\n"
+
+
+@pytest.fixture(scope="module")
+def text(compile_kernel, toolchain, tmp_path_factory):
+    """The PTX of all faults: one run of nvcc, none of ptxas."""
+    whole = "".join(source(i) for i in range(len(ALL)))
+    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "fft_conv_faults", whole)
+
+
+@pytest.fixture(scope="module")
+def right(kernel_folder, tmp_path_factory):
+    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in ("kernel", "spectrum", "gradient")]
+    return gather(tmp_path_factory.mktemp("fft_conv"), parts)
+
+
+def calls() -> list[dict]:
+    poisoned = inputs(3, 2, 1100, "reverse", "skip", taps=1200, reverse=1200)
+    wide = torch.full((3, 2, 1104), float("nan"), dtype=torch.bfloat16)
+    wide[..., :1100] = poisoned["u"]
+    poisoned["k"][:, 1100:] = poisoned["k_reverse"][:, 1099:] = float("nan")
+    return [
+        inputs(3, 2, 1100, "reverse", "skip", "gates"),
+        {**poisoned, "u": wide[..., :1100]},
+        inputs(2, 1, 1333, "gates", dtype=torch.float16),
+        inputs(1, 1, 2048, "reverse"),
+    ]
+
+
+def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
+    on_machine(monkeypatch, folder, seed)
+    monkeypatch.setattr(
+        importlib.import_module("tkpy.ops.fft_conv.cuda"), "shares_for", lambda batch, *_: min(batch, 2)
+    )
+    importlib.import_module("tkpy.ops.fft_conv.spectra").forget()
+    try:
+        return disagreement(kwargs)
+    except tkpy.InternalError as error:
+        return str(error)
+
+
+def found(text, right, tmp_path, monkeypatch, number: int, seeds) -> str:
+    name, _, _ = KERNELS[ALL[number].kernel]
+    write_module(tmp_path, name, module(text, {f"faulty_{number}": f"{name}_{POINTS}"}))
+    gather(tmp_path, [right])
+    for seed in seeds:
+        for kwargs in calls():
+            if what := caught(kwargs, monkeypatch, tmp_path, seed):
+                print(what)
+                return what
+    return ""
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(ALL[number]))
+def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
+    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS), len(ALL)), ids=lambda number: ALL[number].kernel)
+def test_the_right_kernels_are_not_accused(text, right, tmp_path, monkeypatch, number):
+    assert found(text, right, tmp_path, monkeypatch, number, SEEDS[:2]) == ""
