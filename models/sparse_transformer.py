@@ -26,7 +26,7 @@ import torch
 
 import tkpy
 from tkpy import checkpoint
-from tkpy.nn import Attention, Cache, Linear, LinearClass, generate, score
+from tkpy.nn import Attention, Cache, Linear, LinearClass, bare, generate, score
 
 #: (layer, q, k) -> the block mask of this layer and call, or None.
 Provider = Callable[[int, torch.Tensor, torch.Tensor], "tkpy.BlockMask | None"]
@@ -78,6 +78,8 @@ class SwiGLU(torch.nn.Module):
         self.down_proj = linear_cls(inner, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bare(self.gate_proj, self.up_proj, self.down_proj):
+            return tkpy.gated_mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
         return self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 

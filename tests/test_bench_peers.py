@@ -35,6 +35,8 @@ SIZES = {
     "hyena_filter": "37x10x16x2",
     "blockdiag_linear": "7x3x10x6",
     "monarch_multiply": "5x6",
+    "gated_mlp": "7x10x12",
+    "blockdiag_mlp": "7x3x6x8",
 }
 ABSENT = {"flash-attn", "fla chunk_rwkv6", "fla fused_recurrent_rwkv6", "causal_conv1d", "flashfftconv"}
 

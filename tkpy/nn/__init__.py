@@ -2,7 +2,7 @@
 
 from tkpy.nn.attention import Attention, MaskProvider
 from tkpy.nn.cache import Cache
-from tkpy.nn.common import GatedMLP, HeadEdit, LayerNorm, Linear, LinearClass, RMSNorm
+from tkpy.nn.common import GatedMLP, HeadEdit, LayerNorm, Linear, LinearClass, RMSNorm, bare
 from tkpy.nn.generation import generate, sample, score, token_logprobs
 from tkpy.nn.hyena import HyenaMixer, ModalFilter
 from tkpy.nn.monarch import BlockdiagLinear, HyenaFilter, MonarchMixer, MonarchMLP
@@ -30,6 +30,7 @@ __all__ = [
     "TimeMix",
     "WordPiece",
     "WorldTokenizer",
+    "bare",
     "generate",
     "sample",
     "score",

@@ -25,6 +25,15 @@ class Linear(torch.nn.Linear):
         return tkpy.linear(x, self.weight, self.bias)
 
 
+def bare(*layers: torch.nn.Module, kind: type[torch.nn.Module] = Linear) -> bool:
+    """Whether these layers are their products and nothing else: exactly of this class, without anyone's hooks.
+
+    Only then may an op do what they do; a quantised or adapted layer, or one that somebody watches, is called.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return all(type(layer) is kind and not any(getattr(layer, name) for name in hooks) for layer in layers)
+
+
 class RMSNorm(torch.nn.Module):
     """`tkpy.rms_norm` with its weight, named `scale` as in StripedHyena: (..., width) -> (..., width)."""
 
@@ -62,12 +71,14 @@ class GatedMLP(torch.nn.Module):
         activations: dict[str, Any] = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
         if activation not in activations:
             raise ValueError(f"GatedMLP: activation must be 'silu' or 'gelu', got {activation!r}")
-        self.act = activations[activation]
+        self.activation, self.act = activation, activations[activation]
         self.l1 = linear_cls(width, inner, bias=False)
         self.l2 = linear_cls(width, inner, bias=False)
         self.l3 = linear_cls(inner, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bare(self.l1, self.l2, self.l3):
+            return tkpy.gated_mlp(x, self.l1.weight, self.l2.weight, self.l3.weight, activation=self.activation)
         return self.l3(self.act(self.l1(x)) * self.l2(x))
 
 

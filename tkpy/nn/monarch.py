@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 import tkpy
-from tkpy.nn.common import LayerNorm, Linear, LinearClass
+from tkpy.nn.common import LayerNorm, Linear, LinearClass, bare
 
 
 class BlockdiagLinear(torch.nn.Module):
@@ -295,13 +295,18 @@ class MonarchMLP(torch.nn.Module):
                 return linear_cls(inputs, outputs, bias=bias)
             return BlockdiagLinear(inputs, outputs, bias=bias, nblocks=nblocks)
 
-        self.gated = gated
+        self.gated, self.inner = gated, inner
         self.gated_layers = layer(width, 2 * inner if gated else inner, False)
         self.wo = layer(inner, width, True)
         self.dropout = torch.nn.Dropout(dropout)
         self.layernorm = LayerNorm(width, eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dropping = self.training and self.dropout.p > 0
+        first, wo = self.gated_layers, self.wo
+        if self.gated and not dropping and bare(first, wo, kind=BlockdiagLinear):
+            y = tkpy.blockdiag_mlp(x, first.weight, wo.weight, wo.bias, inner=self.inner)
+            return self.layernorm(y + x)
         h = self.gated_layers(x)
         if self.gated:
             gate, value = h.chunk(2, dim=-1)

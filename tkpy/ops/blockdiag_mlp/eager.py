@@ -1,0 +1,48 @@
+"""blockdiag_mlp by torch's GEMMs, a GEMM per block; on a CPU in pieces of rows that stay in its cache (gated_mlp).
+
+Inner channels of wo's block b are gate channels [b i, (b + 1) i) and value channels I + the same. The backward computes
+the first layer again, and is that of blockdiag_linear twice.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tkpy.ops.blockdiag_linear import eager as blockdiag
+from tkpy.ops.gated_mlp.eager import gated as open_gate
+from tkpy.ops.gated_mlp.eager import pieces, slopes
+
+
+def forward(x, gated, wo, bias, inner, out_features, activation):
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    whole = x.new_empty(len(rows), out_features)
+    steps = pieces(len(rows), inner, x)
+    for first in steps:
+        piece = slice(first, first + steps.step)
+        gate, value = blockdiag.forward(rows[piece], gated, None, False, 2 * inner).chunk(2, -1)
+        h = open_gate(gate, value, activation)
+        y = blockdiag.forward(h, wo, bias, False, out_features)
+        if len(steps) == 1:
+            return y.view(*x.shape[:-1], out_features)
+        whole[piece] = y
+    return whole.view(*x.shape[:-1], out_features)
+
+
+def gradients(layer, grads, x, gated, wo, bias, inner, out_features, activation, needs):
+    """By a backend's `layer`: its forward and backward of blockdiag_linear."""
+    (dy,) = grads
+    if dy is None:
+        return [None] * 4
+    z = layer.forward(x, gated, None, False, 2 * inner)
+    gate, value = z.chunk(2, -1)
+    second = (wo, bias, False, out_features)
+    dh, _, db = layer.backward([dy], (), value, *second, needs=[any(needs[:2]), False, needs[3]])
+    h, dgate, dvalue = slopes(torch.zeros_like(value) if dh is None else dh, gate, value, activation)
+    _, dwo, _ = layer.backward([dy], (), h, *second, needs=[False, needs[2], False])
+    dz = torch.cat((dgate, dvalue), -1)
+    dx, dgated, _ = layer.backward([dz], (), x, gated, None, False, 2 * inner, needs=[needs[0], needs[1], False])
+    return [dx, dgated, dwo, db]
+
+
+def backward(grads, outputs, x, gated, wo, bias, inner, out_features, activation, *, needs):
+    return gradients(blockdiag, grads, x, gated, wo, bias, inner, out_features, activation, needs)
