@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from tkpy.bench.op_rows import Kwargs, OpRows, compiled
+from tkpy.bench.kernel_counts import Promise
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.registry import Maker
 
@@ -81,6 +82,9 @@ def _fla(name: str) -> Peer:
     return Peer(f"fla {name}", build, needs="fla.ops.rwkv6")
 
 
+_PARTS = "operands in two parts of bf16, pairs of a chunk level by level: bytes bind"
+_SEGMENTS = "segments side by side read k and v twice, and states: chosen where a head would be one CTA"
+
 ROTARY = OpRows(
     op="rotary",
     sizes=("b", "s", "h", "d"),
@@ -113,14 +117,21 @@ WKV5 = OpRows(
     make=_wkv5,
     rows=tuple(
         {"b": b, "t": t, "h": h, "n": 64, "state": state}
-        for b, t, h, state in ((4, 4096, 40, 0), (1, 512, 32, 1), (8, 4096, 32, 0))
+        for b, t, h, state in ((8, 4096, 64, 0), (4, 4096, 40, 0), (1, 512, 32, 1), (8, 4096, 32, 0))
     ),
     peers=(_fla("chunk_rwkv6"), _fla("fused_recurrent_rwkv6")),
     inputs="normal of deviation 0.7, raw decays uniform from -6 to 1",
     what="the recurrence of RWKV-5",
-    rank=lambda sizes: 110 if sizes["h"] == 40 else 200,
+    rank=lambda sizes: 110 if sizes["h"] == 64 else 200,
     defaults={"state": 0},
     small={"b": 1, "t": 64, "h": 2},
+    counted=(
+        *(
+            Counted({"b": 1, "t": 128, "h": 2, "n": n, "state": 0}, Promise(flops=None, why=_PARTS))
+            for n in (32, 64, 128)
+        ),
+        Counted({"b": 1, "t": 1024, "h": 1, "n": 32, "state": 1}, Promise(flops=None, bytes=None, why=_SEGMENTS)),
+    ),
 )
 
 

@@ -9,7 +9,8 @@ import torch
 from tkpy.arguments import INTEGERS, Arguments, autocast, sequence_bounds
 from tkpy.registry import Call, Case, Maker, Op, Refusal
 
-MAX_TRITON_SIZE = 128
+MAX_SIZE = 128  # of the heads that the kernels take
+MAX_GRID, MAX_TOKENS = 65535, 2**30
 
 
 def wkv5(
@@ -88,10 +89,22 @@ def fake(r, k, v, w, u, initial_state, cu_seqlens, output_final_state):
 
 
 def supports(backend: str, call: Call) -> list[Refusal]:
-    size = call["r"].shape[-1]
-    if backend == "triton" and size > MAX_TRITON_SIZE:
-        return [Refusal("head_size", f"needs heads of at most {MAX_TRITON_SIZE} channels, got {size}")]
-    return []
+    r = call["r"]
+    size = r.shape[-1]
+    if backend == "triton" and size > MAX_SIZE:
+        return [Refusal("head_size", f"needs heads of at most {MAX_SIZE} channels, got {size}")]
+    if backend not in ("cuda", "emulator"):
+        return []
+    reasons = []
+    if r.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(r.dtype).removeprefix('torch.')}"))
+    if size % 8 or size > MAX_SIZE:
+        reasons.append(Refusal("head_size", f"needs heads of a multiple of 8 channels, at most {MAX_SIZE}, got {size}"))
+    if r.shape[2] > MAX_GRID or max(r.shape[:2]) >= MAX_TOKENS:
+        reasons.append(
+            Refusal("size", f"needs at most {MAX_GRID} heads, rows and tokens below 2^30, got {tuple(r.shape)}")
+        )
+    return reasons
 
 
 def flops(call: Call) -> int:

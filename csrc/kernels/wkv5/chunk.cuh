@@ -1,0 +1,234 @@
+// What the kernels of wkv5 share: which tokens a CTA has, powers of decays, operands in parts of bf16, chunks on their way
+// from global memory, states in it.
+#pragma once
+
+#include "params.h"
+#include "tk/tk.cuh"
+
+namespace tkpy::wkv5 {
+
+using namespace tk;
+
+using Tile = rt_fl<16, 16>;  // element e of a lane: at tile_row(e), tile_col(e)
+TK_DEVICE int tile_row(int e) { return lane_index() / 4 + 8 * (e / 2 % 2); }
+TK_DEVICE int tile_col(int e) { return 8 * (e / 4) + 2 * (lane_index() % 4) + e % 2; }
+
+// ---- Tokens --------------------------------------------------------------------------------------------------------
+struct Task {
+  int sequence, segment, segments;  // of the sequence's
+  int batch, first, tokens;         // where the segment lies
+  TK_DEVICE int chunks() const { return (tokens + kChunk - 1) / kChunk; }
+  TK_DEVICE bool last() const { return segment == segments - 1; }
+};
+
+// Offsets are the caller's: whatever they are, what is written lies inside.
+TK_DEVICE int offset_of(const Params& p, int i) { return min(max(p.cu_seqlens[i], 0), p.length); }
+TK_DEVICE int first_slot(const Params& p, int i) {
+  return p.cu_seqlens ? offset_of(p, i) / p.segment + i : i * p.segments;
+}
+TK_DEVICE int tokens_of(const Params& p, int i) {
+  return p.cu_seqlens ? max(offset_of(p, i + 1) - offset_of(p, i), 0) : p.length;
+}
+TK_DEVICE int segments_of(const Params& p, int i) { return max((tokens_of(p, i) + p.segment - 1) / p.segment, 1); }
+
+TK_DEVICE bool find(Task& t, const Params& p, int slot) {
+  if (p.cu_seqlens) {
+    int low = 0, high = p.sequences - 1;  // the last sequence that begins at or before the slot
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (first_slot(p, middle) <= slot)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    t.sequence = low;
+  } else {
+    t.sequence = slot / p.segments;
+  }
+  t.segment = slot - first_slot(p, t.sequence);
+  t.segments = segments_of(p, t.sequence);
+  if (t.segment >= t.segments) return false;
+  const int before = t.segment * p.segment;
+  t.batch = p.cu_seqlens ? 0 : t.sequence;
+  t.first = (p.cu_seqlens ? offset_of(p, t.sequence) : 0) + before;
+  t.tokens = min(tokens_of(p, t.sequence) - before, p.segment);
+  return true;
+}
+
+// ---- Decays --------------------------------------------------------------------------------------------------------
+// w = 2^-rate; channels beyond the head have w = 1. 2^-1e4 is 0, and 0 * 1e4 is not NaN.
+TK_DEVICE float rate_of(const Params& p, int head, int channel) {
+  if (channel >= p.size) return 0.0f;
+  const float rate = fn::exp(p.w[head * p.size + channel]) * fn::log2e;
+  return rate > 1e4f ? 1e4f : rate;
+}
+TK_DEVICE float bonus_of(const Params& p, int head, int channel) {
+  return channel < p.size ? p.u[head * p.size + channel] : 0.0f;
+}
+// w^n; w^0 = 1 whatever w is.
+TK_DEVICE float power(float rate, int n) { return fn::exp2(-rate * static_cast<float>(n)); }
+// w^n - 1, to the last bits where w^n is close to 1: thousands of chunks multiply a state by it.
+TK_DEVICE float fade_of(float rate, int n) {
+  const float x = rate * static_cast<float>(n) * fn::ln2;
+  float series = 1.0f;
+#pragma unroll
+  for (int i = 7; i > 1; --i) series = 1.0f - x / static_cast<float>(i) * series;
+  return x < 0.5f ? -x * series : power(rate, n) - 1.0f;
+}
+
+// ---- Operands ------------------------------------------------------------------------------------------------------
+// The sum of `Count` tiles of bf16. Two hold 16 bits of a float's fraction, over its whole range, and all of an fp16.
+template <int Count>
+struct Parts {
+  rt_bf<16, 16> part[Count];
+};
+template <class T>
+constexpr int raw_parts = is_same<T, bf16> ? 1 : 2;
+
+template <int Count>
+TK_DEVICE void split(Parts<Count>& dst, const Tile& src) {
+  copy(dst.part[0], src);
+  if constexpr (Count == 2) {
+    Tile rest;
+    sub(rest, src, dst.part[0]);
+    copy(dst.part[1], rest);
+  }
+}
+// Data as they are, exactly.
+TK_DEVICE void split(Parts<1>& dst, const rt_bf<16, 16>& src) { dst.part[0] = src; }
+TK_DEVICE void split(Parts<2>& dst, const rt_hf<16, 16>& src) {
+  Tile wide;
+  copy(wide, src);
+  split(dst, wide);
+}
+// d += a b^t, to the last bit that the parts have: 2^-16 of the operands where either has two.
+template <int A, int B>
+TK_DEVICE void multiply(Tile& d, const Parts<A>& a, const Parts<B>& b) {
+#pragma unroll
+  for (int i = 0; i < A; ++i)
+#pragma unroll
+    for (int j = 0; j < B; ++j)
+      if (i + j < 2) mma_ABt(d, a.part[i], b.part[j]);
+}
+
+// 16 x 16 of a tile in shared memory, and its transpose; rows (columns of the transpose) from n on are zero, whatever
+// lies there.
+template <class T, class Shared>
+TK_DEVICE void fetch(rt<T, 16, 16>& dst, const Shared& src, int col, int n) {
+  load(dst, src, 0, col);
+  if (n == kChunk) return;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (tile_row(2 * i) >= n) dst.x[0][i] = 0;
+}
+template <class T, class Shared>
+TK_DEVICE void fetch_transposed(rt<T, 16, 16>& dst, const Shared& src, int col, int n) {
+  rt<T, 16, 16, Layout::col> turned;
+  load(turned, src, 0, col);
+  transpose(dst, turned);
+  if (n == kChunk) return;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (tile_col(2 * i) >= n) dst.x[0][i] = 0;
+    if (tile_col(2 * i + 1) >= n) dst.x[0][i] &= 0xffffu;
+  }
+}
+
+// The level L = 1, 2, 4, 8 at which tokens `late` > `early` of a chunk meet: late is in an odd block of L tokens, early in
+// the even one before it. 0 where late <= early.
+TK_DEVICE int level_of(int late, int early) {
+  return late > early ? 1 << (31 - __clz(static_cast<unsigned>(late ^ early))) : 0;
+}
+
+// ---- Chunks on their way -------------------------------------------------------------------------------------------
+template <class T, int N, int Tensors>
+struct Slot {
+  st<T, kChunk, N> x[Tensors];
+};
+
+// The chunks of a segment, first to last or last to first, through a ring of slots; warp 0 fills it.
+template <class T, int N, int Tensors>
+struct Feed {
+  using Chunk = Slot<T, N, Tensors>;
+  Chunk* slots;
+  channel<kStages>* filled;
+  const tensor_map* maps[Tensors];
+  Task task;
+  int head;
+  bool backwards;
+  ring<kStages> fill_at{};
+  int filled_chunks = 0;
+
+  TK_DEVICE int index(int step) const { return backwards ? task.chunks() - 1 - step : step; }
+  TK_DEVICE int tokens(int step) const { return min(task.tokens - kChunk * index(step), kChunk); }
+  TK_DEVICE int first(int step) const { return task.first + kChunk * index(step); }
+
+  // One chunk more, where there is one: by warp 0, once every warp has done with the chunk that it replaces.
+  TK_DEVICE void fill() {
+    if (filled_chunks >= task.chunks()) return;
+    if (lane_index() == 0) {
+      acquire(*filled, fill_at);
+      mbarrier& bar = filled->full[fill_at.slot];
+      arrive_expect(bar, Tensors * st<T, kChunk, N>::bytes);
+#pragma unroll
+      for (int i = 0; i < Tensors; ++i)
+        load(slots[fill_at.slot].x[i], gl<st<T, kChunk, N>, 4>(*maps[i]), {task.batch, first(filled_chunks), head, 0}, bar);
+    }
+    __syncwarp();
+    fill_at.next();
+    ++filled_chunks;
+  }
+  // Fills all slots but one: that one is filled in the first step.
+  TK_DEVICE void begin(int warps) {
+    if (threadIdx.x == 0) {
+      init(*filled, 1, warps);
+      publish_barriers();
+    }
+    __syncthreads();
+    if (warp_index() == 0)
+      for (int i = 0; i < kStages - 1; ++i) fill();
+  }
+};
+
+// ---- Global memory -------------------------------------------------------------------------------------------------
+// 16 x 16 of an output: rows of 32 bytes, through a warp's own piece of shared memory.
+template <class T>
+TK_DEVICE void write_rows(void* out, const Params& p, const Task& t, int first, int n, int head, int col, const Tile& x,
+                          st<T, 16, 16>& scratch) {
+  rt<T, 16, 16> narrow;
+  copy(narrow, x);
+  __syncwarp();  // the piece has been read
+  store(scratch, narrow);
+  __syncwarp();
+  const int row = lane_index() / 2, at = col + 8 * (lane_index() % 2);
+  const uint4 piece = *reinterpret_cast<const uint4*>(&scratch.at(row, 8 * (lane_index() % 2)));
+  if (row < n && at < p.size) {
+    const long long token = static_cast<long long>(t.batch) * p.length + first + row;
+    *reinterpret_cast<uint4*>(static_cast<T*>(out) + (token * p.heads + head) * p.size + at) = piece;
+  }
+}
+
+// Elements of a 16 x 16 piece of a matrix N x N, rows from `row`, columns from `col`; turned: of its transpose.
+template <bool Turned = false, class F>
+TK_DEVICE void each_place(const Params& p, int row, int col, F f) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const int i = row + tile_row(e), j = col + tile_col(e);
+    if (i < p.size && j < p.size) f(e, Turned ? j * p.size + i : i * p.size + j);
+  }
+}
+// Where matrix `index` of [.., H, N, N] begins.
+TK_DEVICE long long matrix_at(const Params& p, int index, int head) {
+  return (static_cast<long long>(index) * p.heads + head) * p.size * p.size;
+}
+template <bool Turned = false>
+TK_DEVICE void read_state(Tile& dst, const float* from, const Params& p, int row, int col) {
+  zero(dst);
+  each_place<Turned>(p, row, col, [&](int e, int at) { dst.x[0][e] = from[at]; });
+}
+template <bool Turned = false>
+TK_DEVICE void write_state(float* to, const Tile& src, const Params& p, int row, int col) {
+  each_place<Turned>(p, row, col, [&](int e, int at) { to[at] = src.x[0][e]; });
+}
+
+}  // namespace tkpy::wkv5

@@ -1,0 +1,193 @@
+// Host side of wkv5: which kernels serve a call, and the call itself: with segments the states at their starts first.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "params.h"
+#include "runtime/launcher.h"
+
+namespace tkpy::wkv5 {
+
+namespace {
+
+using runtime::DType;
+using runtime::Machine;
+using runtime::View;
+using Optional = std::optional<View>;
+
+constexpr std::int64_t kLongest = std::int64_t{1} << 30;
+constexpr std::int64_t kGrid = 65535;  // of the second dimension
+
+// Rows after rows, in the order of the dimensions.
+bool contiguous(const View& v) {
+  std::int64_t step = 1;
+  for (int d = v.rank - 1; d >= 0; step *= v.shape[d--])
+    if (v.shape[d] != 1 && v.stride[d] != step) return v.elements() == 0;
+  return true;
+}
+
+// What both directions check, launch and have in common.
+struct Call {
+  const char* op;
+  View r, k, v, w, u;
+  Optional initial, cu_seqlens;
+  std::int64_t segment;
+
+  std::int64_t batch() const { return r.shape[0]; }
+  std::int64_t length() const { return r.shape[1]; }
+  std::int64_t heads() const { return r.shape[2]; }
+  std::int64_t size() const { return r.shape[3]; }
+  std::int64_t sequences() const { return cu_seqlens ? cu_seqlens->elements() - 1 : batch(); }
+  std::int64_t segments() const { return std::max<std::int64_t>((length() + segment - 1) / segment, 1); }
+  std::int64_t slots() const { return cu_seqlens ? length() / segment + sequences() : batch() * segments(); }
+  std::int64_t states(std::int64_t count) const { return count * heads() * size() * size(); }
+
+  void check(bool holds, const char* what, const std::string& needed, const View& got) const {
+    if (!holds) throw std::invalid_argument(std::string(op) + ": " + what + ": need " + needed + ", got " + got.describe());
+  }
+  void check_data(const char* what, const View& v_) const {
+    check(v_.rank == 4 && v_.dtype == r.dtype && (r.dtype == DType::bf16 || r.dtype == DType::f16) &&
+              v_.device == r.device && std::equal(r.shape, r.shape + 4, v_.shape),
+          what, "four dimensions of bf16 or f16, as r has them", v_);
+    bool fits = v_.stride[3] == 1 && reinterpret_cast<std::uintptr_t>(v_.data) % 16 == 0;
+    for (int d = 0; d < 3; ++d) fits = fits && (v_.shape[d] == 1 || (v_.stride[d] > 0 && v_.stride[d] % 8 == 0));
+    check(fits, what, "channels contiguous, and the address and every other stride a multiple of 16 bytes", v_);
+  }
+  void check_output(const char* what, const View& v_) const {
+    check_data(what, v_);
+    check(contiguous(v_), what, "a contiguous tensor", v_);
+  }
+  void check_f32(const char* what, const Optional& v_, std::int64_t elements) const {
+    if (!v_) return;
+    check(v_->dtype == DType::f32 && v_->elements() == elements && contiguous(*v_) && v_->device == r.device, what,
+          std::to_string(elements) + " contiguous elements of f32 on the device of r", *v_);
+  }
+  void check_inputs() const {
+    check_data("r", r);
+    check_data("k", k);
+    check_data("v", v);
+    check(r.elements() > 0 && size() <= 128 && size() % 8 == 0, "r",
+          "tokens, and heads of 8 to 128 channels, a multiple of 8", r);
+    check(heads() <= kGrid && length() < kLongest && batch() < kLongest, "r",
+          "at most 65535 heads, rows and tokens below 2^30", r);
+    check(segment >= kChunk && segment % kChunk == 0 && segment < kLongest, "segment", "a multiple of 16 tokens", r);
+    check_f32("w", w, heads() * size());
+    check_f32("u", u, heads() * size());
+    check_f32("initial_state", initial, states(sequences()));
+    if (!cu_seqlens) return;
+    check(batch() == 1, "r", "one row where there is cu_seqlens", r);
+    check(cu_seqlens->dtype == DType::i32 && cu_seqlens->rank == 1 && cu_seqlens->elements() >= 2 &&
+              contiguous(*cu_seqlens) && cu_seqlens->device == r.device,
+          "cu_seqlens", "two or more contiguous elements of i32 on the device of r", *cu_seqlens);
+  }
+  // Whether there are as many states as slots, or none of one segment each.
+  void check_states(const char* what, const Optional& states_) const {
+    check_f32(what, states_, states(slots()));
+    if (!states_) check(!cu_seqlens && segments() == 1, what, "states where a sequence may have two segments", r);
+  }
+
+  int width() const { return *std::lower_bound(std::begin(kWidths), std::end(kWidths), static_cast<int>(size())); }
+  std::string suffix() const { return (r.dtype == DType::bf16 ? "_bf16_" : "_fp16_") + std::to_string(width()); }
+};
+
+template <class T>
+T* data_of(const Optional& v) {
+  return v ? static_cast<T*>(v->data) : nullptr;
+}
+
+Params params_of(const Call& call) {
+  Params p{};
+  p.w = static_cast<const float*>(call.w.data);
+  p.u = static_cast<const float*>(call.u.data);
+  p.initial = data_of<const float>(call.initial);
+  p.cu_seqlens = data_of<const int>(call.cu_seqlens);
+  p.sequences = static_cast<int>(call.sequences());
+  p.length = static_cast<int>(call.length());
+  p.heads = static_cast<int>(call.heads());
+  p.size = static_cast<int>(call.size());
+  p.segment = static_cast<int>(call.segment);
+  p.segments = static_cast<int>(call.segments());
+  p.slots = static_cast<int>(call.slots());
+  return p;
+}
+
+// The map of [B, T, H, N]: 16 tokens of a head. Strides of single rows are never used, and made fit.
+tk::tensor_map map_of(Machine& machine, const Call& call, const View& v) {
+  View seen = v;
+  for (int d = 0; d < 3; ++d)
+    if (seen.shape[d] == 1) seen.stride[d] = seen.shape[3];
+  const auto columns = static_cast<std::uint32_t>(std::min(call.width(), 64));
+  const std::uint32_t box[4] = {1, static_cast<std::uint32_t>(kChunk), 1, columns};
+  return machine.encode(runtime::tensor_map_of(seen, box, static_cast<int>(2 * columns)));
+}
+
+struct Run {
+  Machine& machine;
+  void* stream;
+  const Call& call;
+  const Params& p;
+  std::vector<View> views;
+
+  void kernel(const std::string& module, const std::string& name, std::int64_t x, std::int64_t y, int block, int shared,
+              const Params& given) const {
+    if (x > std::numeric_limits<int>::max())
+      throw std::invalid_argument(std::string(call.op) + ": need fewer than 2^31 blocks, got " + std::to_string(x));
+    machine.launch(machine.kernel(module, name), {.grid = {static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y), 1},
+                                                  .block = {static_cast<std::uint32_t>(block), 1, 1},
+                                                  .cluster = {},
+                                                  .shared = static_cast<std::uint32_t>(shared),
+                                                  .params = runtime::bytes_of(given),
+                                                  .views = views,
+                                                  .stream = stream,
+                                                  .device = call.r.device});
+  }
+  // States of segments alone, then at their starts (backwards: gradients at their ends).
+  void states(bool backwards) const {
+    Params given = p;
+    given.backwards = backwards;
+    const int width = call.width();
+    kernel("wkv5", "wkv5_states" + call.suffix(), p.slots, p.heads, 2 * width, kShared[shape_of(width)].states, given);
+    const std::int64_t elements = call.size() * call.size();
+    kernel("wkv5", "wkv5_join", (elements + 127) / 128, p.sequences * call.heads(), 128, 0, given);
+  }
+};
+
+std::string launch_forward(Machine& machine, void* stream, const Call& call, const View& y, const Optional& final,
+                           const Optional& states) {
+  call.check_inputs();
+  call.check_output("y", y);
+  call.check_f32("final_state", final, call.states(call.sequences()));
+  call.check_states("states", states);
+  Params p = params_of(call);
+  p.r = map_of(machine, call, call.r);
+  p.k = map_of(machine, call, call.k);
+  p.v = map_of(machine, call, call.v);
+  p.y = y.data;
+  p.final = data_of<float>(final);
+  p.states = data_of<float>(states);
+  Run run{machine, stream, call, p, {call.r.read_only(), call.k.read_only(), call.v.read_only(), call.w.read_only(),
+                                     call.u.read_only(), y}};
+  for (const Optional* extra : {&call.initial, &call.cu_seqlens})
+    if (*extra) run.views.push_back((*extra)->read_only());
+  for (const Optional* extra : {&final, &states})
+    if (*extra) run.views.push_back(**extra);
+  if (states) run.states(false);
+  const std::string name = "wkv5_forward" + call.suffix();
+  const int shared = kShared[shape_of(call.width())].forward[call.r.dtype == DType::f16];
+  run.kernel("wkv5", name, p.slots, p.heads, 2 * call.width(), shared, p);
+  return name;
+}
+
+std::string forward_from_python(Machine& machine, void* stream, const View& r, const View& k, const View& v, const View& w,
+                                const View& u, const Optional& initial, const Optional& cu_seqlens, const View& y,
+                                const Optional& final, const Optional& states, std::int64_t segment) {
+  return launch_forward(machine, stream, {"wkv5", r, k, v, w, u, initial, cu_seqlens, segment}, y, final, states);
+}
+
+const runtime::Launcher forward("wkv5", forward_from_python,
+                                {"r", "k", "v", "w", "u", "initial_state", "cu_seqlens", "y", "final_state", "states",
+                                 "segment"});
+
+}  // namespace
+
+}  // namespace tkpy::wkv5
