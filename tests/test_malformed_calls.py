@@ -47,6 +47,12 @@ JUNK = [
     torch.tensor([[0.0, 1.0], [2.0, 0.0]]).to_sparse(),
 ]
 
+
+def times(t, factor):
+    """PyTorch has no arithmetic on 8-bit floats."""
+    return t * factor if t.element_size() > 1 or not t.is_floating_point() else (t.float() * factor).to(t.dtype)
+
+
 #: How a tensor of a good call is spoilt.
 SPOILERS = {
     "int": lambda t: t.to(torch.int32),
@@ -62,9 +68,9 @@ SPOILERS = {
     "empty": lambda t: t[:0] if t.dim() else t,
     "last empty": lambda t: t[..., :0] if t.dim() else t,
     "transposed": lambda t: t.transpose(0, -1) if t.dim() > 1 else t,
-    "NaN": lambda t: t * float("nan") if t.is_floating_point() or t.is_complex() else t,
-    "huge": lambda t: t * 1e38 if t.is_floating_point() or t.is_complex() else t + 2**30,
-    "negative": lambda t: -t if t.dtype != torch.bool else t,
+    "NaN": lambda t: times(t, float("nan")) if t.is_floating_point() or t.is_complex() else t,
+    "huge": lambda t: times(t, 1e38) if t.is_floating_point() or t.is_complex() else t + 2**30,
+    "negative": lambda t: times(t, -1) if t.dtype != torch.bool else t,
     "reversed": lambda t: t.flip(0) if t.dim() else t,
     "meta": lambda t: t.to("meta"),
     "expanded": lambda t: t[..., :1].expand(t.shape) if t.dim() and t.shape[-1] else t,

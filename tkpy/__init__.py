@@ -19,6 +19,7 @@ from tkpy.interop import (
     scaled_dot_product_attention,
 )
 from tkpy.ops.attention import BlockMask
+from tkpy.ops.attention_fp8.op import quantize_blocks
 from tkpy.registry import (
     BACKENDS,
     Dispatch,
@@ -47,6 +48,7 @@ __all__ = [
     "flash_attn_with_kvcache",
     "last_dispatch",
     "ops",
+    "quantize_blocks",
     "record_dispatches",
     "scaled_dot_product_attention",
     "support_matrix",

@@ -44,7 +44,10 @@ from tkpy.errors import InternalError
 from tkpy.numerics import TOLERANCE, Comparison, compare
 from tkpy.registry import Maker, Op
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {
+    "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}  # fmt: skip
 NORMAL = "standard normal, rounded to the dtype"
 
 #: The backward alone stands beside its forward; both together, which say less, come after everything else.

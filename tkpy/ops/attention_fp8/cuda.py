@@ -1,0 +1,35 @@
+"""attention_fp8 by the compiled kernel of csrc/kernels/attention_fp8: on an sm_90 GPU, or in the emulator.
+
+Tensors go in as they are when TMA can take their strides (columns contiguous, all others and the address in multiples
+of 16 bytes); others are copied first.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tkpy.machine import launch
+
+
+def _fits_tma(tensor: torch.Tensor) -> bool:
+    if tensor.data_ptr() % 16 or tensor.stride(-1) != 1:
+        return False
+    outer = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+    return all(size == 1 or (stride > 0 and stride % 16 == 0) for size, stride in outer)
+
+
+def _operand(tensor: torch.Tensor) -> torch.Tensor:
+    if _fits_tma(tensor):
+        return tensor
+    copy = tensor.contiguous()
+    return copy if _fits_tma(copy) else copy.clone()  # a view into the middle of something
+
+
+def forward(q, k, v, descale_q, descale_k, descale_v, sinks, scale, left, right, softcap, out_dtype):
+    q, k, v = map(_operand, (q, k, v))
+    out = q.new_empty(*q.shape[:-1], v.shape[-1], dtype=out_dtype)
+    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+    scales = [s.float().contiguous() for s in (descale_q, descale_k, descale_v)]
+    sinks = None if sinks is None else sinks.float().contiguous()
+    launch("attention_fp8", q, k, v, out, lse, *scales, sinks, scale, left, right, softcap, op="attention_fp8")
+    return out, lse
