@@ -12,6 +12,7 @@ from decode_runs import disagreement, inputs  # noqa: E402
 
 import tkpy  # noqa: E402
 
+SOURCES = ("params.h", "softmax.cuh", "kernel.cu")
 SEEDS = range(4)
 
 
@@ -63,7 +64,7 @@ CONTROL = Fault("none", "", "")
 def source(number: int) -> str:
     """The kernels with the fault, in a namespace of their own."""
     fault = [*FAULTS, CONTROL][number]
-    text = "".join((ROOT / "csrc/kernels/attention_decode" / name).read_text() for name in ("params.h", "kernel.cu"))
+    text = "".join((ROOT / "csrc/kernels/attention_decode" / name).read_text() for name in SOURCES)
     assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
     text = text.replace(fault.old, fault.new, 1)
     kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
