@@ -74,9 +74,12 @@ def by_fft(
 
 
 def by_filter(poles: torch.Tensor, residues: torch.Tensor, **gated: torch.Tensor) -> torch.Tensor:
-    """The filter's values, every mode at every lag, and FFTs: StripedHyena's way."""
+    """The filter's values, every mode at every lag, and FFTs: StripedHyena's way. Of 2^28 values at a time: all of them
+    are more than a GPU holds where the widest model meets its longest context."""
     lags = torch.arange(gated["u"].shape[-1], device=poles.device)
-    k = (residues[..., None] * (poles.log()[..., None] * lags).exp()).real.sum(1)
+    at_once = max(1, 2**28 // max(1, lags.numel() * poles.shape[1]))
+    parts = zip(poles.log().split(at_once), residues.split(at_once), strict=True)
+    k = torch.cat([(r[..., None] * (p[..., None] * lags).exp()).real.sum(1) for p, r in parts])
     return by_fft(k=k, **gated)
 
 
@@ -111,12 +114,26 @@ MODAL_CONV = OpRows(
     op="modal_conv",
     sizes=("b", "h", "s", "length"),
     make=_modal,
-    rows=tuple({"b": 1, "h": h, "s": 8, "length": length} for h, length in ((4096, 8192), (256, 131072), (4096, 2048))),
+    rows=tuple(
+        {"b": 1, "h": h, "s": 8, "length": length}
+        for h, length in ((4096, 8192), (4096, 131072), (256, 131072), (4096, 2048))
+    ),
     peers=(Peer("filter and torch.fft", lambda kwargs: lambda: by_filter(**kwargs)),),
     inputs="standard normal; poles of radius 0.3 to 0.995",
     what="gated long convolution whose filters are sums of complex modes (StripedHyena, Evo)",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     small={"h": 16, "length": 256},
+    counted=(
+        Counted(
+            {"b": 1, "h": 2, "s": 8, "length": 4096},
+            Promise(
+                flops=None, why="flops() is the recurrence's; products of 64 samples and pieces of operands take more"
+            ),
+            Promise(
+                flops=None, bytes=2.3, why="three passes, each of which reads u and dy, make no intermediate signal"
+            ),
+        ),
+    ),
 )
 DFT = "products with small DFT matrices, in two terms of bfloat16 each, beside the operations of an FFT"
 FFT_PROMISES = (

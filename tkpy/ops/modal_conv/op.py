@@ -12,6 +12,7 @@ import math
 import torch
 
 from tkpy.arguments import Arguments, autocast
+from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Op
 
 COMPLEX = (torch.complex64, torch.complex128)
@@ -109,6 +110,24 @@ def nbytes(call: Call) -> int:
     return sum(t.numel() * t.element_size() for t in (*call.tensors, call["u"])) + state
 
 
+#: Most modes a channel of the compiled kernels, and sizes that they count in 32 bits.
+KERNEL_MODES, KERNEL_SIZE = 32, 2**29
+
+
+def supports(backend: str, call: Call) -> list[Refusal]:
+    if backend not in ("cuda", "emulator"):
+        return []
+    u, poles, reasons = call["u"], call["poles"], list[Refusal]()
+    if backend == "emulator" and (u.dtype == torch.float64 or poles.dtype != torch.complex64):
+        got = f"{u.dtype} and {poles.dtype}".replace("torch.", "")
+        reasons.append(Refusal("dtype", f"needs float32, float16 or bfloat16 and complex64 poles, got {got}"))
+    if poles.shape[1] > KERNEL_MODES:
+        reasons.append(Refusal("modes", f"needs at most {KERNEL_MODES} modes a channel, got {poles.shape[1]}"))
+    if max(u.shape) >= KERNEL_SIZE:
+        reasons.append(Refusal("size", f"needs sizes below 2^29, got {tuple(u.shape)}"))
+    return reasons
+
+
 def _modes(m, channels, modes, radius=(0.3, 0.995)):
     """Poles of radius within `radius` at any phase, and residues."""
     size = m.uniform(*radius, channels, modes, dtype=m.wide)
@@ -188,4 +207,5 @@ OP = Op(
     flops=flops,
     nbytes=nbytes,
     values=values,
+    supports=supports,
 )
