@@ -9,6 +9,8 @@ from tkpy.numerics import TOLERANCE, compare
 
 pytestmark = pytest.mark.fast
 
+NARROW = (torch.float16, torch.float8_e4m3fn)  # their range ends before 1e-30 and 1e12
+
 
 @pytest.fixture
 def expected():
@@ -17,7 +19,7 @@ def expected():
 
 @pytest.mark.parametrize(
     "dtype, scale",
-    [(d, s) for d in TOLERANCE for s in (1e-30, 1e-6, 1.0, 1e12) if d != torch.float16 or s == 1.0],
+    [(d, s) for d in TOLERANCE for s in (1e-30, 1e-6, 1.0, 1e12) if d not in NARROW or s == 1.0],
     ids=str,
 )
 def test_rounding_agrees_at_any_scale(expected, dtype, scale):
