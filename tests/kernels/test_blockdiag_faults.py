@@ -34,14 +34,14 @@ FAULTS = [
     Fault("a slot full too soon", "R == Route::tma ? 1 : 128", "R == Route::tma ? 1 : 96", GENERIC),
     Fault("the patch read before it is written", "    __syncwarp();\n    if (p.out_float)", "    if (p.out_float)", NT),
     Fault("the patch written while it is read", "    __syncwarp();                          // the prev", "    //", NT),
-    Fault("bytes of half of A", "kConsumers * ATile::bytes + BTile::bytes", "ATile::bytes + BTile::bytes", NT),
-    Fault("A of the first block", "{t.group, t.row + 64 * i, depth}", "{0, t.row + 64 * i, depth}", NT),
+    Fault("bytes of half of A", "inputs * kConsumers * ATile::bytes", "ATile::bytes", NT),
+    Fault("A of the first block", "{group, row, depth}", "{0, row, depth}", NT),
     Fault("B of the first block", "{t.group, half_col, depth}", "{0, half_col, depth}", NT),
     Fault("dx: B of the first block", "{t.group, depth, half_col}", "{0, depth, half_col}", NN),
-    Fault("dW: A of the first block", "{t.group, depth, t.row + 64 * i}", "{0, depth, t.row + 64 * i}", TN),
+    Fault("dW: A of the first block", "{group, depth, row}", "{0, depth, row}", TN),
     Fault("blocks of C in one place", "group * x.block + static_cast", "static_cast", NT),
-    Fault("a block too few", "rows() * cols() * p.groups * p.shares", "rows() * cols() * p.groups * p.shares - 1", NT),
-    Fault("the tile of another block", "grouped_tile(index % (rows() * cols())", "grouped_tile(index % cols()", NT),
+    Fault("a block too few", "across() * p.groups * p.shares", "across() * p.groups * p.shares - 1", NT),
+    Fault("the tile of another block", "grouped_tile(index % (rows() * across())", "grouped_tile(index % across()", NT),
     Fault("both halves of B the same", "t.col + rank * kTileCols", "t.col + 0 * kTileCols", NT),
     Fault("both consumers the same rows", "t.row + 64 * consumer", "t.row", NT),
     Fault("both CTAs the same rows", "at.row * kCluster + rank", "at.row * kCluster", NT),
@@ -68,7 +68,7 @@ def text_of(path: str) -> str:
 def source(number: int) -> str:
     """The GEMM in a namespace of its own, with one fault, as one kernel."""
     fault = [*FAULTS, *CONTROL][number]
-    whole = text_of("params.h") + text_of("epilogue.cuh") + text_of("kernel.cu").split("#define TKPY_GEMM")[0]
+    whole = text_of("params.h") + text_of("epilogue.cuh") + text_of("gemm.cuh")
     if fault.old:
         assert whole.count(fault.old) == 1, (fault.what, whole.count(fault.old))
         whole = whole.replace(fault.old, fault.new)

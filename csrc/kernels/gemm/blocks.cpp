@@ -24,7 +24,7 @@ constexpr long long kNoEnd = std::numeric_limits<long long>::max();
   throw std::invalid_argument(std::string("gemm_blocks: ") + what + ": need " + needed + ", got " + got.describe());
 }
 
-bool contiguous(const View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1; }
+}  // namespace
 
 // Blocks of `width` of the columns of [rows, channels].
 Stored channels(const char* what, const View& v, int along, std::int64_t groups, std::int64_t width,
@@ -60,6 +60,8 @@ Stored matrices(const char* what, const View& v) {
   s.tma = v.elements() > 0 && aligned_for_tma(v.data, pitch) && aligned_for_tma(v.data, block);
   return s;
 }
+
+namespace {
 
 void check_types(const View& a, const View& b, const View& out, const std::optional<View>& bias) {
   if (a.dtype != DType::bf16 && a.dtype != DType::f16) refuse("a", "dtype bf16 or f16", a);
@@ -132,7 +134,7 @@ std::string launch_blocks(runtime::Machine& machine, void* stream, const View& a
   if (bias) views.push_back(bias->read_only());
   x.views = views;
   const std::string name = kernel_name(x);
-  if (out.elements() > 0) launch(machine, std::move(x));
+  if (out.elements() > 0) launch(machine, x);
   return name;
 }
 

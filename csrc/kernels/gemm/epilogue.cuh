@@ -8,7 +8,8 @@ namespace tkpy::gemm {
 
 using namespace tk;
 
-// A piece of work of a CTA: 128 rows (from `row` on) x 256 columns of C of one group, over `steps` steps of K.
+// A piece of work of a CTA: 128 rows (from `row` on) x 256 columns of C of one group, over `steps` steps of K; of a
+// gated kernel 128 columns, each of a gate and a value.
 struct Tile {
   int row, col, group, share, first, steps;
 };
@@ -123,6 +124,32 @@ TK_DEVICE void write_sums(const float* patch, const Params& p, const Tile& tile,
   }
 }
 
+// C = act(gate) * value from a patch of 32 columns of both. Half a warp moves 64 contiguous bytes of a row at a time.
+template <class T>
+TK_DEVICE void write_gated_rows(const float* patch, const Params& p, const Tile& tile, int row, int col) {
+  const int lane_col = 2 * (lane_index() % 16), half = lane_index() / 16;
+  const Pair pair(p, tile.group, col + lane_col);
+  T* const out = static_cast<T*>(p.out.data);
+  const bool joined = pair.joined(out, p.out.pitch);
+#pragma unroll 1
+  for (int r = half; r < 16 && row + r < p.m; r += 2) {
+    const float2 gate = patched(patch, r, lane_col), value = patched(patch, r, 32 + lane_col);
+    const float h[2] = {activate(p.activation, gate.x) * value.x, activate(p.activation, gate.y) * value.y};
+    write_pair(out + (row + r) * p.out.pitch, h, pair, joined);
+  }
+}
+
+// Columns first .. first + Cols - 1 of the warp's 16 rows of D, to columns `to` .. of its patch.
+template <int Cols, int Whole>
+TK_DEVICE void to_patch(float* patch, const rt_fl<16, Whole>& d, int first, int to) {
+#pragma unroll
+  for (int e = 0; e < Cols / 2; e += 2) {
+    const int r = fragment_row(lane_index(), e), c = to + fragment_col(lane_index(), e);
+    *reinterpret_cast<float2*>(patch + 64 * r + patch_col(r, c)) =
+        make_float2(d.x[0][first / 2 + e], d.x[0][first / 2 + e + 1]);
+  }
+}
+
 // The warp's 16 rows of D go through its own patch of shared memory, 64 columns at a time: fragments in, rows out.
 template <class T>
 TK_DEVICE void write_out(float* patch, const rt_fl<16, kTileCols>& d, const Params& p, const Tile& tile, int row) {
@@ -131,17 +158,28 @@ TK_DEVICE void write_out(float* patch, const rt_fl<16, kTileCols>& d, const Para
     const int col = tile.col + 64 * part;
     if (row >= p.m || col >= p.n) return;  // the same in all lanes
     __syncwarp();                          // the previous part has been read
-#pragma unroll
-    for (int e = 0; e < 32; e += 2) {
-      const int r = fragment_row(lane_index(), e);
-      *reinterpret_cast<float2*>(patch + 64 * r + patch_col(r, fragment_col(lane_index(), e))) =
-          make_float2(d.x[0][32 * part + e], d.x[0][32 * part + e + 1]);
-    }
+    to_patch<64>(patch, d, 64 * part, 0);
     __syncwarp();
     if (p.out_float)
       write_sums(patch, p, tile, row, col);
     else
       write_rows<T>(patch, p, tile, row, col);
+  }
+}
+
+// The same of a gate and its value, 32 columns of each at a time.
+template <class T>
+TK_DEVICE void write_gated(float* patch, const rt_fl<16, kTileCols / 2>& gate, const rt_fl<16, kTileCols / 2>& value,
+                           const Params& p, const Tile& tile, int row) {
+#pragma unroll
+  for (int part = 0; part < kTileCols / 64; ++part) {
+    const int col = tile.col + 32 * part;
+    if (row >= p.m || col >= p.n) return;
+    __syncwarp();
+    to_patch<32>(patch, gate, 32 * part, 0);
+    to_patch<32>(patch, value, 32 * part, 32);
+    __syncwarp();
+    write_gated_rows<T>(patch, p, tile, row, col);
   }
 }
 

@@ -9,12 +9,12 @@
 
 namespace tkpy::gemm {
 
+bool contiguous(const runtime::View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1; }
+
 namespace {
 
 using runtime::DType;
 using runtime::View;
-
-bool contiguous(const View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1; }
 
 Stored stored(const View& v) {
   Stored s;
@@ -98,25 +98,35 @@ bool aligned_for_tma(const void* data, std::int64_t pitch) {
          pitch < (std::int64_t{1} << 39);
 }
 
+namespace {
+
+bool by_tma(const Problem& x) { return x.a.tma && x.b.tma && (x.gating == Gating::none || x.b2.tma); }
+
+}  // namespace
+
 std::string kernel_name(const Problem& x) {
-  return std::string("gemm_") + (x.dtype == DType::bf16 ? "bf16" : "fp16") + (x.a.transposed ? "_km" : "_mk") +
-         (x.b.transposed ? "_nk" : "_kn") + (x.a.tma && x.b.tma ? "_tma" : "_generic");
+  const std::string type = x.dtype == DType::bf16 ? "bf16" : "fp16", route = by_tma(x) ? "_tma" : "_generic";
+  if (x.gating != Gating::none) return "gemm_gated_" + type + (x.gating == Gating::two ? "_two" : "_shared") + route;
+  return "gemm_" + type + (x.a.transposed ? "_km" : "_mk") + (x.b.transposed ? "_nk" : "_kn") + route;
 }
 
 std::string kernel_name(const Arguments& x) { return kernel_name(problem(x)); }
 
-void launch(runtime::Machine& machine, Problem x) {
-  Params& params = x.params;
-  if (x.a.tma && x.b.tma) {
+void launch(runtime::Machine& machine, const Problem& x) {
+  Params params = x.params;
+  const bool gated = x.gating != Gating::none;
+  if (by_tma(x)) {
     // A: each consumer's 64 rows, 64 deep. B: half of a cluster's columns; one box is 64 columns of a panel, or the
     // rows of a half.
     params.a = map_of(machine, x.a, x.dtype, 64);
     params.b = map_of(machine, x.b, x.dtype, x.b.transposed ? kTileCols / kCluster : kTileDepth);
   }
+  if (by_tma(x) && gated) params.b2 = map_of(machine, x.b2, x.dtype, kTileCols / kCluster);
   params.a_data = x.a.blocks;
+  params.b2_data = x.b2.blocks;
   params.b_data = x.b.blocks;
   const auto ceil_div = [](std::int64_t value, std::int64_t by) { return (value + by - 1) / by; };
-  const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, kTileCols) *
+  const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, gated ? kTileCols / 2 : kTileCols) *
                              params.groups * params.shares;
   const std::int64_t clusters =
       std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.device) / kCluster));
@@ -124,12 +134,12 @@ void launch(runtime::Machine& machine, Problem x) {
   spec.grid = {static_cast<std::uint32_t>(clusters * kCluster), 1, 1};
   spec.block = {kThreads, 1, 1};
   spec.cluster = {kCluster, 1, 1};
-  spec.shared = kSharedBytes;
+  spec.shared = x.gating == Gating::two ? kGatedSharedBytes : kSharedBytes;
   spec.params = runtime::bytes_of(params);
   spec.views = x.views;
   spec.stream = x.stream;
   spec.device = x.device;
-  machine.launch(machine.kernel("gemm", kernel_name(x)), spec);
+  machine.launch(machine.kernel(gated ? "gemm_gated" : "gemm", kernel_name(x)), spec);
 }
 
 void launch(runtime::Machine& machine, const Arguments& x) {
@@ -151,7 +161,7 @@ void launch(runtime::Machine& machine, const Arguments& x) {
   for (const View* extra : {&x.bias, &x.residual})
     if (extra->defined()) views.push_back(extra->read_only());
   made.views = views;
-  launch(machine, std::move(made));
+  launch(machine, made);
 }
 
 Activation activation_from_name(std::string_view name) {

@@ -22,19 +22,26 @@ struct Stored {
   bool tma = false;         // a tensor map can describe it
 };
 
+enum class Gating { none, shared, two };  // how many blocks of a's channels a gated product reads (gemm.cuh)
+
 // What is left to say: `params` has sizes, shares and the epilogue; operands, maps and grid are added here.
 struct Problem {
   Params params{};
-  Stored a, b;
+  Stored a, b, b2;  // b2: of gated products
+  Gating gating = Gating::none;
   runtime::DType dtype = runtime::DType::bf16;
   std::span<const runtime::View> views;
   void* stream = nullptr;
   int device = -1;
 };
 
+bool contiguous(const runtime::View& v, int d);
+Stored matrices(const char* what, const runtime::View& v);  // [groups, .., ..], one dimension contiguous
+Stored channels(const char* what, const runtime::View& v, int along, std::int64_t groups, std::int64_t width,
+                std::string_view order);  // blocks of `width` of the columns (along: their dimension) of a matrix
 bool aligned_for_tma(const void* data, std::int64_t pitch);
 std::string kernel_name(const Problem& problem);
-void launch(runtime::Machine& machine, Problem problem);
+void launch(runtime::Machine& machine, const Problem& problem);
 
 // Why these arguments cannot be served; empty when they can.
 std::string refusal(const Arguments& arguments);

@@ -18,7 +18,11 @@ constexpr int kStages = 4;
 constexpr int kGroupRows = 8;                  // cluster tiles that share columns of B in L2
 constexpr unsigned kPatchBytes = 16 * 64 * 4;  // per consumer warp: 16 x 64 fp32 of C on their way out
 constexpr unsigned kStageBytes = 2 * kTileDepth * (kTileRows + kTileCols);
+constexpr int kGatedStages = 3;  // of the gated kernels that read two inputs
 constexpr unsigned kSharedBytes = kStages * kStageBytes + 4 * kConsumers * kPatchBytes + 2 * 8 * kStages;
+
+constexpr unsigned kGatedSharedBytes = kGatedStages * (kStageBytes + 2 * kTileDepth * kTileRows) +
+                                       4 * kConsumers * kPatchBytes + 2 * 8 * kGatedStages;
 
 // A matrix of every group in plain memory, as it is stored. Column j of group g is column f of a row of `pitch` elements:
 //   f = g block + j step, or where the columns are shuffled (x = g block + j)   f = x % groups * block + x / groups
@@ -31,8 +35,8 @@ struct Blocks {
 };
 
 struct Params {
-  tk::tensor_map a, b;  // TMA kernels: [groups, rows, columns] as stored, box {1, 64 or 128, 64}, swizzle 128
-  Blocks a_data, b_data, out;
+  tk::tensor_map a, b, b2;  // TMA kernels: [groups, rows, columns] as stored, box {1, 64 or 128, 64}, swizzle 128
+  Blocks a_data, b_data, b2_data, out;  // b2: of the gated kernels
   const void* bias;      // [columns of out] or null
   const void* residual;  // as out, with a pitch of its own; or null
   long long residual_pitch;

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from tkpy.bench.op_rows import Kwargs, OpRows, compiled
+from tkpy.bench.kernel_counts import Promise
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.bench.specs.structured import blockdiag
 from tkpy.registry import Maker
@@ -45,6 +46,11 @@ def blocks(x: torch.Tensor, gated: torch.Tensor, wo: torch.Tensor, bias: torch.T
     return blockdiag(F.gelu(gate) * value, wo) + bias
 
 
+DENSE = Promise(bytes=1.7, why="h is written and read once")
+BLOCKS = Promise(bytes=1.7, why="h is written and read once")
+AGAIN = Promise(
+    flops=1.4, bytes=3.0, why="gate and value are computed again, and they and the slopes go through memory"
+)
 GATED_MLP = OpRows(
     op="gated_mlp",
     sizes=("rows", "width", "inner"),
@@ -58,7 +64,7 @@ GATED_MLP = OpRows(
     inputs="standard normal, weights scaled so that every product is too",
     what="SwiGLU: act(x W1^T) * (x W2^T), and then W3",
     rank=lambda sizes: 110 if sizes["inner"] == 14336 else 200,
-    small={"rows": 64, "width": 64, "inner": 64},
+    counted=(Counted({"rows": 256, "width": 256, "inner": 512}, DENSE, AGAIN),),
 )
 BLOCKDIAG_MLP = OpRows(
     op="blockdiag_mlp",
@@ -73,7 +79,7 @@ BLOCKDIAG_MLP = OpRows(
     inputs="standard normal, weights scaled so that every product is too",
     what="the block-diagonal GEGLU of M2-BERT: 80M, 110M and 341M",
     rank=lambda sizes: 110 if sizes["width"] == 192 else 200,
-    small={"rows": 64, "width": 64, "inner": 64},
+    counted=(Counted({"rows": 256, "blocks": 2, "width": 256, "inner": 256}, BLOCKS, AGAIN),),
 )
 
 

@@ -174,4 +174,5 @@ OP = Op(
     flops=flops,
     nbytes=nbytes,
     supports=supports,
+    kernel="gemm_gated",
 )

@@ -130,5 +130,5 @@ OP = Op(
     flops=flops,
     nbytes=nbytes,
     supports=supports,
-    kernel="gemm",
+    kernel="gemm_gated",
 )
