@@ -42,6 +42,9 @@ BY_LENGTH = {
         | {"hidden_weight": m.randn(2, 8, 8, scale=0.2), "hidden_bias": m.randn(2, 8), "frequency": m.randn(8)}
         | {"output_weight": m.randn(5, 8), "decay": m.randn(5)}
     ),
+    "attention_fp8": lambda m, n: (
+        {name: m.randn(2, n, 2, 16).to(torch.float8_e4m3fn) for name in "qkv"} | {"out_dtype": m.dtype}
+    ),
     "attention_decode": lambda m, n: (
         {"q": m.randn(2, 1, 4, 8), "seqlens": torch.tensor([n, n - 3])}
         | {name: m.randn(2, n, 2, 8) for name in ("k_cache", "v_cache")}

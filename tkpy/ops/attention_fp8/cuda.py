@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from tkpy.machine import launch
+from tkpy.ops.attention_fp8.op import BLOCK
 
 
 def _fits_tma(tensor: torch.Tensor) -> bool:
@@ -29,7 +30,10 @@ def forward(q, k, v, descale_q, descale_k, descale_v, sinks, scale, left, right,
     q, k, v = map(_operand, (q, k, v))
     out = q.new_empty(*q.shape[:-1], v.shape[-1], dtype=out_dtype)
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
-    scales = [s.float().contiguous() for s in (descale_q, descale_k, descale_v)]
+    scales = [
+        descale.float().expand(-1, -1, -(-tensor.shape[1] // BLOCK)).contiguous()
+        for descale, tensor in ((descale_q, q), (descale_k, k), (descale_v, v))
+    ]
     sinks = None if sinks is None else sinks.float().contiguous()
     launch("attention_fp8", q, k, v, out, lse, *scales, sinks, scale, left, right, softcap, op="attention_fp8")
     return out, lse

@@ -93,17 +93,17 @@ def attention_fp8(
 
 
 def _check_scale(check: Arguments, name: str, given: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor:
-    """The scales of all blocks."""
+    """The scales of all blocks, or one for a head."""
     batch, rows, heads = tensor.shape[:3]
-    blocks = -(-rows // BLOCK)
     if given is None:
-        return torch.ones(batch, heads, blocks, dtype=torch.float32, device=tensor.device)
+        return torch.ones(batch, heads, 1, dtype=torch.float32, device=tensor.device)
+    blocks = -(-rows // BLOCK)
     check.tensor(name, given, "batch heads blocks", dtypes=(torch.float32, torch.float64))
     for key in ("batch", "heads", "blocks"):
         del check.sizes[key]
     fits = given.shape[:2] == (batch, heads) and given.shape[2] in (1, blocks)
     check.that(fits, name, f"of shape {(batch, heads, blocks)} or {(batch, heads, 1)}", given)
-    return given.expand(batch, heads, blocks)
+    return given
 
 
 def quantize_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +134,8 @@ def quantize_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def dequantized(x: torch.Tensor, descale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(B, S, H, D) of `dtype`, scales applied."""
-    rows = descale.to(dtype).transpose(1, 2).repeat_interleave(BLOCK, 1)[:, : x.shape[1], :, None]
+    blocks = descale.to(dtype).expand(-1, -1, -(-x.shape[1] // BLOCK)).transpose(1, 2)
+    rows = blocks.repeat_interleave(BLOCK, 1)[:, : x.shape[1], :, None]
     return x.to(dtype) * rows
 
 
