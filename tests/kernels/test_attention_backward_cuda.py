@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from attention_runs import (  # noqa: E402  (after the skips)
+    BACKWARD_BLOCK_MODULES,
     BACKWARD_MODULES,
+    BLOCK_MODULES,
     MODULES,
     OP,
     cotangents,
@@ -30,8 +32,10 @@ DTYPES = [torch.bfloat16, torch.float16]
 
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/attention_forward/{module}.cu") for module in MODULES]
-    parts += [kernel_folder(f"kernels/attention_backward/{module}.cu") for module in BACKWARD_MODULES]
+    parts = [kernel_folder(f"kernels/attention_forward/{module}.cu") for module in MODULES + BLOCK_MODULES]
+    parts += [
+        kernel_folder(f"kernels/attention_backward/{module}.cu") for module in BACKWARD_MODULES + BACKWARD_BLOCK_MODULES
+    ]
     return gather(tmp_path_factory.mktemp("attention_backward"), parts)
 
 
@@ -54,7 +58,7 @@ def in_order(monkeypatch, any_order):
 
 
 def refused(case) -> bool:
-    return "mask" in case.name or case.name in ("bigbird", "value width")
+    return case.name == "value width"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -240,15 +244,6 @@ def test_no_more_work_than_needed(folder, monkeypatch, d, rows, keys):
     causal = counted(inputs(1, 512, 512, 1, 1, d, causal=True))
     ideal = 10 * d * rows * keys * sum((512 - keys * tile) // rows for tile in range(512 // keys))
     assert ideal <= causal["flops"] <= 1.05 * ideal
-
-
-def test_block_masks_are_refused(built):
-    mask = tkpy.BlockMask.sink_window(128, sink=64, left=10)
-    kwargs = {**inputs(1, 128, 128, 1, 1, 64), "block_mask": mask}
-    kwargs["v"].requires_grad_(True)
-    assert [r.code for r in tkpy.explain("attention", **kwargs).refusals["emulator"]] == ["block_mask"]
-    with pytest.raises(tkpy.Unsupported, match="block_mask"):
-        tkpy.attention(**kwargs, backend="emulator")
 
 
 def test_the_launcher_checks_again(built):

@@ -24,7 +24,17 @@ from attention_runs import (  # noqa: E402  (after the skips)
 import tkpy  # noqa: E402
 from tkpy import machine, numerics, registry  # noqa: E402
 
-SOURCES = ("params.h", "schedule.cuh", "dq.cuh", "producer.cuh", "scores.cuh", "backward.cuh", "rows.cu")
+SOURCES = (
+    "../block_lists/lists.h",
+    "../block_lists/walk.cuh",
+    "params.h",
+    "schedule.cuh",
+    "dq.cuh",
+    "producer.cuh",
+    "scores.cuh",
+    "backward.cuh",
+    "rows.cu",
+)
 SEEDS = range(4)
 
 

@@ -1,18 +1,22 @@
-"""Attention by lists of blocks in the emulator, under all checks: blocks of either size, full and partial, of a head or
-of all; with every other option; odd lengths, persistence, several schedules; what it costs; what it refuses."""
+"""Attention by lists of blocks, forward and backward, in the emulator, under all checks: blocks of either size, full and
+partial, of a head or of all; with every other option; odd lengths, persistence, several schedules; what it costs; what
+it refuses."""
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from attention_runs import (  # noqa: E402  (after the skips)
+    BACKWARD_BLOCK_MODULES,
     BLOCK_MODULES,
     OP,
     block_mask,
     disagreement,
     gather,
+    gradients,
     inputs,
     on_machine,
+    wrong_gradient,
 )
 
 import tkpy  # noqa: E402
@@ -25,6 +29,8 @@ BLOCKS = [64, 128]
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
     parts = [kernel_folder(f"kernels/attention_forward/{module}.cu") for module in BLOCK_MODULES]
+    modules = ("rows", *BACKWARD_BLOCK_MODULES)
+    parts += [kernel_folder(f"kernels/attention_backward/{module}.cu") for module in modules]
     return gather(tmp_path_factory.mktemp("attention_blocks"), parts)
 
 
@@ -32,6 +38,17 @@ def folder(kernel_folder, tmp_path_factory):
 def built(folder, monkeypatch):
     on_machine(monkeypatch, folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def any_order(monkeypatch):
+    """All tests run with `torch.use_deterministic_algorithms(True)`, for its NaN-filled memory."""
+    monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: False)
+
+
+@pytest.fixture
+def in_order(monkeypatch, any_order):
+    monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: True)
 
 
 def masked(b, sq, sk, h, hkv, d, block, *, mask_b=1, mask_h=1, seed=0, dtype=torch.bfloat16, **options):
@@ -46,21 +63,31 @@ def masked(b, sq, sk, h, hkv, d, block, *, mask_b=1, mask_h=1, seed=0, dtype=tor
 def test_the_kernel_that_ran(built, monkeypatch, d, kernel, block, dtype, softcap):
     ran, launch = [], machine.launch
     monkeypatch.setattr(OP.module("cuda"), "launch", lambda *args, **more: ran.append(launch(*args, **more)))
-    assert disagreement(masked(1, 70, 150, 2, 2, d, block, dtype=dtype, softcap=softcap)) == ""
-    kind = "bf16" if dtype == torch.bfloat16 else "fp16"
-    assert ran == [f"attention_forward_{kind}_{kernel}_blocks{block}_{'capped' if softcap else 'plain'}"]
+    kwargs = masked(1, 70, 150, 2, 2, d, block, dtype=dtype, softcap=softcap)
+    assert disagreement(kwargs) == ""
+    assert wrong_gradient(kwargs) == ""
+    kind, which = "bf16" if dtype == torch.bfloat16 else "fp16", "capped" if softcap else "plain"
+    forward = f"attention_forward_{kind}_{kernel}_blocks{block}_{which}"
+    assert ran == [
+        forward,
+        forward,
+        f"attention_backward_{kind}_{kernel}_blocks{block if kernel < 256 else ''}_{which}",
+    ]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("mask_b, mask_h", [(1, 1), (2, 1), (1, 4), (2, 4)])
 def test_masks_of_heads_and_batch_entries(built, mask_b, mask_h, block):
     assert disagreement(masked(2, 130, 200, 4, 2, 64, block, mask_b=mask_b, mask_h=mask_h)) == ""
+    assert wrong_gradient(masked(2, 130, 200, 4, 2, 64, block, mask_b=mask_b, mask_h=mask_h)) == ""
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("sq, sk", [(1, 1), (1, 300), (63, 129), (128, 128), (193, 257), (257, 31)])
 def test_lengths(built, sq, sk, block):
-    assert disagreement(masked(1, sq, sk, 1, 1, 64, block, seed=3)) == ""
+    kwargs = masked(1, sq, sk, 1, 1, 64, block, seed=3)
+    assert disagreement(kwargs) == ""
+    assert wrong_gradient(kwargs) == ""
 
 
 OPTIONS = {
@@ -81,6 +108,30 @@ def test_persistent_ctas_go_round_their_rings(folder, monkeypatch, d, block, mul
     assert disagreement(masked(1, 300, 390, 2, 1, d, block, mask_h=2, seed=seed, **OPTIONS[options])) == ""
 
 
+WIDTHS = [(64, 128, 2), (64, 64, 1), (128, 128, 3), (128, 64, 2), (256, 64, 2), (256, 128, 1)]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("seed, options", list(enumerate(OPTIONS)))
+@pytest.mark.parametrize("d, block, multiprocessors", WIDTHS)
+def test_gradients(folder, monkeypatch, d, block, multiprocessors, options, seed, ordered):
+    """Several tiles for each CTA, sums of dq in any order and in one."""
+    on_machine(monkeypatch, folder, seed, multiprocessors)
+    monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: ordered)
+    assert wrong_gradient(masked(1, 300, 390, 2, 1, d, block, mask_h=2, seed=seed, **OPTIONS[options])) == ""
+
+
+@pytest.mark.parametrize("d, block", [(64, 128), (64, 64), (128, 64), (256, 128)])
+def test_the_same_bits_where_that_is_asked_for(folder, monkeypatch, in_order, d, block):
+    found = []
+    for seed, multiprocessors in ((0, 2), (1, 5), (2, 3)):
+        on_machine(monkeypatch, folder, seed, multiprocessors)
+        found.append(gradients(masked(1, 200, 520, 2, 1, d, block, mask_h=2, dtype=torch.float16), "emulator"))
+    for other in found[1:]:
+        for name in ("q", "k", "v"):
+            assert torch.equal(found[0][name], other[name])
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("d", [64, 256])
 def test_all_options_together(folder, monkeypatch, d, block):
@@ -95,7 +146,9 @@ def test_all_options_together(folder, monkeypatch, d, block):
         "softcap": 4.0,
         "scale": 0.3,
     }
-    assert disagreement(masked(2, 200, 250, 3, 2, d, block, mask_b=2, mask_h=3, **options)) == ""
+    kwargs = masked(2, 200, 250, 3, 2, d, block, mask_b=2, mask_h=3, **options)
+    assert disagreement(kwargs) == ""
+    assert wrong_gradient(kwargs) == ""
 
 
 def lists_of(n: int, block: int, keys: list[int]) -> tkpy.BlockMask:
@@ -113,6 +166,7 @@ def test_more_blocks_than_a_warp_reads_at_once(built, block):
     assert disagreement({**kwargs, "block_mask": mask}) == ""
     partial = tkpy.BlockMask.from_predicate(lambda b, h, q, k: (q + k) % 3 > 0, 2 * block, n, block)
     assert disagreement({**kwargs, "block_mask": partial}) == ""
+    assert wrong_gradient({**kwargs, "block_mask": partial}) == ""
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -129,6 +183,7 @@ def test_queries_without_blocks(built, block):
     assert lse[..., alone].eq(-torch.inf).all()
     assert disagreement(kwargs) == ""
     bias = torch.randn(1, 64)
+    assert wrong_gradient(kwargs) == ""
     assert disagreement({**kwargs, "out_bias": bias, "sinks": torch.tensor([0.3])}) == ""
     # The only block lies beyond what a causal mask lets these queries see.
     blocks[..., 0, 2] = True
@@ -146,6 +201,10 @@ def test_keys_that_are_not_listed_are_not_read(built, d, block):
     with torch.no_grad():
         out = tkpy.attention(**kwargs, backend="emulator")
     assert out.isfinite().all()
+    found = gradients(kwargs, "emulator")
+    assert found["q"].isfinite().all()
+    for name in "kv":
+        assert found[name][:, block : 2 * block].eq(0).all()
 
 
 def test_flex_masks_reach_the_kernel(built):
@@ -179,6 +238,13 @@ def test_no_more_work_than_listed(folder, monkeypatch, d, block):
     assert ideal <= found["flops"] <= 1.05 * ideal
     assert found["shared_wavefronts"] <= 4 * found["shared_requests"]
     causal = counted(inputs(1, n, n, 2, 2, d, block_mask=mask, causal=True))
+    kwargs = inputs(1, n, n, 2, 2, d, block_mask=mask)
+    out = tkpy.attention(**{**kwargs, "q": kwargs["q"].requires_grad_(True)}, backend="emulator")
+    with machine.counting() as counters:
+        torch.autograd.grad(out, kwargs["q"], torch.ones_like(out))
+        backward = counters()
+    ideal = 10 * d * block**2 * int(blocks.sum())
+    assert ideal <= backward["flops"] <= 1.05 * ideal
     assert causal["flops"] <= 1.05 * 4 * d * block**2 * int(blocks.tril().sum())
 
 
@@ -236,3 +302,4 @@ def test_real_lengths_on_the_gpu(d, options, block):
     mask = kwargs.pop("block_mask").to("cuda")
     kwargs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
     assert disagreement({**kwargs, "block_mask": mask}, backend="cuda") == ""
+    assert wrong_gradient({**kwargs, "block_mask": mask}, backend="cuda") == ""

@@ -8,9 +8,9 @@
 
 namespace tkpy::attention_backward {
 
-template <class T, int Index>
+template <class T, int Index, bool Listed = false>
 struct RoundDq {
-  static constexpr Shape shape = kShapes[Index];
+  static constexpr Shape shape = Listed ? kBlockShapes[Index] : kShapes[Index];
   using Tile = st<T, shape.rows, shape.dim>;
   static constexpr int part_size = shape.part();
   using Part = rt_fl<16, part_size / 64>;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/attention_forward/checks.h"
+#include "kernels/block_lists/checks.h"
 #include "params.h"
 
 namespace tkpy::attention_backward {
@@ -28,14 +29,17 @@ struct Call {
   double scale;
   std::int64_t left, right;
   double softcap;
+  std::optional<block_lists::Tensors> by_keys = {}, by_queries = {};
   bool packed() const { return cu_seqlens_q.has_value(); }
 };
 
 constexpr std::int64_t kWidest = 256;
 
-const Shape& shape_for(const View& q, const View& v) {
-  const std::int64_t dim = std::max(q.shape[q.rank - 1], v.shape[v.rank - 1]);
-  return dim <= kShapes[0].dim ? kShapes[0] : dim <= kShapes[1].dim ? kShapes[1] : kShapes[2];
+const Shape& shape_for(const Call& call) {
+  const std::int64_t dim = std::max(call.q.shape[call.q.rank - 1], call.v.shape[call.v.rank - 1]);
+  const int i = dim <= kShapes[0].dim ? 0 : dim <= kShapes[1].dim ? 1 : 2;
+  if (!call.by_keys) return kShapes[i];
+  return kBlockShapes[call.by_keys->block == 64 && i < 2 ? i + 3 : i];  // the widest has one for both
 }
 
 // Of all heads: query tiles, or tiles of keys (params.h).
@@ -71,7 +75,11 @@ void check_call(const Call& call) {
   check.extra("delta", call.delta, DType::f32, rows);
   check.extra("out_scale", call.out_scale, DType::f32, heads * call.v.shape[call.v.rank - 1]);
   check.extra("kv_head_map", call.kv_head_map, DType::i32, heads);
-  const Shape& shape = shape_for(call.q, call.v);
+  if (call.by_keys) {
+    call.by_keys->check(check, q.shape[0], heads, k.shape[2]);
+    call.by_queries->check(check, q.shape[0], heads, q.shape[2]);
+  }
+  const Shape& shape = shape_for(call);
   const std::int64_t tiles = q.shape[0] * heads * tiles_of(call, q.shape[2], shape.rows);
   check.extra("stats", call.stats, DType::f32, tiles * 2 * shape.rows);
   check.extra("dq_sum", call.dq_sum, DType::f32, tiles * 2 * shape.part());
@@ -111,9 +119,13 @@ void describe_data(const Call& call, Params& p) {
   p.cu_seqlens_k = data_of<int>(call.cu_seqlens_k);
 }
 
-Params params_of(const Call& call, const Shape& shape) {
-  Params p{};
+BlockParams params_of(const Call& call, const Shape& shape) {
+  BlockParams p{};
   describe_data(call, p);
+  if (call.by_keys) {
+    p.by_keys = call.by_keys->lists();
+    p.by_queries = call.by_queries->lists();
+  }
   const View q = heads_first(call.q), k = heads_first(call.k), v = heads_first(call.v), dout = heads_first(call.dout);
   p.dout_stride[0] = dout.stride[0];
   p.dout_stride[1] = dout.stride[2];
@@ -145,11 +157,13 @@ Params params_of(const Call& call, const Shape& shape) {
 
 std::string launch(Machine& machine, void* stream, const Call& call) {
   check_call(call);
-  const Shape& shape = shape_for(call.q, call.v);
-  const std::string type = call.q.dtype == DType::bf16 ? "bf16" : "fp16", size = std::to_string(shape.dim);
+  const Shape& shape = shape_for(call);
+  const std::string type = call.q.dtype == DType::bf16 ? "bf16" : "fp16";
+  std::string size = std::to_string(shape.dim);
+  if (call.by_keys) size += shape.wide() ? "_blocks" : "_blocks" + std::to_string(call.by_keys->block);
   const std::string prefix = "attention_backward_" + type + "_" + size, module = "attention_backward_hd" + size;
   const std::string name = prefix + (attention::is_capped(call.scale, call.softcap) ? "_capped" : "_plain");
-  Params p = params_of(call, shape);
+  BlockParams p = params_of(call, shape);
   const std::int64_t batch = call.packed() ? 1 : p.sequences, queries = batch * p.heads * p.q_tiles;
   const std::int64_t tasks = call.k.elements() > 0 ? batch * p.kv_heads * p.k_tiles : 0, most = std::max(queries, tasks);
   if (most >= kLongest)
@@ -162,20 +176,24 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
     if (*extra) views.push_back((*extra)->read_only());
   for (const auto* extra : {&call.dz, &call.delta, &call.turns})
     if (*extra) views.push_back(**extra);
-  const auto run = [&](const std::string& where, const std::string& kernel, std::int64_t grid, int block, int shared) {
+  if (call.by_keys) {
+    call.by_keys->add_to(views);
+    call.by_queries->add_to(views);
+  }
+  const auto run = [&](const std::string& where, const std::string& kernel, std::int64_t grid, int block, int shared, bool listed = false) {
     if (grid == 0) return;
     machine.launch(machine.kernel(where, kernel), {.grid = {static_cast<std::uint32_t>(grid), 1, 1},
                                                    .block = {static_cast<std::uint32_t>(block), 1, 1},
                                                    .cluster = {},
                                                    .shared = static_cast<std::uint32_t>(shared),
-                                                   .params = runtime::bytes_of(p),
+                                                   .params = listed ? runtime::bytes_of(p) : runtime::bytes_of<Params>(p),
                                                    .views = views,
                                                    .stream = stream,
                                                    .device = call.q.device});
   };
   run("attention_backward_rows", "attention_backward_rows_" + type, queries, 256, 0);
   const auto ctas = std::min<std::int64_t>(tasks, machine.multiprocessors(call.q.device));
-  run(module, name, ctas, Shape::kThreads, shape.shared_bytes());
+  run(module, name, ctas, Shape::kThreads, shape.shared_bytes(), call.by_keys.has_value());
   run(module, prefix + "_dq", queries, 256, 0);
   return name;
 }
@@ -194,6 +212,27 @@ const runtime::Launcher registered("attention_backward", from_python,
                                    {"q", "k", "v", "z", "dout", "lse", "dlse", "out_scale", "kv_head_map", "cu_seqlens_q",
                                     "cu_seqlens_k", "dq", "dk", "dv", "dz", "delta", "stats", "dq_sum", "turns", "scale",
                                     "left", "right", "softcap"});
+
+std::string by_blocks(Machine& machine, void* stream, const View& q, const View& k, const View& v, const View& z,
+                      const View& dout, const View& lse, const Optional& dlse, const Optional& out_scale,
+                      const Optional& kv_head_map, const View& full_count, const View& full_index, const View& partial_count,
+                      const View& partial_index, const View& partial_slot, const View& masks, const View& full_count_t,
+                      const View& full_index_t, const View& partial_count_t, const View& partial_index_t,
+                      const View& partial_slot_t, std::int64_t block, const View& dq, const View& dk, const View& dv,
+                      const Optional& dz, const Optional& delta, const View& stats, const View& dq_sum, const Optional& turns,
+                      double scale, std::int64_t left, std::int64_t right, double softcap) {
+  return launch(machine, stream, {q, k, v, z, dout, lse, dlse, out_scale, kv_head_map, {}, {}, dq, dk, dv, dz, delta, stats,
+                                  dq_sum, turns, scale, left, right, softcap,
+                                  block_lists::Tensors{full_count_t, full_index_t, partial_count_t, partial_index_t, partial_slot_t, masks, block},
+                                  block_lists::Tensors{full_count, full_index, partial_count, partial_index, partial_slot, masks, block}});
+}
+
+const runtime::Launcher registered_blocks("attention_backward_blocks", by_blocks,
+                                          {"q", "k", "v", "z", "dout", "lse", "dlse", "out_scale", "kv_head_map",
+                                           "full_count", "full_index", "partial_count", "partial_index", "partial_slot", "masks",
+                                           "full_count_t", "full_index_t", "partial_count_t", "partial_index_t",
+                                           "partial_slot_t", "block", "dq", "dk", "dv", "dz", "delta", "stats", "dq_sum",
+                                           "turns", "scale", "left", "right", "softcap"});
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 // What the two sides of the attention backward share: the parameter block and the shapes of its kernels.
 #pragma once
 
+#include "kernels/block_lists/lists.h"
 #include "tk/tensor_map.h"
 
 namespace tkpy::attention_backward {
@@ -9,18 +10,23 @@ namespace tkpy::attention_backward {
 // served too: TMA fills the missing columns with zeros and does not write them.
 struct Shape {
   int dim, rows, keys;
-  static constexpr int kStages = 2;  // of q and dz, with what is known of their rows; of what consumers exchange
+  int mask = 0;  // bytes of a row of an element mask in shared memory; 0: there is none, or it is read where it lies
   static constexpr int kThreads = 384;
-  // Two consumers share the keys; wide tiles' sums do not fit, and they share the columns.
+  // Two consumers share the keys; wide tiles' sums do not fit, and they share the columns; few keys, and they take steps in
+  // turn.
   constexpr bool wide() const { return dim > 128; }
-  constexpr int part() const { return rows * dim / 2; }  // elements of dq that one consumer adds in a step
+  constexpr bool in_turn() const { return !wide() && keys == 64; }
+  constexpr int stages() const { return in_turn() ? 3 : 2; }  // of q and dz, with what is known of their rows
+  constexpr int part() const { return rows * dim / 2; }  // half of a step's dq: what one consumer adds, in turn both halves
   constexpr int shared_bytes() const {
-    const int exchange = wide() ? kStages * 2 * 2 * keys * rows : kStages * 2 * keys * rows + 2 * 4 * part();
-    const int tiles = 2 * (2 * keys * dim + kStages * 2 * rows * dim);
-    return tiles + exchange + kStages * 8 * rows + 1024;  // what is known of rows; barriers, in the tiles' alignment
+    const int exchange = 2 * 2 * keys * rows * (wide() ? 2 : 1) + (wide() ? 0 : 2 * 4 * part() * (in_turn() ? 2 : 1));
+    const int tiles = 2 * (2 * keys * dim + stages() * 2 * rows * dim);
+    return tiles + exchange + stages() * rows * (8 + mask) + 1024;  // what is known of rows; barriers, in the tiles' alignment
   }
 };
 constexpr Shape kShapes[] = {{64, 128, 128}, {128, 64, 128}, {256, 64, 64}};
+// For lists of blocks, those of 128 first, then of 64: a tile of keys and one of queries lie within a block each.
+constexpr Shape kBlockShapes[] = {{64, 128, 128, 16}, {128, 64, 128, 16}, {256, 64, 64}, {64, 64, 64, 8}, {128, 64, 64, 8}};
 
 // The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of 64 columns, of `rows` of q
 // and dz, `keys` of k, v, dk and dv; swizzle 128.
@@ -51,6 +57,9 @@ struct Params {
   int left, right;                // the band around the diagonal, -1: open
   float scale, scale_log2;        // scale_log2: plain kernels, scale log2 e, positive
   float cap_outer, cap_inner;     // capped kernels: scores in units of log2 are outer tanh(inner s), or inner s: outer is 0
+};
+struct BlockParams : Params {
+  block_lists::Lists by_keys, by_queries;  // rows of keys that list queries, for the work; and the other way, for turns
 };
 
 }  // namespace tkpy::attention_backward

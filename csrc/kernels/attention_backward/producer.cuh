@@ -11,7 +11,8 @@ struct Producer {
   using QTile = typename Kernel::QTile;
   using Stats = typename Kernel::Stats;
   using Work = typename Kernel::Work;
-  static constexpr int Rows = QTile::rows, Keys = KTile::rows, Stages = Shape::kStages;
+  using Parameters = typename Kernel::Parameters;
+  static constexpr int Rows = QTile::rows, Keys = KTile::rows, Stages = Kernel::Stages;
 
   struct Fill {
     mbarrier *full, *ragged;
@@ -46,7 +47,36 @@ struct Producer {
     if (lane_index() == 0) arrive(*at.full);
   }
 
-  TK_DEVICE static void run(typename Kernel::Shared& shared, const Params& p) {
+  // Queries, their cotangents and numbers, for one step.
+  TK_DEVICE static void fetch(typename Kernel::Shared& shared, const Parameters& p, const KeyTile& tile, int head,
+                              ring<Stages>& at, Fill& to, const block_lists::Step& step) {
+    typename Kernel::Barriers& bars = shared.barriers;
+    const Work work{p};
+    u32 turn = 0;
+    if constexpr (Work::listed)
+      if (p.turns) turn = work.listed_turn(tile, head, step.tile);
+    acquire(bars.steps, at);
+    to.full = &bars.steps.full[at.slot];
+    u32 bytes = 2 * QTile::bytes + Stats::bytes;
+    if constexpr (Work::listed) {
+      if (lane_index() == 0) shared.listed.steps[at.slot] = {step, turn};
+      if (Kernel::staged && step.slot >= 0) bytes += Rows * p.by_keys.block / 8;
+    }
+    fill(to, work.packed(), tile.in.seq_q - step.tile * Rows, shared.q[at.slot], p.q, shared.dz[at.slot], p.dz,
+         {tile.in.batch, head, tile.in.q_begin + step.tile * Rows, 0}, bytes, [&](mbarrier& bar) {
+           const long long index = work.index(tile, head) + step.tile;
+           bulk_load(shared.stats[at.slot].data, p.stats + index * Stats::length, Stats::length, bar);
+           if constexpr (Kernel::staged) {
+             const int size = p.by_keys.block;
+             const long long row = static_cast<long long>(step.slot) * size + step.tile * Rows % size;
+             if (step.slot >= 0)
+               bulk_load(shared.masks.rows[at.slot], p.by_keys.masks + row * (size / 8), Rows * size / 8, bar);
+           }
+         });
+    at.next();
+  }
+
+  TK_DEVICE static void run(typename Kernel::Shared& shared, const Parameters& p) {
     typename Kernel::Barriers& bars = shared.barriers;
     const Work work{p};
     ring<Stages> at;
@@ -61,15 +91,12 @@ struct Producer {
       fill(to, work.packed(), tile.in.seq_k - tile.key, shared.k, p.k, shared.v, p.v,
            {tile.in.batch, tile.kv_head, tile.in.k_begin + tile.key, 0}, 2 * KTile::bytes, [](mbarrier&) {});
       for (int head = work.next_head(tile, 0); head < p.heads; head = work.next_head(tile, head + 1))
-        for (int step = tile.first; step < tile.end; ++step, at.next()) {
-          acquire(bars.steps, at);
-          to.full = &bars.steps.full[at.slot];
-          fill(to, work.packed(), tile.in.seq_q - step * Rows, shared.q[at.slot], p.q, shared.dz[at.slot], p.dz,
-               {tile.in.batch, head, tile.in.q_begin + step * Rows, 0}, 2 * QTile::bytes + Stats::bytes,
-               [&](mbarrier& bar) {
-                 const long long index = work.index(tile, head) + step;
-                 bulk_load(shared.stats[at.slot].data, p.stats + index * Stats::length, Stats::length, bar);
-               });
+        if constexpr (Work::listed) {
+          work.row(tile, head).each(tile.first, tile.end, [&](const block_lists::Step& step) {
+            fetch(shared, p, tile, head, at, to, step);
+          });
+        } else {
+          for (int step = tile.first; step < tile.end; ++step) fetch(shared, p, tile, head, at, to, {step, -1});
         }
     }
   }

@@ -2,8 +2,8 @@
 // the same answers; nothing is communicated.
 #pragma once
 
+#include "kernels/block_lists/walk.cuh"
 #include "params.h"
-#include "tk/tk.cuh"
 
 namespace tkpy::attention_backward {
 
@@ -76,12 +76,13 @@ struct KeyTile {
   Sequence in;
   int kv_head;
   int key;         // its first key, in the sequence
-  int first, end;  // query tiles that see it
+  int first, end;  // query tiles that see it; with lists, if they are listed
 };
 
-template <int Rows, int Keys>
+template <int Rows, int Keys, class P = Params>
 struct Schedule {
-  const Params& p;
+  const P& p;
+  static constexpr bool listed = sizeof(P) > sizeof(Params);
 
   TK_DEVICE bool packed() const { return p.cu_seqlens_q != nullptr; }
   TK_DEVICE int tasks() const { return (packed() ? 1 : p.sequences) * p.kv_heads * p.k_tiles; }
@@ -117,6 +118,17 @@ struct Schedule {
     return head;
   }
 
+  // The query tiles that a query head lists.
+  TK_DEVICE block_lists::Row<Rows> row(const KeyTile& tile, int head) const {
+    return {p.by_keys, tile.in.batch, head, tile.key / p.by_keys.block};
+  }
+  TK_DEVICE int steps(const KeyTile& tile, int head) const {
+    if constexpr (listed)
+      return row(tile, head).count(tile.first, tile.end);
+    else
+      return tile.end - tile.first;
+  }
+
   // Of the sequence's first query tile, among all query tiles of all heads: below 2^30.
   TK_DEVICE int index(const KeyTile& tile, int head) const {
     return (tile.in.batch * p.heads + head) * p.q_tiles + tile.in.q_tile;
@@ -126,9 +138,19 @@ struct Schedule {
   // sees downwards, in the order of tasks. The tile whose turn it is belongs to the first task that is not over, or to one
   // that waits for no other: some CTA can always go on.
   TK_DEVICE u32 turn(const KeyTile& tile, int step) const {
+    return static_cast<u32>(last_tile(tile, step) - tile.key / Keys);
+  }
+  TK_DEVICE u32 listed_turn(const KeyTile& tile, int head, int step) const {  // by a whole warp
+    const block_lists::Row<Keys> row(p.by_queries, tile.in.batch, head, step * Rows / p.by_queries.block);
+    return static_cast<u32>(row.count(tile.key / Keys + 1, last_tile(tile, step) + 1));
+  }
+
+ private:
+  // The last tile of keys that a rule lets query tile `step` see.
+  TK_DEVICE int last_tile(const KeyTile& tile, int step) const {
     const int row = min((step + 1) * Rows, tile.in.seq_q) - 1, last = tile.in.seq_k - 1;
     const int highest = p.right >= 0 ? min(last, row + tile.in.diagonal() + p.right) : last;
-    return static_cast<u32>(highest / Keys - tile.key / Keys);
+    return highest / Keys;
   }
 };
 

@@ -6,6 +6,12 @@
 
 namespace tkpy::attention_backward {
 
+// The element mask of a partial block, in shared memory: of the warp's 16 keys, in the row of the first query; or null.
+struct Bits {
+  const unsigned short* first = nullptr;
+  int pitch = 0;  // from one query to the next, in elements
+};
+
 template <class T, int Queries, bool Capped>
 struct Scores {
   using Tile = rt_fl<16, Queries>;
@@ -30,6 +36,18 @@ struct Scores {
         }
     }
   }
+  TK_DEVICE static void keep(Tile& s, const Bits& bits) {
+    const unsigned short* row = bits.first + 2 * (lane_index() % 4) * bits.pitch;
+    const u32 key = 1u << lane_index() / 4;
+#pragma unroll
+    for (int piece = 0; piece < Queries / 8; ++piece)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const u32 seen = row[(8 * piece + i) * bits.pitch];
+        s.x[0][4 * piece + i] = seen & key ? s.x[0][4 * piece + i] : -fn::infinity;
+        s.x[0][4 * piece + 2 + i] = seen & key << 8 ? s.x[0][4 * piece + 2 + i] : -fn::infinity;
+      }
+  }
   TK_DEVICE static bool all_seen(const Params& p, const Sequence& in, int key, int query) {
     const int last = key + 63, diagonal = in.diagonal();
     return last < in.seq_k && (p.right < 0 || query >= last - diagonal - p.right) &&
@@ -43,7 +61,7 @@ struct Scores {
 
   // S^T to P^T, rounded; s becomes P^T times the slope of the cap, 1 - tanh^2.
   TK_DEVICE static void weigh(Operand& weights, Tile& s, const Params& p, const Sequence& in, int key, int query,
-                              const float* all_lse) {
+                              const float* all_lse, const Bits& bits = {}) {
     const float outer = Capped ? p.cap_outer : 0.0f;
     if constexpr (Capped) {
       const float inner = p.cap_inner;
@@ -53,6 +71,7 @@ struct Scores {
         mul(s, s, inner);
     }
     if (!all_seen(p, in, key, query)) hide(s, p, in, key, query);
+    if (bits.first != nullptr) keep(s, bits);
     const float c = !Capped ? p.scale_log2 : outer > 0.0f ? outer : 1.0f, bend = outer > 0.0f ? -1.0f : 0.0f;
 #pragma unroll
     for (int piece = 0; piece < Queries / 8; ++piece) {

@@ -53,11 +53,13 @@ def forward(
     return out, lse, q.new_empty(0) if plain is None else plain
 
 
-def _query_tiles(q: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor | None) -> tuple[int, int, int, int]:
+def _query_tiles(
+    q: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor | None, block: int
+) -> tuple[int, int, int, int]:
     """(batch entries, tiles of one head, rows of a tile, width of the kernels), as params.h of attention_backward has
     them."""
     width = next(n for n in (64, 128, 256) if n >= max(q.shape[-1], v.shape[-1]))
-    rows = 128 if width == 64 else 64
+    rows = 128 if width == 64 and block != 64 else 64
     if cu_seqlens_q is None:
         return q.shape[0], -(-q.shape[1] // rows), rows, width
     return 1, q.shape[0] // rows + cu_seqlens_q.shape[0] - 1, rows, width
@@ -69,24 +71,25 @@ def _in_order() -> bool:
 
 def backward(grads, outputs, *args, needs):
     (
-        q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, _, _,
+        q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, blocks, block,
         scale, left, right, softcap, *_
     ) = args  # fmt: skip
     dout, dlse, _ = grads
     out, lse, unmoved = outputs
     z = (out if out_scale is None and out_bias is None else unmoved).contiguous()
     dout = torch.zeros_like(z) if dout is None else dout
-    batch, tiles, rows, width = _query_tiles(q, v, cu_seqlens_q)
+    batch, tiles, rows, width = _query_tiles(q, v, cu_seqlens_q, block)
     dz = None if out_scale is None else torch.empty_like(z)
     delta = torch.zeros_like(lse) if sinks is not None and needs[3] else None
     stats = lse.new_empty(batch, q.shape[-2], tiles, 2, rows)
     sums = lse.new_zeros(batch, q.shape[-2], tiles, 2, rows * width // 2)
     turns = lse.new_zeros(batch, q.shape[-2], tiles, 2, dtype=torch.int32) if _in_order() else None
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    offsets = [_as(tensor, torch.int32) for tensor in (cu_seqlens_q, cu_seqlens_k)]
     launch(
-        "attention_backward", *map(_operand, (q, k, v, z, dout)),
-        *(_as(tensor, torch.float32) for tensor in (lse, dlse, out_scale)),
-        *(_as(tensor, torch.int32) for tensor in (kv_head_map, cu_seqlens_q, cu_seqlens_k)),
+        "attention_backward_blocks" if blocks else "attention_backward", *map(_operand, (q, k, v, z, dout)),
+        *(_as(tensor, torch.float32) for tensor in (lse, dlse, out_scale)), _as(kv_head_map, torch.int32),
+        *([*(tensor.contiguous() for tensor in blocks), block] if blocks else offsets),
         dq, dk, dv, dz, delta, stats, sums, turns, scale, left, right, softcap, op="attention",
     )  # fmt: skip
     axes = tuple(range(dout.dim() - 2))

@@ -226,8 +226,6 @@ def supports(backend: str, call: Call) -> list[Refusal]:
         reasons.append(
             Refusal("head_dim", f"needs head dimensions that are multiples of 8 from 8 to 256, got {widths}")
         )
-    if call["blocks"] and torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors):
-        reasons.append(Refusal("block_mask", "needs inputs that do not require grad where there is a BlockMask"))
     if max(*q.shape, *call["k"].shape) >= 2**30:
         reasons.append(Refusal("size", f"needs sizes below 2^30, got {tuple(q.shape)} and {tuple(call['k'].shape)}"))
     return reasons
