@@ -49,7 +49,9 @@ FAULTS = [
     Fault("bytes of the rows' numbers", "2 * QTile::bytes + Stats::bytes", "2 * QTile::bytes"),
     Fault("no fence after the zeroes", "    publish_tile();\n    __syncwarp();", "    __syncwarp();"),
     Fault(
-        "one row of the next sequence's queries", "seq_q - step * Rows, shared.q", "seq_q - step * Rows + 1, shared.q"
+        "one row of the next sequence's queries",
+        "seq_q - step.tile * Rows, shared.q",
+        "seq_q - step.tile * Rows + 1, shared.q",
     ),
     Fault("one row of the next sequence's keys", "seq_k - tile.key, shared.k", "seq_k - tile.key + 1, shared.k"),
     Fault(
@@ -62,11 +64,11 @@ FAULTS = [
     Fault("dQ read before its product", "      mma_wait<1>(dq);\n", "      mma_wait<2>(dq);\n"),
     Fault(
         "no fence after dS",
-        "      publish_tile();\n      sync(both, 256);\n      ptx",
-        "      sync(both, 256);\n      ptx",
+        "      publish_tile();\n      if constexpr (in_turn)",
+        "      if constexpr (in_turn)",
     ),
     Fault("the other's dS never waited for", "      sync(both, 256);\n      ptx::hold", "      ptx::hold", "128_plain"),
-    Fault("one tile of dS", "auto& ds_tile = shared.ds[at.slot]", "auto& ds_tile = shared.ds[0]"),
+    Fault("one tile of dS", "auto& ds_tile = shared.ds[in_turn ? number : at.slot]", "auto& ds_tile = shared.ds[0]"),
     Fault(
         "the other's columns of k",
         "subtile<Keys, 64>(shared.k, 0, half)",
@@ -120,7 +122,7 @@ FAULTS = [
         "        if (leader()) pass",
         "256_plain",
     ),
-    Fault("turns not waited for", "        await_turn(p.turns + part, Work{p}.turn(tile, step));\n", ""),
+    Fault("turns not waited for", "        await_turn(p.turns + part, turn(tile, met));\n", ""),
     Fault(
         "a turn passed before the sum is in memory",
         "      wait_stores();\n      if (owed",
@@ -193,10 +195,8 @@ def calls(kind: str) -> list[dict]:
     ]
 
 
-@functools.cache
-def known(kind: str, number: int) -> tuple:
+def grads_and_wants(kwargs: dict) -> tuple:
     """Arguments of the backward, and what it should give."""
-    kwargs = calls(kind)[number]
     args = tuple(registry.capture(OP, kwargs).args.values())
     outputs = OP.module("reference").forward(*args)
     grads = [*cotangents(*outputs[:2]), None]
@@ -204,20 +204,28 @@ def known(kind: str, number: int) -> tuple:
     return grads, list(outputs), args, [want[name] for name in ("q", "k", "v")]
 
 
-def wrong(kind: str, number: int) -> str:
-    grads, outputs, args, want = known(kind, number)
+@functools.cache
+def known(kind: str, number: int) -> tuple:
+    return grads_and_wants(calls(kind)[number])
+
+
+def wrong_call(grads, outputs, args, want, rows: int | None = None) -> str:
     needs = [name in ("q", "k", "v") for name in OP.arg_names if OP.arg_names.index(name) in OP.tensor_args]
     try:
         got = OP.torch_backward(grads, outputs, *args, "emulator", needs)
     except tkpy.InternalError as error:
         return str(error)
-    rows = 150 if calls(kind)[number]["v"].isnan().any() else None  # the rest is another sequence, and NaN
     for name, a, b in zip("qkv", got, want, strict=True):
         a, b = (t[:rows] if rows else t for t in (a, b))
         comparison = numerics.compare(a, b, numerics.TOLERANCE[torch.bfloat16])
         if not comparison:
             return f"{name}: {comparison}"
     return ""
+
+
+def wrong(kind: str, number: int) -> str:
+    poisoned = calls(kind)[number]["v"].isnan().any()  # the rest is another sequence, and NaN
+    return wrong_call(*known(kind, number), 150 if poisoned else None)
 
 
 def caught(monkeypatch, folder, kind: str, seed: int) -> str:

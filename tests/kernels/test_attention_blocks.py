@@ -1,6 +1,5 @@
-"""Attention by lists of blocks, forward and backward, in the emulator, under all checks: blocks of either size, full and
-partial, of a head or of all; with every other option; odd lengths, persistence, several schedules; what it costs; what
-it refuses."""
+"""Attention by lists of blocks in the emulator, under all checks: blocks of either size, full and partial, of a head or
+of all heads; with every other option; odd lengths, persistence, several schedules; what it costs; what it refuses."""
 
 import pytest
 
