@@ -76,7 +76,7 @@ void check_call(const Call& call) {
   check.extra("out_scale", call.out_scale, DType::f32, heads * call.v.shape[call.v.rank - 1]);
   check.extra("kv_head_map", call.kv_head_map, DType::i32, heads);
   if (call.by_keys) {
-    call.by_keys->check(check, q.shape[0], heads, k.shape[2]);
+    call.by_keys->check(check, q.shape[0], heads, heads_first(call.k).shape[2]);
     call.by_queries->check(check, q.shape[0], heads, q.shape[2]);
   }
   const Shape& shape = shape_for(call);
