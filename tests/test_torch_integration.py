@@ -42,6 +42,14 @@ BY_LENGTH = {
         | {"hidden_weight": m.randn(2, 8, 8, scale=0.2), "hidden_bias": m.randn(2, 8), "frequency": m.randn(8)}
         | {"output_weight": m.randn(5, 8), "decay": m.randn(5)}
     ),
+    "gated_mlp": lambda m, n: (
+        {"x": m.randn(2, n, 8), "w1": m.randn(12, 8, scale=0.3), "w2": m.randn(12, 8, scale=0.3)}
+        | {"w3": m.randn(5, 12, scale=0.3)}
+    ),
+    "blockdiag_mlp": lambda m, n: (
+        {"x": m.randn(2, n, 8), "gated": m.randn(2, 12, 4, scale=0.5), "wo": m.randn(2, 4, 6, scale=0.4)}
+        | {"bias": m.randn(8)}
+    ),
     "attention_fp8": lambda m, n: (
         {name: m.randn(2, n, 2, 16).to(torch.float8_e4m3fn) for name in "qkv"} | {"out_dtype": m.dtype}
     ),
@@ -61,7 +69,9 @@ LOWERED = [
     "attention",
     "attention_decode",
     "blockdiag_linear",
+    "blockdiag_mlp",
     "fft_conv",
+    "gated_mlp",
     "linear",
     "modal_conv",
     "monarch_multiply",
