@@ -28,7 +28,7 @@ def test_doctor_lists_every_op_and_reason():
 
 @pytest.mark.fast
 def test_check_passes_on_one_op_and_all_cases():
-    result = run("check", "--op", "rms_norm", "--all-cases", "--dtype", "bfloat16", "--device", "cpu")
+    result = run("check", "--op", "rms_norm", "--all-cases", "--dtype", "bfloat16", "--backend", "eager")
     assert result.exit_code == 0, result.output
     cases = sum(not case.bench for case in registry.get("rms_norm").cases)
     assert f"{cases} passed, 0 failed" in result.output
@@ -37,17 +37,18 @@ def test_check_passes_on_one_op_and_all_cases():
 @pytest.mark.fast
 def test_check_turns_red(monkeypatch):
     eager = registry.get("rms_norm").module("eager")
-    monkeypatch.setattr(eager, "forward", lambda x, *rest: torch.zeros_like(x))
+    monkeypatch.setattr(eager, "forward", lambda x, *rest: (torch.zeros_like(x), x.new_empty(0)))
     result = run("check", "--op", "rms_norm", "--device", "cpu")
     assert result.exit_code == 1
     assert "FAIL" in result.output
 
 
 @pytest.mark.fast
-def test_bad_input_gets_one_sentence():
+def test_bad_input_gets_one_sentence(monkeypatch):
     result = run("check", "--op", "nonsense")
     assert result.exit_code == 2
     assert "no op nonsense; the ops are" in result.output
+    monkeypatch.setattr(registry.get("rms_norm"), "available", ("eager", "reference"))
     result = run("check", "--backend", "emulator", "--op", "rms_norm")
     assert result.exit_code == 1
     assert "tkpy doctor" in result.output

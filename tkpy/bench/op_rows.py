@@ -84,7 +84,7 @@ def eager(op: Op) -> Peer:
     return Peer("torch eager", lambda kwargs: lambda: op.public(**kwargs, backend="eager"))
 
 
-def compiled(form: Callable[..., torch.Tensor]) -> Peer:
+def compiled(form: Callable[..., Any]) -> Peer:
     """`form(**kwargs)`, which is plain PyTorch, as torch.compile fuses it."""
 
     def build(kwargs: Kwargs) -> Callable[[], Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tkpy.bench.op_rows import Kwargs, OpRows, compiled
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.registry import Maker
 
@@ -18,12 +18,13 @@ ROWS_AND_WIDTHS = ((16384, 4096), (16384, 2048), (65536, 768), (4096, 8192))
 EPS = 64e-5  # of RWKV-5's heads
 
 
-def _layer_norm(maker: Maker, rows: int, width: int) -> Kwargs:
-    return {"x": maker.randn(rows, width), "weight": maker.randn(width), "bias": maker.randn(width)}
+def _rms_norm(maker: Maker, rows: int, width: int, residual: int) -> Kwargs:
+    kwargs: Kwargs = {"x": maker.randn(rows, width), "weight": maker.randn(width)}
+    return kwargs | ({"residual": maker.randn(rows, width), "return_residual": True} if residual else {})
 
 
-def _rms_norm(maker: Maker, rows: int, width: int) -> Kwargs:
-    return {"x": maker.randn(rows, width), "weight": maker.randn(width)}
+def _layer_norm(maker: Maker, rows: int, width: int, residual: int) -> Kwargs:
+    return {**_rms_norm(maker, rows, width, residual), "bias": maker.randn(width)}
 
 
 def _group_norm(maker: Maker, rows: int, h: int, n: int) -> Kwargs:
@@ -31,14 +32,29 @@ def _group_norm(maker: Maker, rows: int, h: int, n: int) -> Kwargs:
     return kwargs | {name: maker.randn(h, n) for name in ("weight", "bias")} | {"eps": EPS}
 
 
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """torch's own."""
-    return F.layer_norm(x, x.shape[-1:], weight, bias)
+Normed = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """torch's own."""
-    return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    return_residual: bool = False,
+) -> Normed:
+    """torch's own, and before it the sum."""
+    z = x if residual is None else x + residual
+    y = F.layer_norm(z, z.shape[-1:], weight, bias)
+    return (y, z) if return_residual else y
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None = None, return_residual: bool = False
+) -> Normed:
+    """torch's own, and before it the sum."""
+    z = x if residual is None else x + residual
+    y = F.rms_norm(z, z.shape[-1:], weight, 1e-6)
+    return (y, z) if return_residual else y
 
 
 def group_norm(
@@ -59,22 +75,33 @@ COMMON: dict[str, Any] = {
     "small": {"rows": 64, "width": 512, "h": 4},
 }
 
-LAYER_NORM = OpRows(
+NORM: dict[str, Any] = {
     **COMMON,
+    "sizes": ("rows", "width", "residual"),
+    "defaults": {"residual": 0},
+    "rows": (
+        *({"rows": rows, "width": width} for rows, width in ROWS_AND_WIDTHS),
+        {"rows": 16384, "width": 4096, "residual": 1},
+    ),
+    "label": lambda sizes: f"{sizes['rows']}x{sizes['width']}{' with a residual' if sizes['residual'] else ''}",
+    "counted": (
+        Counted({"rows": 512, "width": 512}),
+        Counted({"rows": 512, "width": 512, "residual": 1}, backward=None),  # reads z, not x and the residual
+    ),
+}
+
+LAYER_NORM = OpRows(
+    **NORM,
     op="layer_norm",
-    sizes=("rows", "width"),
     make=_layer_norm,
-    rows=tuple({"rows": rows, "width": width} for rows, width in ROWS_AND_WIDTHS),
     peers=(Peer("F.layer_norm", lambda kwargs: lambda: layer_norm(**kwargs)), compiled(layer_norm)),
     eager=False,  # it is the same kernel
     what="layer normalisation with weight and bias",
 )
 RMS_NORM = OpRows(
-    **COMMON,
+    **NORM,
     op="rms_norm",
-    sizes=("rows", "width"),
     make=_rms_norm,
-    rows=tuple({"rows": rows, "width": width} for rows, width in ROWS_AND_WIDTHS),
     peers=(Peer("F.rms_norm", lambda kwargs: lambda: rms_norm(**kwargs)), compiled(rms_norm)),
     what="root-mean-square normalisation with a weight",
 )

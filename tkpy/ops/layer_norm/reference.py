@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from tkpy.ops import residual as stream
 
-def forward(
-    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    wide = x.double()
+
+def forward(x, weight, bias, residual, seed, eps, dropout):
+    z = stream.stream(x, residual, seed, dropout, torch.float64)
+    wide = z.double()
     mean = wide.sum(-1, keepdim=True) / max(x.shape[-1], 1)
     variance = (wide - mean).square().sum(-1, keepdim=True) / max(x.shape[-1], 1)
     inverse = (variance + eps).rsqrt()
@@ -17,5 +18,6 @@ def forward(
         y = y * weight.double()
     if bias is not None:
         y = y + bias.double()
-    statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return y.to(x.dtype), mean.to(statistics), inverse.to(statistics)
+    statistics = stream.wide_dtype(x)
+    z = z if stream.joins(residual, dropout) else x.new_empty(0)
+    return y.to(x.dtype), mean.to(statistics), inverse.to(statistics), z
