@@ -17,15 +17,15 @@ RELEASE = "      __syncwarp();\n      release(shared.filled, at);\n"
 FULL = "  if (n == kChunk) return;\n#pragma unroll\n  for (int i = 0; i < 4; ++i)"
 FAULTS = [
     Fault("a chunk read before it is there", "await(*feed.filled, ahead);", ""),
-    Fault("a slot filled while it is read", "      acquire(*filled, fill_at);\n", ""),
+    Fault("a slot filled while it is read", "      acquire(*filled, at);\n", ""),
     Fault("a slot released too early", RELEASE, "      release(shared.filled, at);\n"),
     Fault("an arrival too few", "init(*filled, 1, warps)", "init(*filled, 1, 1)"),
     Fault("bytes of a tensor forgotten", "Tensors * st<T, kChunk, N>::bytes",
           "(Tensors - 1) * st<T, kChunk, N>::bytes"),
     Fault("barriers used before they are ready", "      publish_barriers();\n    }\n    __syncthreads();", "    }"),
-    Fault("computed before all have prepared", "    if (chunks > 0) make_ready(0);\n    meet();",
+    Fault("computed before all have prepared", "    if (chunks > 0) make_ready(0);\n    __syncthreads();",
           "    if (chunks > 0) make_ready(0);"),
-    Fault("prepared while it is read", "shared.scratch[warp]);\n      meet();", "shared.scratch[warp]);"),
+    Fault("prepared while it is read", "shared.scratch[warp]);\n      __syncthreads();", "shared.scratch[warp]);"),
     Fault("one buffer", "prepare(shared, shared.prepared[step % 2]", "prepare(shared, shared.prepared[0]"),
     Fault("rows past the end not cleared", FULL + "\n    if (tile_row",
           "  return;\n  for (int i = 0; i < 4; ++i)\n    if (tile_row"),
@@ -53,20 +53,20 @@ FAULTS = [
           "  store(scratch, narrow);"),
     Fault("no initial state", "if (from) read_state", "if (false) read_state"),
     Fault("states beyond the head", "if (i < p.size && j < p.size) f(", "f("),
-    Fault("final state of every segment", "if (p.final && task.last())", "if (p.final)"),
-    Fault("states of the wrong segment", "p.states + matrix_at(p, slot, head)\n",
-          "p.states + matrix_at(p, task.sequence, head)\n"),
+    Fault("final state of every segment", "(Backwards ? task.segment == 0 : task.last())", "true"),
+    Fault("states of the wrong segment", "states + matrix_at(p, slot, head)\n",
+          "states + matrix_at(p, task.sequence, head)\n"),
     Fault("segments not joined", "    states[at] = state;", "    states[at] = alone;"),
     Fault("segments not decayed", "state = fmaf(state, kept, state) + alone;", "state = state + alone;"),
     Fault("slots of two sequences", "offset_of(p, i) / p.segment + i", "offset_of(p, i) / p.segment"),
     Fault("segments without end", "min(tokens_of(p, t.sequence) - before, p.segment)",
           "tokens_of(p, t.sequence) - before"),
     Fault("no memory is 0 * inf", "return rate > 1e4f ? 1e4f : rate;", "return rate;"),
-    Fault("powers of segments", "max(n - 1 - token, 0)", "max(n - token, 0)"),
+    Fault("powers of segments", "backwards ? tile_col(e) : 7 - tile_col(e)", "8 - tile_col(e)"),
 ]  # fmt: skip
 CONTROL = Fault("none", "", "")
 FILES = ("params.h", "chunk.cuh", "outputs.cuh", "states.cuh", "kernel.cu")
-KERNELS = {"forward": "Forward<tk::bf16, 32>::run", "states": "States<tk::bf16, 32>::run", "join": "join"}
+KERNELS = {"forward": "Sweep<tk::bf16, 32, false>::run", "states": "States<tk::bf16, 32>::run", "join": "join"}
 
 
 def changed(fault: Fault) -> list[str]:

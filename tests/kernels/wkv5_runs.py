@@ -10,7 +10,6 @@ from tkpy import numerics, registry
 
 OP = registry.get("wkv5")
 WIDE = 1e-4  # of what comes in float32: the products' operands have 16 bits
-STATES = {"initial_state", "w", "u"}
 
 
 def inputs(batch, length, heads, size, *, bounds=None, dtype=torch.bfloat16, seed=0, state=True, low=-6.0, high=1.0):
@@ -38,6 +37,27 @@ def disagreement(kwargs, backend: str = "emulator") -> str:
         want = tkpy.wkv5(**{name: wide(value) for name, value in kwargs.items()}, backend="reference")
     for name, a, b in zip(("y", "final_state"), got, want, strict=True):
         if a is not None and not (comparison := numerics.compare(a, b, tolerance(a))):
+            return f"{name}: {comparison}"
+    return ""
+
+
+def gradients(kwargs, backend: str) -> dict[str, torch.Tensor]:
+    """Of every floating input; the cotangents are values that every dtype holds."""
+    floating = {name: t for name, t in kwargs.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    leaves = {name: t.detach().clone().requires_grad_(True) for name, t in floating.items()}
+    outputs = [t for t in tkpy.wkv5(**kwargs | leaves, backend=backend) if t is not None]
+    make = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(t.shape, generator=make).bfloat16().to(t) for t in outputs]
+    found = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+    return dict(zip(leaves, found, strict=True))
+
+
+def wrong_gradient(kwargs, backend: str = "emulator") -> str:
+    """Empty if all gradients agree with float64: those in float32 to 1e-4."""
+    got = gradients(kwargs, backend)
+    want = gradients({name: wide(value) for name, value in kwargs.items()}, "reference")
+    for name, gradient in got.items():
+        if not (comparison := numerics.compare(gradient, want[name], tolerance(gradient))):
             return f"{name}: {comparison}"
     return ""
 

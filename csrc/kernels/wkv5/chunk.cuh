@@ -146,6 +146,9 @@ struct Slot {
   st<T, kChunk, N> x[Tensors];
 };
 
+// Where chunk `step` of a segment goes.
+TK_DEVICE ring<kStages> place_of(int step) { return {step % kStages, static_cast<u32>(step / kStages % 2)}; }
+
 // The chunks of a segment, first to last or last to first, through a ring of slots; warp 0 fills it.
 template <class T, int N, int Tensors>
 struct Feed {
@@ -156,7 +159,6 @@ struct Feed {
   Task task;
   int head;
   bool backwards;
-  ring<kStages> fill_at{};
   int filled_chunks = 0;
 
   TK_DEVICE int index(int step) const { return backwards ? task.chunks() - 1 - step : step; }
@@ -167,15 +169,15 @@ struct Feed {
   TK_DEVICE void fill() {
     if (filled_chunks >= task.chunks()) return;
     if (lane_index() == 0) {
-      acquire(*filled, fill_at);
-      mbarrier& bar = filled->full[fill_at.slot];
+      const ring<kStages> at = place_of(filled_chunks);
+      acquire(*filled, at);
+      mbarrier& bar = filled->full[at.slot];
       arrive_expect(bar, Tensors * st<T, kChunk, N>::bytes);
 #pragma unroll
       for (int i = 0; i < Tensors; ++i)
-        load(slots[fill_at.slot].x[i], gl<st<T, kChunk, N>, 4>(*maps[i]), {task.batch, first(filled_chunks), head, 0}, bar);
+        load(slots[at.slot].x[i], gl<st<T, kChunk, N>, 4>(*maps[i]), {task.batch, first(filled_chunks), head, 0}, bar);
     }
     __syncwarp();
-    fill_at.next();
     ++filled_chunks;
   }
   // Fills all slots but one: that one is filled in the first step.
@@ -191,13 +193,12 @@ struct Feed {
 };
 
 // ---- Global memory -------------------------------------------------------------------------------------------------
-// 16 x 16 of an output: rows of 32 bytes, through a warp's own piece of shared memory.
+// 16 x 16 of an output: rows of 32 bytes, through a warp's own piece of shared memory. The warp meets between two calls.
 template <class T>
 TK_DEVICE void write_rows(void* out, const Params& p, const Task& t, int first, int n, int head, int col, const Tile& x,
                           st<T, 16, 16>& scratch) {
   rt<T, 16, 16> narrow;
   copy(narrow, x);
-  __syncwarp();  // the piece has been read
   store(scratch, narrow);
   __syncwarp();
   const int row = lane_index() / 2, at = col + 8 * (lane_index() % 2);

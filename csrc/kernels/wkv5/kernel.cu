@@ -23,43 +23,10 @@
 #include "outputs.cuh"
 #include "states.cuh"
 
-namespace tkpy::wkv5 {
-
-template <class T, int N>
-struct Forward {
-  using Work = Outputs<T, N, false>;
-  struct Shared {
-    Slot<T, N, 3> slots[kStages];
-    typename Work::Shared work;
-    channel<kStages> filled;
-  };
-  static_assert(sizeof(Shared) == kShared[shape_of(N)].forward[raw_parts<T> - 1],
-                "what the launcher asks for must be the truth");
-
-  TK_DEVICE static void run(const Params& p) {
-    extern __shared__ __align__(1024) unsigned char memory[];
-    Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const int slot = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), warp = warp_index();
-    Task task;
-    if (!find(task, p, slot)) return;
-    Feed<T, N, 3> feed{shared.slots, &shared.filled, {&p.r, &p.k, &p.v}, task, head, false};
-    Work work;
-    const float* from = p.states ? p.states + matrix_at(p, slot, head)
-                        : p.initial ? p.initial + matrix_at(p, task.sequence, head) : nullptr;
-    work.begin_state(from, p, warp);
-    work.begin(shared.work, p, head);
-    feed.begin(Work::warps);
-    work.sweep(shared.work, feed, p, p.y, warp, [] { __syncthreads(); }, [&] { if (warp == 0) feed.fill(); });
-    if (p.final && task.last()) work.leave_state(p.final + matrix_at(p, task.sequence, head), p, warp);
-  }
-};
-
-}  // namespace tkpy::wkv5
-
 #define TKPY_WKV5_KERNELS(T, N, RESIDENT)                                                                           \
   extern "C" __global__ void __launch_bounds__(2 * N, RESIDENT)                                                     \
       wkv5_forward_##T##_##N(const __grid_constant__ tkpy::wkv5::Params p) {                                        \
-    tkpy::wkv5::Forward<tk::T, N>::run(p);                                                                          \
+    tkpy::wkv5::Sweep<tk::T, N, false>::run(p);                                                                     \
   }                                                                                                                 \
   extern "C" __global__ void __launch_bounds__(2 * N, N == 32 ? 8 : N == 64 ? 3 : 1)                                \
       wkv5_states_##T##_##N(const __grid_constant__ tkpy::wkv5::Params p) {                                         \

@@ -86,6 +86,7 @@ struct Call {
     if (!states_) check(!cu_seqlens && segments() == 1, what, "states where a sequence may have two segments", r);
   }
 
+  int sweep_bytes() const { return kShared[shape_of(width())].sweep[r.dtype == DType::f16]; }
   int width() const { return *std::lower_bound(std::begin(kWidths), std::end(kWidths), static_cast<int>(size())); }
   std::string suffix() const { return (r.dtype == DType::bf16 ? "_bf16_" : "_fp16_") + std::to_string(width()); }
 };
@@ -173,7 +174,7 @@ std::string launch_forward(Machine& machine, void* stream, const Call& call, con
     if (*extra) run.views.push_back(**extra);
   if (states) run.states(false);
   const std::string name = "wkv5_forward" + call.suffix();
-  const int shared = kShared[shape_of(call.width())].forward[call.r.dtype == DType::f16];
+  const int shared = call.sweep_bytes();
   run.kernel("wkv5", name, p.slots, p.heads, 2 * call.width(), shared, p);
   return name;
 }
@@ -187,6 +188,78 @@ std::string forward_from_python(Machine& machine, void* stream, const View& r, c
 const runtime::Launcher forward("wkv5", forward_from_python,
                                 {"r", "k", "v", "w", "u", "initial_state", "cu_seqlens", "y", "final_state", "states",
                                  "segment"});
+
+struct Gradients {
+  View gy;
+  Optional g_final;
+  View gr, gk, gv;
+  Optional g_initial;
+  View g_log_w, g_u;                      // [2, slots, H, N], [slots, H, N]
+  Optional states, spread, g_states;
+};
+
+void check_gradients(const Call& call, const Gradients& to) {
+  call.check_inputs();
+  call.check_data("gy", to.gy);
+  call.check_output("gr", to.gr);
+  call.check_output("gk", to.gk);
+  call.check_output("gv", to.gv);
+  const std::int64_t states = call.states(call.sequences()), shares = call.slots() * call.heads() * call.size();
+  call.check_f32("g_final_state", to.g_final, states);
+  call.check_f32("g_initial_state", to.g_initial, states);
+  call.check_f32("g_log_w", to.g_log_w, 2 * shares);
+  call.check_f32("g_u", to.g_u, shares);
+  call.check_states("states", to.states);
+  call.check_states("spread", to.spread);
+  call.check_states("g_states", to.g_states);
+}
+
+std::string launch_backward(Machine& machine, void* stream, const Call& call, const Gradients& to) {
+  check_gradients(call, to);
+  Params p = params_of(call);
+  p.r = map_of(machine, call, call.r);
+  p.k = map_of(machine, call, call.k);
+  p.v = map_of(machine, call, call.v);
+  p.gy = map_of(machine, call, to.gy);
+  p.gr = to.gr.data;
+  p.gk = to.gk.data;
+  p.gv = to.gv.data;
+  p.g_final = data_of<const float>(to.g_final);
+  p.g_initial = data_of<float>(to.g_initial);
+  p.g_log_w[0] = static_cast<float*>(to.g_log_w.data);
+  p.g_log_w[1] = p.g_log_w[0] + call.slots() * call.heads() * call.size();
+  p.g_u = static_cast<float*>(to.g_u.data);
+  p.states = data_of<float>(to.states);
+  p.spread = data_of<float>(to.spread);
+  p.g_states = data_of<float>(to.g_states);
+  Run run{machine, stream, call, p, {call.r.read_only(), call.k.read_only(), call.v.read_only(), to.gy.read_only(),
+                                     call.w.read_only(), call.u.read_only(), to.gr, to.gk, to.gv, to.g_log_w, to.g_u}};
+  for (const Optional* extra : {&call.initial, &call.cu_seqlens, &to.g_final})
+    if (*extra) run.views.push_back((*extra)->read_only());
+  for (const Optional* extra : {&to.g_initial, &to.states, &to.spread, &to.g_states})
+    if (*extra) run.views.push_back(**extra);
+  const int block = 2 * call.width(), keys = kShared[shape_of(call.width())].keys;
+  if (to.states) run.states(false);
+  const std::string name = "wkv5_gr" + call.suffix();
+  run.kernel("wkv5_backward", name, p.slots, p.heads, block, keys, p);
+  if (to.g_states) run.states(true);
+  run.kernel("wkv5_backward", "wkv5_gk" + call.suffix(), p.slots, p.heads, block, keys, p);
+  run.kernel("wkv5_backward", "wkv5_gv" + call.suffix(), p.slots, p.heads, block, call.sweep_bytes(), p);
+  return name;
+}
+
+std::string backward_from_python(Machine& machine, void* stream, const View& r, const View& k, const View& v, const View& w,
+                                 const View& u, const Optional& initial, const Optional& cu_seqlens, const View& gy,
+                                 const Optional& g_final, const View& gr, const View& gk, const View& gv,
+                                 const Optional& g_initial, const View& g_log_w, const View& g_u, const Optional& states,
+                                 const Optional& spread, const Optional& g_states, std::int64_t segment) {
+  return launch_backward(machine, stream, {"wkv5_backward", r, k, v, w, u, initial, cu_seqlens, segment},
+                         {gy, g_final, gr, gk, gv, g_initial, g_log_w, g_u, states, spread, g_states});
+}
+
+const runtime::Launcher backward("wkv5_backward", backward_from_python,
+                                 {"r", "k", "v", "w", "u", "initial_state", "cu_seqlens", "gy", "g_final_state", "gr", "gk",
+                                  "gv", "g_initial_state", "g_log_w", "g_u", "states", "spread", "g_states", "segment"});
 
 }  // namespace
 

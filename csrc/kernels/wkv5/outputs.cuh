@@ -74,8 +74,7 @@ struct Outputs {
     float rate[N], fade[N], u[N];  // fade: of a whole chunk
     st<T, 16, 16> scratch[warps];
   };
-  // Which tensors of a slot are r, k, and the values.
-  static constexpr int kR = 0, kK = 1, kV = 2, kGy = 3, values = Backwards ? kGy : kV;
+  enum { kR, kK, kValues };  // of a slot: r, k, and v, backwards gy
 
   Tile state[N / 16];  // S^T: 16 value channels (of this warp) x 16 key channels each
 
@@ -99,9 +98,9 @@ struct Outputs {
     }
   }
 
-  // All chunks of the segment. `meet` is the warps' barrier, `fill` asks for a chunk more.
-  template <class Feed, class Meet, class Fill>
-  TK_DEVICE void sweep(Shared& shared, Feed& feed, const Params& p, void* out, int warp, Meet meet, Fill fill) {
+  // All chunks of the segment.
+  template <class Feed>
+  TK_DEVICE void sweep(Shared& shared, Feed& feed, const Params& p, void* out, int warp) {
     const Powers power_of(p, feed.head, 16 * warp, Backwards);
     const int chunks = feed.task.chunks();
     ring<kStages> now, ahead;
@@ -111,10 +110,10 @@ struct Outputs {
       ahead.next();
     };
     if (chunks > 0) make_ready(0);
-    meet();
+    __syncthreads();
 #pragma unroll 1
     for (int step = 0; step < chunks; ++step, now.next()) {
-      fill();
+      if (warp == 0) feed.fill();
       if (step + 1 < chunks) make_ready(step + 1);
       const int n = feed.tokens(step);
       Tile y;
@@ -122,7 +121,7 @@ struct Outputs {
       __syncwarp();
       release(*feed.filled, now);
       write_rows(out, p, feed.task, feed.first(step), n, feed.head, 16 * warp, y, shared.scratch[warp]);
-      meet();
+      __syncthreads();
     }
   }
 
@@ -163,7 +162,7 @@ struct Outputs {
   template <class Chunk>
   TK_DEVICE void compute(Tile& y, const Prepared& in, const Chunk& chunk, int warp, int n) {
     rt<T, 16, 16> v_raw;
-    fetch_transposed(v_raw, chunk.x[values], 16 * warp, n);
+    fetch_transposed(v_raw, chunk.x[kValues], 16 * warp, n);
     Parts<raw> v, scores;
     split(v, v_raw);
     add_up(scores, in);
@@ -256,6 +255,38 @@ struct Outputs {
       sum.x[0][4 * h + 3] = all.w;
     }
     split(dst, sum);
+  }
+};
+
+// A kernel of its own: the chunks of a segment, one way or the other.
+template <class T, int N, bool Backwards>
+struct Sweep {
+  using Work = Outputs<T, N, Backwards>;
+  struct Shared {
+    Slot<T, N, 3> slots[kStages];
+    typename Work::Shared work;
+    channel<kStages> filled;
+  };
+  static_assert(sizeof(Shared) == kShared[shape_of(N)].sweep[raw_parts<T> - 1],
+                "what the launcher asks for must be the truth");
+
+  TK_DEVICE static void run(const Params& p) {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const int slot = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), warp = warp_index();
+    Task task;
+    if (!find(task, p, slot)) return;
+    Feed<T, N, 3> feed{shared.slots, &shared.filled, {&p.r, &p.k, Backwards ? &p.gy : &p.v}, task, head, Backwards};
+    Work work;
+    const float *states = Backwards ? p.g_states : p.states, *given = Backwards ? p.g_final : p.initial;
+    const float* from = states ? states + matrix_at(p, slot, head)
+                        : given ? given + matrix_at(p, task.sequence, head) : nullptr;
+    work.begin_state(from, p, warp);
+    work.begin(shared.work, p, head);
+    feed.begin(Work::warps);
+    work.sweep(shared.work, feed, p, Backwards ? p.gv : p.y, warp);
+    float* to = Backwards ? p.g_initial : p.final;
+    if (to && (Backwards ? task.segment == 0 : task.last())) work.leave_state(to + matrix_at(p, task.sequence, head), p, warp);
   }
 };
 

@@ -11,9 +11,9 @@ constexpr int kWidths[] = {32, 64, 128};  // head sizes of the kernels; multiple
 
 // Dynamic shared memory of the kernels, by width; fp16 keeps what bf16 does in two parts.
 struct Shared {
-  int states, forward[2];
+  int states, sweep[2], keys;
 };
-constexpr Shared kShared[] = {{8704, {25600, 27648}}, {17408, {51200, 55296}}, {33792, {99328, 107520}}};
+constexpr Shared kShared[] = {{8704, {25600, 27648}, 17920}, {17408, {51200, 55296}, 35840}, {33792, {99328, 107520}, 79872}};
 constexpr int shape_of(int width) { return width == 32 ? 0 : width == 64 ? 1 : 2; }
 
 // Sequences are cut into segments of `segment` tokens, a multiple of 16, each a CTA's work. Packed sequence i has the

@@ -11,39 +11,51 @@ namespace tkpy::wkv5 {
 template <class T, int N>
 struct KeyRows {
   static constexpr int raw = raw_parts<T>;
-  float rate[2];       // of rows g and g + 8
-  float weight[2][4];  // w^(n-1-s), backwards w^s: of a transposed tile's element, columns {0, 1, 8, 9} + 2 (lane % 4)
-  float fade[2];       // w^n - 1
+  // Of rows g and g + 8: w^(7 - t mod 8), backwards w^(t mod 8), for the tokens t of columns e % 2; w^8; w^n - 1.
+  float last[2][2], eight[2], fade[2];
   bool backwards;
-  int length = 0;      // n, for which these are
+  int length = 0;  // n, for which `fade` is
+
   Tile state[N / 16];
 
   TK_DEVICE KeyRows(const Params& p, int head, int channel, bool backwards_) : backwards(backwards_) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) rate[h] = rate_of(p, head, channel + lane_index() / 4 + 8 * h);
+    for (int h = 0; h < 2; ++h) {
+      const float rate = rate_of(p, head, channel + tile_row(2 * h));
+      eight[h] = power(rate, 8);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) last[h][e] = power(rate, backwards ? tile_col(e) : 7 - tile_col(e));
+    }
   }
-  TK_DEVICE void prepare(int n) {
+  TK_DEVICE void prepare(const Params& p, int head, int channel, int n) {
     if (n == length) return;
     length = n;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      fade[h] = fade_of(rate[h], n);
+    for (int h = 0; h < 2; ++h) fade[h] = fade_of(rate_of(p, head, channel + tile_row(2 * h)), n);
+  }
+  // x, [channel x token], times w^(n-1-t), backwards w^t.
+  TK_DEVICE void weigh(Tile& x, const Params& p, int head, int channel) const {
+    if (!backwards && length < kChunk) {
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int token = tile_col(q / 2 * 4 + q % 2);
-        weight[h][q] = power(rate[h], backwards ? token : max(n - 1 - token, 0));
-      }
+      for (int e = 0; e < 8; ++e)
+        x.x[0][e] *= power(rate_of(p, head, channel + tile_row(e)), max(length - 1 - tile_col(e), 0));
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int h = e / 2 % 2;
+      const float near = x.x[0][e] * last[h][e % 2];
+      x.x[0][e] = (e / 4 != 0) == backwards ? near * eight[h] : near;
     }
   }
   // S <- w^n S + (x w^..)^T a; x and a are tiles [tokens x channels] of a slot.
   template <class Shared>
-  TK_DEVICE void step(const Shared& x, const Shared& a, int channel, int n) {
+  TK_DEVICE void step(const Shared& x, const Shared& a, const Params& p, int head, int channel, int n) {
     rt<T, 16, 16> x_raw;
     fetch_transposed(x_raw, x, channel, n);
     Tile wide;
     copy(wide, x_raw);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) wide.x[0][e] *= weight[e / 2 % 2][2 * (e / 4) + e % 2];
+    weigh(wide, p, head, channel);
     Parts<2> key;
     split(key, wide);
 #pragma unroll
@@ -54,6 +66,15 @@ struct KeyRows {
       split(value, a_raw);
       decay(state[c]);
       multiply(state[c], key, value);
+    }
+  }
+  // What passes a chunk of n tokens is decayed n times more: D <- w^n (D + n S), before S goes on.
+  TK_DEVICE void carry(Tile (&spread)[N / 16]) const {
+#pragma unroll
+    for (int c = 0; c < N / 16; ++c) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) spread[c].x[0][e] += static_cast<float>(length) * state[c].x[0][e];
+      decay(spread[c]);
     }
   }
   TK_DEVICE void decay(Tile& x) const {
@@ -90,15 +111,15 @@ struct States {
       zero(rows.state[c]);
       zero(spread[c]);
     }
-    ring<kStages> at;
 #pragma unroll 1
-    for (int step = 0; step < task.chunks(); ++step, at.next()) {
+    for (int step = 0; step < task.chunks(); ++step) {
+      const ring<kStages> at = place_of(step);
       if (warp == 0) feed.fill();
       await(shared.filled, at);
       const int n = feed.tokens(step);
-      rows.prepare(n);
-      if (spreads) carry_spread(spread, rows);
-      rows.step(shared.slots[at.slot].x[0], shared.slots[at.slot].x[1], 16 * warp, n);
+      rows.prepare(p, head, 16 * warp, n);
+      if (spreads) rows.carry(spread);
+      rows.step(shared.slots[at.slot].x[0], shared.slots[at.slot].x[1], p, head, 16 * warp, n);
       __syncwarp();
       release(shared.filled, at);
     }
@@ -107,16 +128,6 @@ struct States {
     for (int c = 0; c < N / 16; ++c) {
       write_state(to, rows.state[c], p, 16 * warp, 16 * c);
       if (spreads) write_state(p.spread + matrix_at(p, slot, head), spread[c], p, 16 * warp, 16 * c);
-    }
-  }
-
-  // What passes a chunk of n tokens is decayed n times more: D <- w^n (D + n S), before S goes on.
-  TK_DEVICE static void carry_spread(Tile (&spread)[N / 16], const KeyRows<T, N>& rows) {
-#pragma unroll
-    for (int c = 0; c < N / 16; ++c) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) spread[c].x[0][e] += static_cast<float>(rows.length) * rows.state[c].x[0][e];
-      rows.decay(spread[c]);
     }
   }
 };

@@ -84,6 +84,10 @@ def _fla(name: str) -> Peer:
 
 _PARTS = "operands in two parts of bf16, pairs of a chunk level by level: bytes bind"
 _SEGMENTS = "segments side by side read k and v twice, and states: chosen where a head would be one CTA"
+_SWEEPS = (
+    "gr, gk and gv are three sweeps, each with its state in registers: 14 tensors move, not 7; "
+    "at 128 sums go to shared memory"
+)
 
 ROTARY = OpRows(
     op="rotary",
@@ -127,10 +131,18 @@ WKV5 = OpRows(
     small={"b": 1, "t": 64, "h": 2},
     counted=(
         *(
-            Counted({"b": 1, "t": 128, "h": 2, "n": n, "state": 0}, Promise(flops=None, why=_PARTS))
+            Counted(
+                {"b": 1, "t": 128, "h": 2, "n": n, "state": 0},
+                Promise(flops=None, why=_PARTS),
+                Promise(flops=None, bytes=2.2, conflicts=None if n == 128 else 0, why=_SWEEPS),
+            )
             for n in (32, 64, 128)
         ),
-        Counted({"b": 1, "t": 1024, "h": 1, "n": 32, "state": 1}, Promise(flops=None, bytes=None, why=_SEGMENTS)),
+        Counted(
+            {"b": 1, "t": 1024, "h": 1, "n": 32, "state": 1},
+            Promise(flops=None, bytes=None, why=_SEGMENTS),
+            Promise(flops=None, bytes=None, why=_SEGMENTS),
+        ),
     ),
 )
 

@@ -88,3 +88,28 @@ def forward(r, k, v, w, u, initial_state, cu_seqlens, output_final_state):
         _as(cu_seqlens, torch.int32), y, final, states, segment, op="wkv5",
     )  # fmt: skip
     return y, r.new_empty(0, dtype=torch.float32) if final is None else final
+
+
+def backward(grads, outputs, r, k, v, w, u, initial_state, cu_seqlens, output_final_state, *, needs):
+    gy, g_final = grads
+    g_final = g_final if output_final_state else None
+    if not r.numel():
+        return [None] * 5 + [g_final, None]
+    sequences, segment, slots = _plan(r, cu_seqlens)
+    gy = torch.zeros_like(r) if gy is None else gy
+    gr, gk, gv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (r, k, v))
+    g_initial = _states(r, sequences) if initial_state is not None else None
+    # Of packed sequences some slots stay empty.
+    make = torch.empty if cu_seqlens is None else torch.zeros
+    shares = make(3, slots, *r.shape[2:], dtype=torch.float32, device=r.device)
+    states = [None] * 3
+    if slots > sequences or cu_seqlens is not None:
+        states = [_states(r, slots) for _ in range(3)]
+    launch(
+        "wkv5_backward", *map(_operand, (r, k, v)), *(_as(x, torch.float32) for x in (w, u, initial_state)),
+        _as(cu_seqlens, torch.int32), _operand(gy), _as(g_final, torch.float32), gr, gk, gv, g_initial,
+        shares[:2], shares[2], *states, segment, op="wkv5",
+    )  # fmt: skip
+    # ln w = -exp(w_raw), so d(ln w) / d(w_raw) is that too; what a decay of 0 multiplies is 0.
+    rate = w.float().exp().clamp_max(1e4)
+    return [gr, gk, gv, -rate * shares[:2].sum((0, 1)), shares[2].sum(0), g_initial, None]

@@ -1,0 +1,156 @@
+"""Faults seeded into wkv5's backward: each is one edit of its source, and a finding or a wrong gradient must give it
+away on a few small calls and schedules."""
+
+import pytest
+from kernel_cases import ROOT
+from seeded_faults import Fault, compiled, module, write_module
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
+from wkv5_runs import in_segments, inputs, wrong_gradient  # noqa: E402
+
+import tkpy  # noqa: E402
+
+SEEDS = range(3)
+RELEASE = "      __syncwarp();\n      release(shared.filled, at);\n      write_rows"
+ROW_POWER = "const int exponent = Backwards ? max(n - 1 - tile_row(e), 0) : tile_row(e);"
+FAULTS = [
+    Fault("a chunk read before it is there", "      await(shared.filled, at);\n      const Chunk",
+          "      const Chunk", "gr"),
+    Fault("a slot filled while it is read", "      acquire(*filled, at);\n", "", "gk"),
+    Fault("a slot released too early", RELEASE, "      release(shared.filled, at);\n      write_rows", "gk"),
+    Fault("tables read before they are there", "    __syncthreads();\n    if (warp_index() == 0)",
+          "    if (warp_index() == 0)", "gr"),
+    Fault("a tail's decay kept", "if (n == length) return;", "if (length) return;", "gk"),
+    Fault("the diagonal of the other half", "g % 2 ? between.x[0][7] : between.x[0][6]",
+          "g % 2 ? between.x[0][1] : between.x[0][0]", "gr"),
+    Fault("who has the diagonal", "(g / 2 % 4)", "(g % 4)", "gk"),
+    Fault("no bonus", "self * shared.u[at] * x.x[0][e]", "0.0f", "gk"),
+    Fault("powers of queries", ROW_POWER, "const int exponent = tile_row(e);", "gk"),
+    Fault("powers of a tail's queries", ": n == kChunk ? power_of.write(e)", ": true ? power_of.write(e)", "gk"),
+    Fault("dL/dw of queries", "static_cast<float>(exponent) * from.x[0][e]", "0.0f", "gr"),
+    Fault("dL/dw of whole chunks", "along += carried.x[0][e];", "along += 0.0f;", "gr"),
+    Fault("dL/dw of the end", "if (p.g_final && task.last()) meet_end", "if (false) meet_end", "gr"),
+    Fault("dL/dw of the end, every segment", "if (p.g_final && task.last()) meet_end", "if (p.g_final) meet_end", "gr"),
+    Fault("dL/dw of levels", "static_cast<float>(exponent) * other.x[0][e], share",
+          "0.0f * other.x[0][e], share", "gk"),
+    Fault("place in a level", "Backwards ? level - 1 - place : place", "place", "gk"),
+    Fault("gu of one row", "sums.u[q] = fmaf(self * other.x[0][e], x.x[0][e], sums.u[q]);",
+          "sums.u[q] = self * other.x[0][e] * x.x[0][e];", "gr"),
+    Fault("sums of some lanes", "for (int lanes = 4; lanes < 32; lanes *= 2)",
+          "for (int lanes = 4; lanes < 16; lanes *= 2)", "gr"),
+    Fault("state rounded once", "      Parts<2> state;", "      Parts<1> state;", "gr"),
+    Fault("scores rounded once", "    Parts<2> met;\n    split(met, between);",
+          "    Parts<2> met;\n    split(met, between);\n    zero(met.part[1]);", "gr"),
+    Fault("pairs of all levels", "here.part[i].x[0][w] = met.part[i].x[0][w] & mask;",
+          "here.part[i].x[0][w] = met.part[i].x[0][w];", "gr"),
+    Fault("half a word of a level", "? 0xffff0000u : 0u);", "? 0xffffffffu : 0u);", "gk"),
+    Fault("level 2 of sources", "l == 0 && (e % 2 != 0) != Backwards ? wide.x[0][e]", "l == 0 ? wide.x[0][e]", "gr"),
+    Fault("level 4 of sources", "tile_col(e) % 4 : 3 - tile_col(e) % 4", "tile_col(e) % 4 : tile_col(e) % 4", "gr"),
+    Fault("level 8 of sources", "backwards ? tile_col(e) : 7 - tile_col(e)",
+          "backwards ? tile_col(e) : 8 - tile_col(e)", "gr"),
+    Fault("neighbours forgotten", "        add(out, out, through);\n", "", "gk"),
+    Fault("second half of sources", "(e / 4 != 0) == backwards ? near * eight[h] : near;", "near;", "gk"),
+    Fault("dS/dw not decayed", "      decay(spread[c]);\n", "", "gr"),
+    Fault("dS/dw after the state", "static_cast<float>(length) * state[c].x[0][e];",
+          "static_cast<float>(length - 1) * state[c].x[0][e];", "gr"),
+    Fault("dS/dw lost between segments", "      p.spread[at] = spread;", "      p.spread[at] = 0.0f;", "join"),
+    Fault("segments of dS/dw not decayed", "spread = fmaf(sum, kept, sum) + alone_spread;",
+          "spread = sum + alone_spread;", "join"),
+    Fault("a tail's segment decayed as a whole", "segment == count - 1 ? fade_of(rate, tail) : fade", "fade", "join"),
+    Fault("segments first to last", "backwards ? count - 1 - i : i", "i", "join"),
+    Fault("no gradient of the final state", "const float* given = Backwards ? p.g_final : p.initial;",
+          "const float* given = Backwards ? nullptr : p.initial;", "gk"),
+    Fault("gradient of every segment's start", "(Backwards ? task.segment == 0 : task.last())",
+          "(Backwards ? true : task.last())", "gv"),
+    Fault("gv of the upper triangle", "(query > key) != Backwards && level == 8", "(query > key) && level == 8", "gv"),
+    Fault("gv's neighbours the wrong way", "backwards ? level_of(col, g) : level_of(g, col)", "level_of(g, col)", "gv"),
+    Fault("gv with r and k not exchanged", "leave(out.query, Backwards ? write : read, warp);",
+          "leave(out.query, read, warp);", "gv"),
+]  # fmt: skip
+CONTROL = Fault("none", "", "")
+FILES = ("params.h", "chunk.cuh", "outputs.cuh", "states.cuh", "keys.cuh")
+KERNELS = {
+    "gr": "Keys<tk::bf16, 32, false>::run",
+    "gk": "Keys<tk::bf16, 32, true>::run",
+    "gv": "Sweep<tk::bf16, 32, true>::run",
+    "join": "join",
+}
+
+
+def source(number: int) -> str:
+    """The kernel with the fault, in a namespace of its own; of the right ones all."""
+    fault = [*FAULTS, CONTROL][number]
+    text = "".join((ROOT / "csrc/kernels/wkv5" / name).read_text() for name in FILES)
+    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
+    text = text.replace(fault.old, fault.new, 1)
+    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
+    body = "\n".join(kept)
+    entries = "".join(
+        f'extern "C" __global__ void __launch_bounds__(128) {name}_{number}'
+        f"(const __grid_constant__ tkpy::wkv5::Params p) {{ tkpy::wkv5::{call}(p); }}\n"
+        for name, call in KERNELS.items()
+        if fault is CONTROL or name == fault.kernel
+    )
+    return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
+
+
+@pytest.fixture(scope="module")
+def text(compile_kernel, toolchain, tmp_path_factory):
+    """The PTX of all faults: one run of nvcc, none of ptxas."""
+    whole = '#include "tk/tensor_map.h"\n' + "".join(source(i) for i in range(len(FAULTS) + 1))
+    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "wkv5_backward_faults", whole)
+
+
+@pytest.fixture(scope="module")
+def right(kernel_folder):
+    """Where the kernels without a fault are: the forward, and states."""
+    return kernel_folder("kernels/wkv5/kernel.cu")
+
+
+def calls() -> list[tuple[dict, int]]:
+    """(call, tokens of a segment)"""
+    return [
+        (inputs(1, 135, 2, 32), 4096),
+        (inputs(1, 151, 2, 24, bounds=[0, 1, 18, 18, 81, 86, 118, 151]), 32),
+        (inputs(1, 150, 1, 32, low=-7.0, high=-2.0), 64),
+    ]
+
+
+def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
+    on_machine(monkeypatch, folder, seed)
+    try:
+        return wrong_gradient(kwargs)
+    except tkpy.InternalError as error:
+        return str(error)
+
+
+def found(text: str, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:
+    names, fault = {}, [*FAULTS, CONTROL][number]
+    for name in ("gr", "gk", "gv"):
+        names[f"{name}_{number if name == fault.kernel else len(FAULTS)}"] = f"wkv5_{name}_bf16_32"
+    write_module(tmp_path, "wkv5_backward", module(text, names))
+    gather(tmp_path, [right])
+    if fault.kernel == "join":
+        head, _, tail = (right / "wkv5.ptx").read_text().partition(".visible .entry wkv5_join(")
+        seeded = module(text, {f"join_{number}": "wkv5_join"})
+        entry = seeded[seeded.index(".visible .entry wkv5_join(") :]
+        entry = entry[: entry.index("\n}\n") + 3]
+        write_module(tmp_path, "wkv5", head + entry + tail[tail.index("\n}\n") + 3 :])
+    for seed in seeds:
+        for kwargs, segment in calls():
+            in_segments(monkeypatch, segment)
+            if what := caught(kwargs, monkeypatch, tmp_path, seed):
+                print(what)
+                return what
+    return ""
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
+def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
+    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
+
+
+def test_the_right_kernel_is_not_accused(text, right, tmp_path, monkeypatch):
+    assert found(text, right, tmp_path, monkeypatch, len(FAULTS), SEEDS[:2]) == ""
