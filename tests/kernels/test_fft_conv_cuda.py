@@ -25,7 +25,7 @@ spectra = importlib.import_module("tkpy.ops.fft_conv.spectra")
 
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in ("kernel", "spectrum", "gradient")]
+    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in ("kernel", "spectrum", "gradient", "long")]
     return gather(tmp_path_factory.mktemp("fft_conv"), parts)
 
 
@@ -72,6 +72,31 @@ def test_every_plan(ran, length, points):
     assert disagreement(inputs(2, 1, length, *EVERYTHING, dtype=torch.float16)) == ""
     prefixes = ["fft_conv_spectrum", "fft_conv", "fft_conv_spectrum", "fft_conv", "fft_conv", "fft_conv_gradient"]
     assert ran == [f"{prefix}_{points}" for prefix in prefixes]
+
+
+@pytest.mark.parametrize(
+    "dtype, length, options",
+    [(torch.bfloat16, 16385, EVERYTHING), (torch.float16, 32768, ("reverse",)), (torch.bfloat16, 33000, ("gates",))],
+)
+def test_rows_longer_than_a_cta_holds(ran, dtype, length, options):
+    assert disagreement(inputs(2, 2, length, *options, dtype=dtype)) == ""
+    assert set(ran) == {f"fft_conv_long_inner_{2048 if length <= 32768 else 4096}"}
+
+
+def test_factors_of_long_rows():
+    factors_for = cuda.factors_for
+    assert [factors_for(n) for n in (16385, 2**15 + 1, 2**17, 2**18, 2**20, 2**22)] == [
+        (16, 2048), (16, 4096), (32, 4096), (16, 16384), (64, 16384), (256, 16384),
+    ]  # fmt: skip
+    assert importlib.import_module("tkpy.ops.fft_conv.op").LONGEST == 256 * 16384
+
+
+@pytest.mark.parametrize("outer, inner", [(80, 2048), (16, 16384)])
+def test_other_factors_of_long_rows(ran, monkeypatch, outer, inner):
+    """Whatever the number of outer rows and the inner kernel, mostly of zeros."""
+    monkeypatch.setattr(cuda, "factors_for", lambda length: (outer, inner))
+    assert disagreement(inputs(1, 1, 16999, "reverse", "skip", "gates"), grad=False) == ""
+    assert ran == [f"fft_conv_long_inner_{inner}"]
 
 
 @pytest.mark.parametrize("options", [(), ("skip",), ("pre_gate",), ("post_gate", "skip"), ("reverse", "pre_gate")])
@@ -257,7 +282,7 @@ def test_training_keeps_no_spectra(ran):
 # ---- Refusals -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "kwargs, code",
-    [(inputs(1, 1, 5, dtype=torch.float32), "dtype"), (inputs(1, 1, 16385, taps=1), "length")],
+    [(inputs(1, 1, 5, dtype=torch.float32), "dtype"), (inputs(1, 1, 2**22 + 1, taps=1), "length")],
     ids=["dtype", "length"],
 )
 def test_refusals_are_data(built, kwargs, code):
@@ -309,7 +334,7 @@ def test_the_launcher_checks_again(built):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("length", [100, 1000, 1024, 2048, 4093, 4096, 8192, 16384])
+@pytest.mark.parametrize("length", [100, 1000, 1024, 2048, 4093, 4096, 8192, 16384, 33001, 600000])
 def test_on_the_device(length, dtype):
     kwargs = {name: t.cuda() for name, t in inputs(5, 7, length, *EVERYTHING, dtype=dtype).items()}
     assert disagreement(kwargs, "cuda") == ""

@@ -16,13 +16,17 @@ import tkpy  # noqa: E402
 
 SEEDS = range(3)
 POINTS = 2048  # three factors, of which the second and the third differ: all barriers count
-#: What the kernels of a module are called, and how one is entered.
+#: The module and the name of a kernel, its parameters, how it is entered.
 KERNELS = {
-    "convolution": ("fft_conv", "ConvParams", "Convolution<2>(memory, p.tables).run(p)"),
-    "spectrum": ("fft_conv_spectrum", "SpectrumParams", "spectrum<2>(p, memory)"),
-    "gradient": ("fft_conv_gradient", "GradientParams", "Gradient<2>(memory, p).run(p)"),
+    "convolution": ("fft_conv", f"fft_conv_{POINTS}", "ConvParams", "Convolution<2>(memory, p.tables).run(p)"),
+    "spectrum": ("fft_conv_spectrum", f"fft_conv_spectrum_{POINTS}", "SpectrumParams", "spectrum<2>(p, memory)"),
+    "gradient": ("fft_conv_gradient", f"fft_conv_gradient_{POINTS}", "GradientParams", "Gradient<2>(memory, p).run(p)"),
+    "in": ("fft_conv_long", "fft_conv_long_in", "LongParams", "long_in(p, memory)"),
+    "inner": ("fft_conv_long", f"fft_conv_long_inner_{POINTS}", "LongParams", "long_inner<2>(p, memory)"),
+    "out": ("fft_conv_long", "fft_conv_long_out", "LongParams", "long_out(p, memory)"),
 }
-SOURCES = ("params.h", "transform.cuh", "rows.cuh", "kernel.cu", "spectrum.cu", "gradient.cu")
+LONG = ("in", "inner", "out")
+SOURCES = ("params.h", "transform.cuh", "filter.cuh", "rows.cuh", "kernel.cu", "spectrum.cu", "gradient.cu", "long.cu")
 
 
 def fault(what: str, old: str, new: str, kernel: str = "convolution") -> Fault:
@@ -34,6 +38,7 @@ TO, FROM, THIRD = "TK_DEVICE void to_values() const {\n", "      second_back();\
 STRIPS = "s < columns / 2; s += Warps) {\n      const Strip strip = outer_strip(s);\n#pragma"
 CONJUGATE = "const float2 x = times_conj({g.x, g.y}, {a.x, a.y}), y = times_conj({g.z, g.w}, {a.z, a.w});"
 NEXT = "      use(i, warp_index() + i * Warps, z);\n    }\n"
+PUT, IMAGINARY = "    strip.put(0, 1, i / 8, i % 8, x);\n  }\n", "    strip.put(1, 3, j0, i % 8, im);\n  }\n"
 FAULTS = [
     # The passes
     fault("no barrier before the second pass", TO + SYNC, TO),
@@ -95,9 +100,9 @@ FAULTS = [
     fault("bf16 taken for fp16", "half(is_half)", "half(false)"),
     # The convolution
     fault("spectrum of another channel", "static_cast<long long>(channel) * (M / 2)", "0LL * (M / 2)"),
-    fault("the adjoint by the same spectrum", "p.correlate ? -1.0f : 1.0f", "1.0f"),
+    fault("the adjoint by the same spectrum", "conjugate ? -1.0f : 1.0f", "1.0f"),
     fault("skip past the gate", "        v.load(direct, n);\n", "        v.u.load(direct, n);\n"),
-    fault("both outputs through one gate", "gate_and_store(out2, post2, x, n)", "gate_and_store(out2, post, x, n)"),
+    fault("both outputs through one gate", "store_gated(out2, post2, x, n)", "store_gated(out2, post, x, n)"),
     # The spectrum
     fault(
         "not divided by the number of points",
@@ -130,6 +135,32 @@ FAULTS = [
     fault("one tap too many", "if (lag < p.used)", "if (lag <= p.used)", "gradient"),
     fault("real for imaginary parts", "+ back - 1] = z[e].y;", "+ back - 1] = z[e].x;", "gradient"),
     fault("sums not divided", "constexpr float scale = 1.0f / M;", "constexpr float scale = 1.0f;", "gradient"),
+    # Long rows
+    fault("strip read before it is there", PUT + SYNC[2:], PUT, "in"),
+    fault("values read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "out"),
+    fault("upper terms for lower ones", "plane = Complex ? lane / 8 : lane / 16;", "plane = 0;", "in"),
+    fault("whole frequencies", "column * (4 * j0 + 1)", "column * 4 * j0", "in"),
+    fault("factor of a neighbour's column", "outer_twiddle(p, column + 1, j0)", "outer_twiddle(p, column, j0)", "in"),
+    fault("imaginary parts left out", "to + p.inner) = make_float2(x.y, y.y)", "to) = make_float2(x.y, y.y)", "in"),
+    fault("samples of another row", "v.load(x, i / 8 * p.inner + t", "v.load(x, i % 8 * p.inner + t", "in"),
+    fault(
+        "values of one batch entry",
+        "(static_cast<long long>(batch) * p.channels * p.outer + group)",
+        "(group)",
+        "inner",
+    ),
+    fault("taps of one frequency", "static_cast<long long>(group) * (F::M / 2)", "0LL * (F::M / 2)", "inner"),
+    fault(
+        "the wrong part back",
+        "(work + F::M + n) = make_float2(z[0].y",
+        "(work + F::M + n) = make_float2(z[0].x",
+        "inner",
+    ),
+    fault("factor not conjugated", "times_conj({re[e], im[e]}, outer", "times({re[e], im[e]}, outer", "out"),
+    fault("one factor for eight", "outer_twiddle(p, column + e, j0)", "outer_twiddle(p, column, j0)", "out"),
+    fault("upper rows only", "8 * (quad / 2), n = n0", "0 * (quad / 2), n = n0", "out"),
+    fault("a row tile left out", "m < p.outer / 16; m", "m < p.outer / 16 - 1; m", "out"),
+    fault("skip left out", "p.skip ? p.skip[t.channel] : 0.0f", "0.0f", "out"),
 ]
 CONTROLS = [fault("none", "", "", kernel) for kernel in KERNELS]
 ALL = [*FAULTS, *CONTROLS]
@@ -143,13 +174,13 @@ def source(number: int) -> str:
     body = "\n".join(lines)
     assert seeded.old in body, f"{seeded}: the source has changed"
     body = body.replace(seeded.old, seeded.new, 1)
-    for macro in ("CONV", "SPECTRUM", "GRADIENT"):  # the instantiations
+    for macro in ("CONV", "SPECTRUM", "GRADIENT", "LONG"):  # the instantiations
         begin = body.index(f"#define TKPY_{macro}")
-        end = body.index("\n", body.rindex(f"\nTKPY_{macro}(") + 1) if macro != "GRADIENT" else len(body)
+        end = body.index("\n", body.rindex(f"\nTKPY_{macro}(") + 1) if macro != "LONG" else len(body)
         body = body[:begin] + body[end:]
-    _, params, call = KERNELS[seeded.kernel]
+    _, _, params, call = KERNELS[seeded.kernel]
     entry = (
-        f'extern "C" __global__ void __launch_bounds__(tkpy::fft_conv::kPlans[2].threads()) faulty_{number}'
+        f'extern "C" __global__ void __launch_bounds__(256) faulty_{number}'
         f"(const __grid_constant__ tkpy::fft_conv::{params} p) {{\n"
         f"  extern __shared__ __align__(1024) unsigned char memory[];\n  tkpy::fft_conv::{call};\n}}\n"
     )
@@ -165,11 +196,13 @@ def text(compile_kernel, toolchain, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def right(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in ("kernel", "spectrum", "gradient")]
+    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in ("kernel", "spectrum", "gradient", "long")]
     return gather(tmp_path_factory.mktemp("fft_conv"), parts)
 
 
-def calls() -> list[dict]:
+def calls(long: bool) -> list[dict]:
+    if long:
+        return [inputs(2, 1, 30001, "reverse", "skip", "gates")]
     poisoned = inputs(3, 2, 1100, "reverse", "skip", taps=1200, reverse=1200)
     wide = torch.full((3, 2, 1104), float("nan"), dtype=torch.bfloat16)
     wide[..., :1100] = poisoned["u"]
@@ -184,22 +217,26 @@ def calls() -> list[dict]:
 
 def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
     on_machine(monkeypatch, folder, seed)
-    monkeypatch.setattr(
-        importlib.import_module("tkpy.ops.fft_conv.cuda"), "shares_for", lambda batch, *_: min(batch, 2)
-    )
+    cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
+    monkeypatch.setattr(cuda, "shares_for", lambda batch, *_: min(batch, 2))
     importlib.import_module("tkpy.ops.fft_conv.spectra").forget()
     try:
-        return disagreement(kwargs)
+        return disagreement(kwargs, grad=kwargs["u"].shape[-1] <= POINTS)
     except tkpy.InternalError as error:
         return str(error)
 
 
 def found(text, right, tmp_path, monkeypatch, number: int, seeds) -> str:
-    name, _, _ = KERNELS[ALL[number].kernel]
-    write_module(tmp_path, name, module(text, {f"faulty_{number}": f"{name}_{POINTS}"}))
+    kernel = ALL[number].kernel
+    long = kernel in LONG
+    names = {f"faulty_{number}": KERNELS[kernel][1]}
+    for i, control in enumerate(CONTROLS, len(FAULTS)):  # the module's other kernels
+        if long and control.kernel in LONG and control.kernel != kernel:
+            names[f"faulty_{i}"] = KERNELS[control.kernel][1]
+    write_module(tmp_path, KERNELS[kernel][0], module(text, names))
     gather(tmp_path, [right])
     for seed in seeds:
-        for kwargs in calls():
+        for kwargs in calls(long):
             if what := caught(kwargs, monkeypatch, tmp_path, seed):
                 print(what)
                 return what

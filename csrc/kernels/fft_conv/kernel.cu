@@ -7,9 +7,10 @@
 //       last -> registers -> gates, skip (u, pre once more, out of L2) --16 B--> gl; | is __syncthreads. transform.cuh
 //       has the mathematics. No ring: several CTAs of an SM are at different passes, and one waits for memory at its ends
 // precision  products of two bf16 terms (1e-5 of the norm of a row), the rest float, one rounding at the end
-// limits  L <= 16384, at least the taps that count. Rows that do not begin at 16 bytes are read sample by sample
-// cost  bytes 2 (2 + gates) L a row and 8 M a channel; flops 48 M (N1 + 2 N2 + 2 N3), N2 absent for two factors: at
-//       M = 4096 16 MFLOP a row, 26 ns of an H100's mma.sync where its memory takes 5 (10 with gates)
+// limits  L <= 16384, long.cu takes longer rows. Rows that do not begin at 16 bytes are read sample by sample
+// cost  bytes 2 (2 + gates) L a row and 8 M a channel; flops 24 M (N1 + 2 N2 + 2 N3), N2 absent for two factors: at
+//       M = 4096 7.9 MFLOP for 16 KiB of u and y, or 32 with gates
+#include "filter.cuh"
 #include "rows.cuh"
 
 namespace tkpy::fft_conv {
@@ -17,32 +18,8 @@ namespace tkpy::fft_conv {
 template <int Index>
 struct Convolution : Transform<Index> {
   using Base = Transform<Index>;
-  using Base::chunks, Base::units, Base::M, Base::Warps;
   using Base::Base;
-
-  // The values of the row times those of the taps.
-  TK_DEVICE void filter(const ConvParams& p, int channel) const {
-    const float4* spectrum = static_cast<const float4*>(p.spectrum) + static_cast<long long>(channel) * (M / 2);
-    const float sign = p.correlate ? -1.0f : 1.0f;
-    const typename Base::Third pass(Base::tables);
-#pragma unroll 1
-    for (int i = 0; i < units; ++i) {
-      const int unit = warp_index() + i * Warps;
-      typename Base::Values z;
-      Base::third(pass, z, unit);
-#pragma unroll
-      for (int b = 0; b < chunks; ++b)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float4 pair = __ldg(spectrum + Base::value_at(unit, b, e / 2));
-          const float2 tap = e % 2 ? make_float2(pair.z, sign * pair.w) : make_float2(pair.x, sign * pair.y);
-          const float2 x = times({z.re[b][e], z.im[b][e]}, tap);
-          z.re[b][e] = x.x;
-          z.im[b][e] = x.y;
-        }
-      Base::third_back(pass, z, unit);
-    }
-  }
+  using Base::M;
 
   TK_DEVICE void run(const ConvParams& p) const {
     const int batch = static_cast<int>(blockIdx.x) % p.batch, channel = static_cast<int>(blockIdx.x) / p.batch;
@@ -50,17 +27,11 @@ struct Convolution : Transform<Index> {
     const Gated v{row(p.u), row(p.pre)};
     Base::template first<false>([&](float(&x)[8], int, int n) { v.load(x, n); });
     Base::to_values();
-    filter(p, channel);
+    const float4* spectrum = static_cast<const float4*>(p.spectrum) + static_cast<long long>(channel) * (M / 2);
+    filter(*this, spectrum, p.correlate != 0);
     Base::from_values();
     const Row post = row(p.post), post2 = row(p.post2), out = row(p.out), out2 = row(p.out2);
     const float skip = p.skip ? p.skip[channel] : 0.0f;
-    const auto gate_and_store = [&](const Row& to, const Row& gate, const float(&x)[8], int n) {
-      float y[8];
-      if (gate.data) gate.load(y, n);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) y[i] = gate.data ? y[i] * x[i] : x[i];
-      to.store(y, n);
-    };
     Base::last_real([&](float(&x)[8], int n) {
       if (n >= p.length) return;
       if (p.skip) {
@@ -69,8 +40,8 @@ struct Convolution : Transform<Index> {
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[i] = fmaf(skip, direct[i], x[i]);
       }
-      gate_and_store(out, post, x, n);
-      if (out2.data) gate_and_store(out2, post2, x, n);
+      store_gated(out, post, x, n);
+      if (out2.data) store_gated(out2, post2, x, n);
     });
   }
 };

@@ -184,9 +184,77 @@ std::string gradient(Machine& machine, void* stream, const View& u, const Option
   return run(machine, stream, "fft_conv_gradient", plan, blocks, p, std::move(views), u.device);
 }
 
+// The same for rows of outer * inner points, in three launches through `work`.
+std::string convolve_long(Machine& machine, void* stream, const View& u, const Optional& pre, const Optional& post,
+                          const Optional& post2, const View& out, const Optional& out2, const Optional& skip,
+                          const View& spectrum, const View& work, const View& matrix_in, const View& matrix_out,
+                          const View& tables, bool correlate) {
+  check_rows("u", u, u);
+  for (const auto& [name, v] : {std::pair{"pre", &pre}, {"post", &post}, {"post2", &post2}, {"out2", &out2}})
+    if (*v) check_rows(name, **v, u);
+  check_rows("out", out, u);
+  check(u.elements() > 0, "u", "at least one sample", u);
+  check(spectrum.rank == 4 && spectrum.shape[0] == u.shape[1], "spectrum", "[channels, outer, inner, 2]", spectrum);
+  const std::int64_t rows = u.shape[0] * u.shape[1], outer = spectrum.shape[1], inner = spectrum.shape[2];
+  const int plan = plan_of(inner, tables);
+  check(inner == 2048 || inner == 4096 || inner == 16384, "spectrum", "an inner size of 2048, 4096 or 16384", spectrum);
+  check(outer % 16 == 0 && outer >= 16 && outer <= kMostOuter, "spectrum", "an outer size of 16, 32 .. 256", spectrum);
+  check_dense("spectrum", spectrum, DType::f32, 2 * u.shape[1] * outer * inner, u);
+  check_dense("work", work, DType::f32, 2 * rows * outer * inner, u);
+  check(u.shape[2] <= outer * inner, "u", "at most as many samples as points", u);
+  check_dense("matrix_in", matrix_in, DType::i32, 2 * outer * outer, u);
+  check_dense("matrix_out", matrix_out, DType::i32, 2 * outer * outer, u);
+  if (skip) check_dense("skip", *skip, DType::f32, u.shape[1], u);
+  LongParams p{};
+  p.u = rows_of(u);
+  p.pre = rows_of(pre);
+  p.post = rows_of(post);
+  p.post2 = rows_of(post2);
+  p.out = rows_of(out);
+  p.out2 = rows_of(out2);
+  p.skip = skip ? static_cast<const float*>(skip->data) : nullptr;
+  p.work = static_cast<float*>(work.data);
+  p.spectrum = spectrum.data;
+  p.tables = tables.data;
+  p.batch = static_cast<int>(u.shape[0]);
+  p.channels = static_cast<int>(u.shape[1]);
+  p.length = static_cast<int>(u.shape[2]);
+  p.half = u.dtype == DType::f16;
+  p.correlate = correlate;
+  p.outer = static_cast<int>(outer);
+  p.inner = static_cast<int>(inner);
+  std::vector<View> views = {u.read_only(),          spectrum.read_only(),   tables.read_only(), out, work,
+                             matrix_in.read_only(), matrix_out.read_only()};
+  for (const Optional* v : {&pre, &post, &post2, &skip})
+    if (*v) views.push_back((*v)->read_only());
+  if (out2) views.push_back(*out2);
+  const auto launch = [&](const std::string& name, std::int64_t blocks, int threads, int shared, const View& matrix) {
+    if (blocks > std::numeric_limits<int>::max())
+      throw std::invalid_argument("fft_conv: need fewer than 2^31 blocks, got " + std::to_string(blocks));
+    p.matrix = matrix.data;
+    machine.launch(machine.kernel("fft_conv_long", name), {.grid = {static_cast<std::uint32_t>(blocks), 1, 1},
+                                                           .block = {static_cast<std::uint32_t>(threads), 1, 1},
+                                                           .cluster = {},
+                                                           .shared = static_cast<std::uint32_t>(shared),
+                                                           .params = runtime::bytes_of(p),
+                                                           .views = views,
+                                                           .stream = stream,
+                                                           .device = u.device});
+  };
+  const std::int64_t strips = rows * (inner / kOuterColumns);
+  const std::string middle = "fft_conv_long_inner_" + std::to_string(inner);
+  launch("fft_conv_long_in", strips, 32 * kOuterWarps, outer_shared_bytes(p.outer, false), matrix_in);
+  launch(middle, rows * outer, kPlans[plan].threads(), kPlans[plan].shared_bytes(), matrix_in);
+  launch("fft_conv_long_out", strips, 32 * kOuterWarps, outer_shared_bytes(p.outer, true), matrix_out);
+  return middle;
+}
+
 const runtime::Launcher registered_convolve("fft_conv", convolve,
                                             {"u", "pre", "post", "post2", "out", "out2", "skip", "spectrum", "tables",
                                              "correlate"});
+const runtime::Launcher registered_long("fft_conv_long", convolve_long,
+                                        {"u", "pre", "post", "post2", "out", "out2", "skip", "spectrum", "work",
+                                         "matrix_in", "matrix_out", "tables", "correlate"});
 const runtime::Launcher registered_spectrum("fft_conv_spectrum", spectrum,
                                             {"k", "k_reverse", "used", "used_reverse", "spectrum", "tables"});
 const runtime::Launcher registered_gradient("fft_conv_gradient", gradient,

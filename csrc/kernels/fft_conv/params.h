@@ -59,6 +59,23 @@ struct ConvParams {
   int correlate;          // 1: with the conjugate spectrum, the adjoint
 };
 
+// Rows longer than a CTA holds: N0 M' points, n = n0 M' + n', j = j0 + N0 j'. The passes over n0 are kernels of their own.
+constexpr int kMostOuter = 256;     // N0: 16, 32 .. 256
+constexpr int kOuterColumns = 64;   // n' of a CTA of them
+constexpr int kOuterWarps = 8;
+constexpr int outer_shared_bytes(int outer, bool complex) { return 2 * kOuterColumns * outer * (complex ? 4 : 2); }
+
+struct LongParams {
+  Rows u, pre, post, post2, out, out2;
+  const float* skip;
+  float* work;            // [batch, channels, N0, 2, M']: real parts, imaginary parts
+  const void* matrix;     // 2 N0 x N0 as fragments, or its transpose
+  const void* spectrum;   // [channels, N0, M']
+  const void* tables;     // those of M', at whole frequencies
+  int batch, channels, length, half, correlate;
+  int outer, inner;       // N0, M'
+};
+
 // The spectrum of a circle of taps: k from 0 on, k_reverse backwards from the end. Float, contiguous.
 struct SpectrumParams {
   const float *k, *k_reverse;

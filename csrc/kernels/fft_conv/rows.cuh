@@ -66,4 +66,13 @@ struct Gated {
   }
 };
 
+// out = gate x, or x.
+TK_DEVICE void store_gated(const Row& out, const Row& gate, const float (&x)[8], int n) {
+  float y[8];
+  if (gate.data) gate.load(y, n);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) y[i] = gate.data ? y[i] * x[i] : x[i];
+  out.store(y, n);
+}
+
 }  // namespace tkpy::fft_conv

@@ -21,7 +21,7 @@
 //   between lanes of one. The third pass needs none of its own: a lane names the same rows for reading and for writing
 // precision  every operand is two bf16 terms, of 16 bits together; of their products the one of both lower terms is
 //   dropped: 2^-17 an operand, sums and twiddles in float: 1e-5 of the norm after six passes whatever the range of the
-//   data. Operands of one bf16 term would cost 3e-3, of one fp16 term 7e-4 and a scale for every row, with a third of
+//   data. Operands of one bf16 term would cost about 3e-3, of one fp16 term about 7e-4 and a scale for every row, with a third of
 //   the products: more than float16 outputs are rounded by (2e-4), less than bfloat16 ones (1.4e-3)
 #pragma once
 
@@ -60,6 +60,24 @@ TK_DEVICE float2 twiddle(const void* tables, int section, int index) {
 }
 TK_DEVICE float2 times(float2 a, float2 b) { return {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x}; }
 TK_DEVICE float2 times_conj(float2 a, float2 b) { return {a.x * b.x + a.y * b.y, a.y * b.x - a.x * b.y}; }
+
+// Four lanes hold rows g and g + 8 of two accumulators, 16 columns: lane t of them gets 8 columns (t % 2) of row
+// g + 8 (t / 2).
+TK_DEVICE void gather_row(float (&x)[8], const float (&left)[4], const float (&right)[4]) {
+  u32 even[4], odd[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    even[i] = __float_as_uint(i % 2 ? right[i / 2 * 2] : left[i / 2 * 2]);
+    odd[i] = __float_as_uint(i % 2 ? right[i / 2 * 2 + 1] : left[i / 2 * 2 + 1]);
+  }
+  detail::transpose_quad(even);
+  detail::transpose_quad(odd);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(even[i]);
+    x[2 * i + 1] = __uint_as_float(odd[i]);
+  }
+}
 
 // -x of a pair of bf16.
 TK_DEVICE u32 minus(u32 pair) { return pair ^ 0x80008000u; }
@@ -369,21 +387,8 @@ struct Transform {
       product<true>(acc, matrix, strip);
 #pragma unroll
       for (int m = 0; m < N1 / 16; ++m) {
-        // Four lanes hold rows g and g + 8 of 16 columns: lane t of them takes 8 columns of one row.
-        u32 even[4], odd[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          even[i] = __float_as_uint(acc[m][i % 2][i / 2 * 2]);
-          odd[i] = __float_as_uint(acc[m][i % 2][i / 2 * 2 + 1]);
-        }
-        detail::transpose_quad(even);
-        detail::transpose_quad(odd);
         float x[8];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          x[2 * i] = __uint_as_float(even[i]);
-          x[2 * i + 1] = __uint_as_float(odd[i]);
-        }
+        gather_row(x, acc[m][0], acc[m][1]);
         const int t = lane % 4, n1 = 16 * m + lane / 4 + 8 * (t / 2);
         store(x, 8 * (strip.first[0] + t % 2 + n1 * columns));
       }

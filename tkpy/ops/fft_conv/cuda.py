@@ -4,6 +4,9 @@ The spectrum of the filters is made once a call (or kept, spectra.py), in float3
 convolution with the conjugate spectrum, that of post_gate the convolution once more with dy for a gate; those of the
 filters, and of the skip as their tap of lag 0, are sums over the batch that one more kernel makes. The order of all
 sums follows from shapes: the same call gives the same bits.
+
+Rows longer than a CTA holds go through an outer factor in global memory (long.cu); the spectrum of their filters, and
+the filters' gradients, are made by torch.fft.
 """
 
 from __future__ import annotations
@@ -13,16 +16,29 @@ import functools
 import torch
 
 from tkpy.machine import launch
+from tkpy.ops.fft_conv import eager
 from tkpy.ops.fft_conv.spectra import kept
-from tkpy.ops.fft_conv.tables import PLANS, tables
+from tkpy.ops.fft_conv.tables import PLANS, order, outer_matrices, tables
 
-LONGEST = max(PLANS)
+INNER = (2048, 4096, 16384)  # of long rows, and
+OUTER = (16, 32, 64, 128, 256)  # their first factors
 IN_REGISTERS = 4096  # as in params.h
+
+
+def is_long(length: int) -> bool:
+    """Does no CTA hold such a row?"""
+    return length > max(PLANS)
 
 
 def points_for(length: int) -> int:
     """The least plan: circles of twice as many samples hold all lags between two samples of a row."""
     return min(points for points in PLANS if points >= length)
+
+
+def factors_for(length: int) -> tuple[int, int]:
+    """Outer and inner factor of a long row: the fewest points, of these the smallest product with the outer matrix."""
+    plans = ((outer, inner) for outer in OUTER for inner in INNER if outer * inner >= length)
+    return min(plans, key=lambda plan: (plan[0] * plan[1], plan[0]))
 
 
 def _rows(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -36,7 +52,12 @@ def _reach(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> 
 
 
 def _spectrum(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> torch.Tensor:
-    points, reach = points_for(u.shape[-1]), _reach(u, k, k_reverse)
+    reach = _reach(u, k, k_reverse)
+    filters = [k] if k_reverse is None else [k, k_reverse]
+    if is_long(u.shape[-1]):
+        outer, inner = factors_for(u.shape[-1])
+        return kept(filters, (outer, inner, *reach), lambda: _long_spectrum(outer, inner, reach, k, k_reverse))
+    points = points_for(u.shape[-1])
 
     def make() -> torch.Tensor:
         spectrum = torch.empty(u.shape[1], points, 2, dtype=torch.float32, device=u.device)
@@ -44,7 +65,26 @@ def _spectrum(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) 
         launch("fft_conv_spectrum", *taps, *reach, spectrum, tables(points, u.device), op="fft_conv")
         return spectrum
 
-    return kept([k] if k_reverse is None else [k, k_reverse], (points, *reach), make)
+    return kept(filters, (points, *reach), make)
+
+
+def _long_spectrum(outer, inner, reach, k, k_reverse):
+    """[H, outer, inner, 2], a block of channels at a time: what fft_conv_spectrum does, by torch.fft."""
+    points, channels = outer * inner, k.shape[0]
+    spectrum = torch.empty(channels, outer, inner, 2, dtype=torch.float32, device=k.device)
+    quarter = torch.arange(points, dtype=torch.float64, device=k.device) * (-torch.pi / (2 * points))
+    shift = torch.polar(torch.full_like(quarter, 1 / points), quarter).to(torch.complex64)
+    step = max(1, eager.BLOCK_ELSEWHERE // points)
+    for start in range(0, channels, step):
+        block = slice(start, start + step)
+        circle = torch.zeros(len(k[block]), points, 2, dtype=torch.float32, device=k.device)
+        circle[:, : reach[0], 0] = k[block, : reach[0]]
+        if reach[1]:
+            circle[:, points - reach[1] :, 1] = k_reverse[block, : reach[1]].flip(-1)
+        values = torch.fft.fft(torch.view_as_complex(circle) * shift)  # at j = j0 + outer j'
+        values = values.view(-1, inner, outer).transpose(1, 2)[..., order(inner, k.device)]
+        spectrum[block] = torch.view_as_real(values.contiguous())
+    return spectrum
 
 
 def _convolve(u, pre, post, skip, spectrum, *, correlate=False, post2=None, wanted=(True, False)):
@@ -54,10 +94,16 @@ def _convolve(u, pre, post, skip, spectrum, *, correlate=False, post2=None, want
     if not wanted[0]:
         outs.reverse()
         gates.reverse()
-    launch(
-        "fft_conv", u, pre, *gates, *outs, None if skip is None else skip.float().contiguous(), spectrum,
-        tables(spectrum.shape[1], u.device), correlate, op="fft_conv",
-    )  # fmt: skip
+    skip = None if skip is None else skip.float().contiguous()
+    constants: tuple[torch.Tensor, ...]
+    if spectrum.dim() == 3:
+        constants = (tables(spectrum.shape[1], u.device),)
+        launch("fft_conv", u, pre, *gates, *outs, skip, spectrum, *constants, correlate, op="fft_conv")
+    else:
+        _, outer, inner, _ = spectrum.shape
+        work = torch.empty(*u.shape[:2], outer, 2, inner, dtype=torch.float32, device=u.device)
+        constants = (*outer_matrices(outer, u.device), tables(inner, u.device, 0.0))
+        launch("fft_conv_long", u, pre, *gates, *outs, skip, spectrum, work, *constants, correlate, op="fft_conv")
     return outs if wanted[0] else outs[::-1]
 
 
@@ -110,7 +156,12 @@ def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, need
         )
     if need_post:
         dpost = _convolve(u, pre_gate, dy, skip, spectrum)[0]
-    if need_k or need_reverse or need_skip:
+    if (need_k or need_reverse or need_skip) and is_long(u.shape[-1]):
+        only = [False, need_k, need_reverse, need_skip, False, False]
+        _, dk, dk_reverse, dskip, _, _ = eager.backward(
+            grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, needs=only
+        )
+    elif need_k or need_reverse or need_skip:
         ahead, back = _reach(u, k, k_reverse)
         lags = max(ahead if need_k else 0, 1 if need_skip else 0)
         taps, taps_reverse = _filters(u, pre_gate, dy, post_gate, lags, back if need_reverse else 0)

@@ -13,7 +13,7 @@ from tkpy.arguments import Arguments, autocast
 from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Op
 
-LONGEST = 16384  # samples of a row that the compiled kernels take
+LONGEST = 256 * 16384  # samples of a row that the compiled kernels take
 
 
 def fft_conv(

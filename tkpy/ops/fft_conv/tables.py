@@ -64,10 +64,10 @@ def _numbers(waves: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def tables(points: int, device: torch.device) -> torch.Tensor:
-    """One buffer of int32 on `device`."""
+def tables(points: int, device: torch.device, shift: float = 0.25) -> torch.Tensor:
+    """One buffer of int32 on `device`: values at the frequencies j + shift."""
     n1, n2, n3 = PLANS[points]
-    shifted = _range(n1) + 0.25
+    shifted = _range(n1) + shift
     first = _waves(shifted, _range(n1), n1)
     second, third = _waves(_range(n2), _range(n2), n2), _waves(_range(n3), _range(n3), n3)
     parts = [_left(_of_real_input(first)), _left(_of_real_input(first).T), _left(_real(first)), _left(_real(first).T)]
@@ -80,3 +80,22 @@ def tables(points: int, device: torch.device) -> torch.Tensor:
         _numbers(_waves(_range(n2), _range(n3), n2 * n3)),
     ]
     return torch.cat([part.view(torch.int32) for part in parts]).to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def outer_matrices(outer: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first factor of a long row, from real samples and back to them (csrc/kernels/fft_conv/long.cu)."""
+    matrix = _of_real_input(_waves(_range(outer) + 0.25, _range(outer), outer))
+    there, back = (_left(m).view(torch.int32).to(device) for m in (matrix, matrix.T))
+    return there, back
+
+
+@functools.lru_cache(maxsize=64)
+def order(points: int, device: torch.device) -> torch.Tensor:
+    """The frequency of every value of a spectrum, in the order in which the kernels hold them (Transform::value_at)."""
+    n1, n2, n3 = PLANS[points]
+    unit, b, half, lane, pair = torch.meshgrid(
+        *(torch.arange(n) for n in (points // (16 * n3), n3 // 8, 2, 32, 2)), indexing="ij"
+    )
+    row, j3 = 16 * unit + 8 * half + lane // 4, 8 * b + 2 * (lane % 4) + pair
+    return (row // n2 + n1 * (row % n2 + n2 * j3)).flatten().to(device)

@@ -1,0 +1,33 @@
+// The middle of a convolution: the third pass, its values times those of the taps, and the third pass back.
+#pragma once
+
+#include "transform.cuh"
+
+namespace tkpy::fft_conv {
+
+// `spectrum`: of the row's channel, as `spectrum` leaves it; conjugate: of the adjoint.
+template <int Index>
+TK_DEVICE void filter(const Transform<Index>& transform, const float4* spectrum, bool conjugate) {
+  using F = Transform<Index>;
+  const float sign = conjugate ? -1.0f : 1.0f;
+  const typename F::Third pass(transform.tables);
+#pragma unroll 1
+  for (int i = 0; i < F::units; ++i) {
+    const int unit = warp_index() + i * F::Warps;
+    typename F::Values z;
+    transform.third(pass, z, unit);
+#pragma unroll
+    for (int b = 0; b < F::chunks; ++b)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float4 pair = __ldg(spectrum + F::value_at(unit, b, e / 2));
+        const float2 tap = e % 2 ? make_float2(pair.z, sign * pair.w) : make_float2(pair.x, sign * pair.y);
+        const float2 x = times({z.re[b][e], z.im[b][e]}, tap);
+        z.re[b][e] = x.x;
+        z.im[b][e] = x.y;
+      }
+    transform.third_back(pass, z, unit);
+  }
+}
+
+}  // namespace tkpy::fft_conv
