@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from tkpy.arguments import Arguments
+from tkpy.ops.attention import block_kernel
 from tkpy.ops.attention.block_lists import (
     FULL,
     NONE,
@@ -124,16 +125,28 @@ class BlockMask:
         return mask
 
     @classmethod
+    def _of_kernel(cls, table: torch.Tensor, seq_q: int, seq_k: int, block: int, most: int, causal: bool) -> BlockMask:
+        mask = cls.__new__(cls)
+        mask.seq_q, mask.seq_k, mask.block = seq_q, seq_k, block
+        for name, value in block_kernel.listed_blocks(table, seq_q, seq_k, block, most, causal).items():
+            setattr(mask, name, value)
+        return mask
+
+    @classmethod
     def _of_builder(cls, builder: Builder) -> BlockMask:
         return cls._of_state(*builder.finish(), builder.seq_q, builder.seq_k, builder.block)
 
     # ------------------------------------------------------------------------------------------------------ from data
     @classmethod
-    def from_dense(cls, blocks: torch.Tensor, seq_q: int, seq_k: int, block: int = 128) -> BlockMask:
-        """From a bool table (B, H, nQ, nK) of blocks; a true block is seen completely."""
+    def from_dense(
+        cls, blocks: torch.Tensor, seq_q: int, seq_k: int, block: int = 128, *, backend: str | None = None
+    ) -> BlockMask:
+        """From a bool table (B, H, nQ, nK) of blocks; a true block is seen completely. `backend`: see `topk`."""
         check = Arguments("BlockMask.from_dense")
         n_q, n_k = _check_lengths(check, seq_q, seq_k, block)
         check.tensor("blocks", blocks, f"B H {n_q} {n_k}", dtypes=(torch.bool,))
+        if block_kernel.serves(check, "BlockMask.from_dense", backend, blocks.device):
+            return cls._of_kernel(blocks, seq_q, seq_k, block, 0, False)
         state = torch.where(blocks, FULL, NONE).to(torch.int32)
         return cls._of_state(state, no_masks(block, blocks.device), seq_q, seq_k, block)
 
@@ -397,10 +410,15 @@ class BlockMask:
         block: int = 64,
         *,
         causal: bool = True,
+        backend: str | None = None,
     ) -> BlockMask:
         """The `blocks` key blocks of highest score in each row of scores (B, H, nQ, nK).
 
         With `causal`, only key blocks that hold a permitted pair compete, and pairs j > i + seq_k - seq_q are not seen.
+
+        On an sm_90 GPU a kernel makes the lists: nothing waits for the device, a CUDA graph may hold it, the same
+        scores give the same lists (of equal ones the first; NaN is above all). `backend`: None, or one of "cuda",
+        "emulator" (the same kernel, CPU tensors) and "eager".
         """
         check = Arguments("BlockMask.topk")
         seq_k = seq_q if seq_k is None else seq_k
@@ -408,6 +426,8 @@ class BlockMask:
         check.tensor("scores", scores, f"B H {n_q} {n_k}")
         check.integer("blocks", blocks, minimum=0)
         check.flag("causal", causal)
+        if block_kernel.serves(check, "BlockMask.topk", backend, scores.device):
+            return cls._of_kernel(scores, seq_q, seq_k, block, blocks, causal)
         rows, columns = _grid(n_q, n_k, scores.device)
         some, every = band_blocks(rows, columns, block, seq_q, seq_k, -1, 0 if causal else -1)
         best = scores.detach().float().masked_fill(~some, -torch.inf).topk(min(blocks, n_k), -1).indices

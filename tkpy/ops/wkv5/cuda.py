@@ -102,7 +102,7 @@ def backward(grads, outputs, r, k, v, w, u, initial_state, cu_seqlens, output_fi
     # Of packed sequences some slots stay empty.
     make = torch.empty if cu_seqlens is None else torch.zeros
     shares = make(3, slots, *r.shape[2:], dtype=torch.float32, device=r.device)
-    states = [None] * 3
+    states: list[torch.Tensor | None] = [None] * 3
     if slots > sequences or cu_seqlens is not None:
         states = [_states(r, slots) for _ in range(3)]
     launch(
