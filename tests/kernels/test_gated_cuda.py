@@ -87,7 +87,7 @@ def test_every_case_and_its_gradients(built, named, dtype):
         (dense(), "shared_tma"), (dense(c=71), "shared_generic"), (blocks(), "two_tma"), (blocks(i=100), "two_tma"),
         (blocks(c=36), "two_generic"), (blocks(nblocks=3), "two_tma"), (blocks(nblocks=1, rows=3), "two_tma"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else value[1].name,
 )  # fmt: skip
 def test_one_launch_makes_the_gated_product(built, ran, named, kernel, dtype):
     check(named, dtype, grad=False)
