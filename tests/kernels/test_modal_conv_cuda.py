@@ -67,7 +67,11 @@ def test_segments_and_schedules(folder, monkeypatch, modes, length, each, seed):
     assert disagreement(inputs(1, 2, modes, length, torch.float32)) == ""
 
 
-@pytest.mark.parametrize("absent", [{name} for name in sorted(ALL)] + [ALL, {"pre_gate", "post_gate"}], ids=str)
+@pytest.mark.parametrize(
+    "absent",
+    [{name} for name in sorted(ALL)] + [ALL, {"pre_gate", "post_gate"}],
+    ids=lambda names: " ".join(sorted(names)),
+)
 def test_options(built, absent):
     assert disagreement(inputs(1, 2, 4, 64 * 17 + 3, options=ALL - absent)) == ""
 

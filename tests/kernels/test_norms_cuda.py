@@ -16,6 +16,7 @@ from tkpy.emulator.run import Counters, CountRow  # noqa: E402
 from tkpy.ops import rows  # noqa: E402
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+STREAMS = [(d, r) for d in DTYPES for r in dict.fromkeys((d, torch.float32))]  # x's dtype, the residual's
 KINDS = list(OPS)
 CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS.values() for case in op.cases if not case.bench
@@ -48,7 +49,9 @@ def test_every_case_of_the_ops(built, op, case, dtype):
     assert (log[0].op, log[0].backend) == (op.name, "emulator")
 
 
-@pytest.mark.parametrize("dtype, residual", [(d, r) for d in DTYPES for r in {d, torch.float32}], ids=str)
+@pytest.mark.parametrize(
+    "dtype, residual", [(d, r) for d in DTYPES for r in dict.fromkeys((d, torch.float32))], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [1, 8, 24, 130, 250, 515, 1032])
 def test_several_rows_a_team(folder, monkeypatch, kind, width, dtype, residual):
@@ -182,7 +185,9 @@ def test_the_launchers_check_again(built):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype, residual", [(d, r) for d in DTYPES for r in {d, torch.float32}], ids=str)
+@pytest.mark.parametrize(
+    "dtype, residual", [(d, r) for d in DTYPES for r in dict.fromkeys((d, torch.float32))], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [64, 515, 768, 4096, 8192, 20001])
 def test_on_the_device(kind, width, dtype, residual):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a filter may die, and drop its spectrum, while this thread holds it
 _kept: dict[int, tuple[list[weakref.ref[torch.Tensor]], tuple[Any, ...], torch.Tensor]] = {}
 
 
