@@ -271,7 +271,7 @@ def test_ops_never_time_the_eager_or_reference_form_as_ours():
 
 
 def test_the_gate_of_an_op_is_its_reference(monkeypatch):
-    op = registry.get("rms_norm")
+    op = registry.get("rotary")
     monkeypatch.setattr(op.module("eager"), "forward", lambda x, *rest: torch.zeros_like(x))
     env = Environment(torch.device("cpu"), WallTimer(), ours=())
     (row,) = runner.run(from_cases(op, ["small"]), env, seconds=0.001)
