@@ -84,15 +84,16 @@ def test_ahead_of_time_entries_are_launched() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, types, constants = registry.get("rms_norm").module("triton").AHEAD_OF_TIME[0]
+    kernel, types, constants = registry.get("token_shift").module("triton").AHEAD_OF_TIME[0]
     signature = {name: (types | dict.fromkeys(constants, "constexpr"))[name] for name in kernel.arg_names}
-    x, weight = torch.randn(2, 3000).bfloat16(), torch.randn(3000).bfloat16()
-    want = registry.get("rms_norm").module("reference").forward(x.double(), weight.double(), 1e-6, True)
+    x, mix, last = torch.randn(2, 20, 300).bfloat16(), torch.rand(4, 300), torch.randn(2, 300).bfloat16()
+    want = registry.get("token_shift").module("reference").forward(x.double(), mix.double(), last.double())
     for capability in CAPABILITIES:
         compiled = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
         for seed in SEEDS:
-            y = torch.full_like(x, float("nan"))
-            emulator.launch_compiled(compiled, 2, [x, weight, y, 3000, 1e-6], seed=seed).raise_on_findings()
+            y = x.new_full((4, *x.shape), float("nan"))
+            arguments = [x, mix, last, y, *x.shape, *x.stride(), *last.stride()]
+            emulator.launch_compiled(compiled, (2, 3, 2), arguments, seed=seed).raise_on_findings()
             assert compare(y, want, TOLERANCE[torch.bfloat16])
 
 
