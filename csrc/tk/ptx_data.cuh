@@ -63,6 +63,10 @@ TK_DEVICE void st_shared_v2(u32 address, float x, float y) {
 TK_DEVICE void st_shared_v4(u32 address, uint4 x) {
   TK_PTX_MEMORY("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
 }
+TK_DEVICE void st_cluster_v4(u32 address, uint4 x) {  // in any CTA of the cluster; the address comes from mapa
+  TK_PTX_MEMORY("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z),
+                "r"(x.w));
+}
 
 // ---- Global memory: ld, st, 16 bytes ------------------------------------------------------------------------------
 TK_DEVICE uint4 ld_global_v4(const void* at) {

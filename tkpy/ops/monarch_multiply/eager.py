@@ -1,6 +1,6 @@
 """monarch_multiply as two batched GEMMs; the permutations are views of their operands.
 
-The product of the first factor is an output of the torch op, so that the backward need not compute it again.
+The product of the first factor is an output of the torch op where the gradient of the second wants it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ def _second(x: torch.Tensor, rows: int, l: int, width: int) -> torch.Tensor:
     return x.reshape(rows, width, l).permute(2, 0, 1)
 
 
-def forward(x, w1, w2):
+def forward(x, w1, w2, keep):
     (k, q, p), (l, s, r) = w1.shape, w2.shape
     rows = math.prod(x.shape[:-1])
     middle = x.new_empty(rows, k, q)
     torch.bmm(_first(x, rows, k, p), w1.transpose(1, 2), out=middle.transpose(0, 1))
     y = torch.bmm(_second(middle, rows, l, r), w2.transpose(1, 2))
-    return y.permute(1, 2, 0).reshape(*x.shape[:-1], s * l), middle.reshape(*x.shape[:-1], k * q)
+    kept = middle.reshape(*x.shape[:-1], k * q) if keep else x.new_empty(*x.shape[:-1], 0)
+    return y.permute(1, 2, 0).reshape(*x.shape[:-1], s * l), kept
 
 
-def backward(grads, outputs, x, w1, w2, *, needs):
+def backward(grads, outputs, x, w1, w2, keep, *, needs):
     dy, dmiddle = grads
     (middle,) = outputs
     (k, q, p), (l, s, r) = w1.shape, w2.shape

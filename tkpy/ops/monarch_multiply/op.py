@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from tkpy.arguments import Arguments, autocast
+from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Op
+
+MOST_BYTES = 224 * 1024  # of shared memory, as in csrc/kernels/monarch/params.h
 
 
 def monarch_multiply(
@@ -47,17 +50,43 @@ def monarch_multiply(
         check.fail("x", f"of k * p = {k * p} features", f"shape {tuple(x.shape)}")
     if l * r != k * q:
         check.fail("w2", f"of shape (l, s, r) with l * r = k * q = {k * q}", f"shape {tuple(w2.shape)}")
-    y, _ = OP(x, w1, w2, backend=backend)
+    y, _ = OP(x, w1, w2, torch.is_grad_enabled() and w2.requires_grad, backend=backend)
     return y
 
 
-def fake(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fake(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
     (k, q, _), (l, s, _) = w1.shape, w2.shape
-    return x.new_empty((*x.shape[:-1], s * l)), x.new_empty((*x.shape[:-1], k * q))
+    return x.new_empty((*x.shape[:-1], s * l)), x.new_empty((*x.shape[:-1], k * q if keep else 0))
 
 
 def _rows(call: Call) -> int:
     return call["x"].numel() // max(call["x"].shape[-1], 1)
+
+
+def _shared_bytes(call: Call) -> int:
+    """Of a CTA in a cluster of 8 with 16 rows (shared_bytes of params.h): the backward's where one may come."""
+    (k, q, _), (l, s, r) = call["w1"].shape, call["w2"].shape
+    granules = 256 * -(-l // 64)
+    forward, backward = granules * r, granules * s + 32 * -(-k // 8) * q
+    return max(forward, backward) if any(t.requires_grad for t in call.tensors) else forward
+
+
+def supports(backend: str, call: Call) -> list[Refusal]:
+    if backend not in ("cuda", "emulator"):
+        return []
+    x, w1, w2 = call["x"], call["w1"], call["w2"]
+    reasons = []
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(x.dtype).removeprefix('torch.')}"))
+    sizes = (*w1.shape[1:], *w2.shape)
+    if any(size % 8 or size == 0 for size in sizes) or w1.shape[0] == 0:
+        reasons.append(Refusal("sizes", f"needs q, p, l, s and r in multiples of 8, not 0, got {sizes}"))
+    elif (needed := _shared_bytes(call)) > MOST_BYTES:
+        what = f"needs 16 rows in the shared memory of a cluster of 8, {MOST_BYTES} bytes a CTA"
+        reasons.append(Refusal("shared_memory", f"{what}, got sizes that take {needed}"))
+    if _rows(call) >= 2**30:
+        reasons.append(Refusal("rows", f"needs fewer than 2^30 rows, got {_rows(call)}"))
+    return reasons
 
 
 def flops(call: Call) -> int:
@@ -101,6 +130,11 @@ CASES = (
         "products of some thousands",
     ),
     Case(
+        "blocks of eights",
+        lambda m: {"x": m.randn(3, 25, 96), "w1": m.randn(4, 48, 24, scale=0.2), "w2": m.randn(8, 40, 24, scale=0.2)},
+        "six different sizes in multiples of 8: what the compiled kernel takes",
+    ),
+    Case(
         "16k x 4096",
         lambda m: {
             "x": m.randn(16384, 4096),
@@ -112,14 +146,16 @@ CASES = (
     ),
 )
 
-#: The torch op also returns h, (..., k * q), which its backward reads.
+#: The torch op also returns h, (..., k * q), where the gradient of w2 will want it: `keep`.
 OP = Op(
     "monarch_multiply",
     monarch_multiply,
-    "(Tensor x, Tensor w1, Tensor w2) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor w1, Tensor w2, bool keep) -> (Tensor, Tensor)",
     fake=fake,
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    supports=supports,
     saves=(1,),
+    kernel="monarch",
 )

@@ -36,22 +36,23 @@ def _gradients(dy, x, weight, needs, *, interleaved):
     return dx, dw
 
 
-def forward(x, w1, w2):
+def forward(x, w1, w2, keep):
     middle = x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1])
     y = x.new_empty(*x.shape[:-1], w2.shape[0] * w2.shape[1])
     _forward(rows_of(x), w1, rows_of(middle), interleaved=False)
     _forward(rows_of(middle), w2, rows_of(y), interleaved=True)
-    return y, middle
+    return y, middle if keep else x.new_empty(*x.shape[:-1], 0)
 
 
-def backward(grads, outputs, x, w1, w2, *, needs):
+def backward(grads, outputs, x, w1, w2, keep, *, needs):
     dy, dmiddle = grads
     dw2 = None
     if dy is not None:
         wanted = (needs[0] or needs[1], needs[2])
-        through, dw2 = _gradients(rows_of(dy), rows_of(outputs[0]), w2, wanted, interleaved=True)
+        middle = outputs[0] if keep else x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1])  # its shape alone
+        through, dw2 = _gradients(rows_of(dy), rows_of(middle), w2, wanted, interleaved=True)
         if through is not None:
-            through = through.view(outputs[0].shape)
+            through = through.view(middle.shape)
             dmiddle = through if dmiddle is None else through + dmiddle
     if dmiddle is None:
         return [None, None, dw2]

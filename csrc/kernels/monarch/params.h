@@ -1,0 +1,43 @@
+// What the two sides of monarch_multiply share: the parameter block, sizes, how much shared memory a CTA takes.
+#pragma once
+
+#include "tk/layout.h"
+
+namespace tkpy::monarch {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kMostRows = 64;   // of a tile; always a multiple of 16
+constexpr int kMostRanks = 8;   // CTAs of a cluster, which share a tile's channels
+constexpr long long kMostShared = 224 * 1024;
+
+// Blocks [blocks, out, in], contiguous. The first factor's are consecutive channels of its input, the second's are
+// every `blocks`-th channel.
+struct Factor {
+  const void* weight;
+  int blocks, out, in;
+};
+
+struct Params {
+  const void* in;    // forward x, backward dy; rows of in_pitch elements
+  void* middle;      // forward h, backward dh, contiguous; or null
+  void* out;         // forward y, backward dx, contiguous
+  long long in_pitch;
+  Factor first, second;  // backward: with every block transposed
+  int rows, tile, ranks; // rows in all, of a tile; CTAs of a cluster
+};
+
+TK_HD constexpr long long share_of(int count, int ranks) { return (count + ranks - 1) / ranks; }
+// Granules (eight neighbouring strided blocks) of `inner` channels each; consecutive blocks of `inner` channels.
+TK_HD constexpr long long strided_bytes(const Params& p, int inner) {
+  return 16ll * p.tile * share_of(p.second.blocks / 8, p.ranks) * inner;
+}
+TK_HD constexpr long long consecutive_bytes(const Params& p, int inner) {
+  return 2ll * p.tile * share_of(p.first.blocks, p.ranks) * inner;
+}
+// The forward keeps h; the backward dy and dh.
+TK_HD constexpr long long shared_bytes(const Params& p, bool backward) {
+  return backward ? strided_bytes(p, p.second.in) + consecutive_bytes(p, p.first.in) : strided_bytes(p, p.second.in);
+}
+
+}  // namespace tkpy::monarch

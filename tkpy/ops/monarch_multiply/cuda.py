@@ -1,0 +1,60 @@
+"""monarch_multiply by the compiled kernels of csrc/kernels/monarch: on an sm_90 GPU, or in the emulator.
+
+Both products of a row are one kernel, forward and backward; h and dh reach memory only where a factor's gradient wants
+them. The factors' gradients, sums over all rows, are blockdiag_linear's: w1's by TMA, w2's, whose blocks are strided,
+by masked loads.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tkpy.machine import launch
+from tkpy.ops.blockdiag_linear import cuda as blockdiag
+
+OP = "monarch_multiply"
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(rows, channels), contiguous and on multiples of 16 bytes."""
+    flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    fits = flat.stride(1) == 1 and flat.stride(0) % 8 == 0 and flat.stride(0) >= flat.shape[1]
+    return flat if fits and flat.data_ptr() % 16 == 0 else flat.clone(memory_format=torch.contiguous_format)
+
+
+def _whole(w: torch.Tensor) -> torch.Tensor:
+    """Contiguous and on a multiple of 16 bytes."""
+    w = w.contiguous()
+    return w if w.data_ptr() % 16 == 0 else w.clone()
+
+
+def forward(x, w1, w2, keep):
+    y = x.new_empty(*x.shape[:-1], w2.shape[0] * w2.shape[1])
+    middle = x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1] if keep else 0)
+    rows = _rows(x)
+    h = middle.view(len(rows), -1) if keep and len(rows) else None
+    launch("monarch", rows, _whole(w1), _whole(w2), h, y.view(len(rows), y.shape[-1]), 0, 0, op=OP)
+    return y, middle
+
+
+def backward(grads, outputs, x, w1, w2, keep, *, needs):
+    dy, dmiddle = grads
+    source, width = _rows(x), w1.shape[0] * w1.shape[1]
+    dx = dh = dw1 = dw2 = None
+    if dy is not None:
+        rows = _rows(dy)
+        if needs[0] or needs[1]:
+            dx = x.new_empty(source.shape)
+            dh = x.new_empty(len(source), width) if needs[1] else None
+            launch("monarch_backward", rows, _whole(w1.mT), _whole(w2.mT), dh, dx, 0, 0, op=OP)
+        if needs[2]:
+            h = outputs[0].reshape(len(source), width)
+            dw2 = blockdiag.gradient(rows, h, w2, y_order="interleaved", x_order="interleaved", op=OP)
+    if dmiddle is not None:  # of a caller of the torch op itself: the public function does not return h
+        more = _rows(dmiddle)
+        through = blockdiag.product(more, w1, x.new_empty(source.shape), op=OP)
+        dx = through if dx is None else dx + through
+        dh = more if dh is None else dh + more
+    if needs[1] and dh is not None:
+        dw1 = blockdiag.gradient(dh, source, w1, op=OP)
+    return [dx if dx is None else dx.view(x.shape), dw1, dw2]
