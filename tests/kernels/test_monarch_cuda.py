@@ -89,7 +89,7 @@ def test_every_case_and_its_gradients(folder, monkeypatch, cut, case, dtype, see
 def test_tiles_and_clusters(built, cut, tile, ranks):
     """More CTAs than granules or blocks; shares that do not divide; rows that end inside a tile."""
     cut[1][:] = tile, ranks
-    check(sized(75, 5, 32, 16, 40, 16))
+    check(sized(75, 5, 64, 16, 40, 16))
 
 
 def test_short_rows_are_cut_into_more_tiles(folder, monkeypatch):
@@ -176,7 +176,7 @@ def test_the_same_call_gives_the_same_bits(folder, monkeypatch):
     [
         (OP.cases[0], torch.bfloat16, "sizes"),
         (CASES[0], torch.float32, "dtype"),
-        (sized(0, 64, 512, 8, 512, 8), torch.bfloat16, "shared_memory"),
+        (sized(0, 64, 1024, 8, 512, 8), torch.bfloat16, "shared_memory"),
     ],
     ids=["sizes", "dtype", "shared memory"],
 )

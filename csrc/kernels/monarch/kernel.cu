@@ -184,6 +184,12 @@ TK_DEVICE void put(const Params& p, void* data, long long width, int row, long l
   if (data != nullptr && row < p.rows) ptx::st_global_v4(static_cast<T*>(data) + row * width + channel, x);
 }
 
+// All that the cluster's CTAs have written to each other is there. Lanes whose rows end come together first.
+TK_DEVICE void meet() {
+  __syncwarp();
+  cluster_sync();
+}
+
 template <class T>
 TK_DEVICE void forward(const Params& p, u32 memory, int first_row) {
   const long long middle = 1ll * p.first.blocks * p.first.out, out = 1ll * p.second.blocks * p.second.out;
@@ -203,7 +209,7 @@ TK_DEVICE void forward(const Params& p, u32 memory, int first_row) {
         ptx::st_cluster_v4(ptx::mapa(unit, static_cast<u32>(granule / each)), x);
         put<T>(p, p.middle, middle, first_row + row, flat, x);
       });
-  cluster_sync();
+  meet();
   strided<T>(p, h, [&](int granule, int channel, int row, uint4 x) {
     put<T>(p, p.out, out, first_row + row, 1ll * channel * p.second.blocks + 8 * granule, x);
   });
@@ -240,7 +246,7 @@ TK_DEVICE void backward(const Params& p, u32 memory, int first_row) {
     ptx::st_cluster_v4(ptx::mapa(unit, static_cast<u32>(block / blocks.each)), x);
     put<T>(p, p.middle, middle, first_row + row, flat, x);
   });
-  cluster_sync();
+  meet();
   consecutive<T>(
       p,
       [&](int block, int channel, int row) { return ptx::ld_shared_v4(dh.at(block - blocks.first, channel / 8, row)); },

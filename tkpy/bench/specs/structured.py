@@ -82,6 +82,7 @@ MONARCH_MULTIPLY = OpRows(
     what="a square Monarch matrix of order 2, of size^2 channels",
     rank=lambda sizes: 110 if sizes["rows"] == 16384 else 200,
     small={"rows": 64, "size": 16},
+    counted=(Counted({"rows": 512, "size": 32}),),
 )
 
 
