@@ -39,7 +39,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/{name}/kernel.cu") for name in ("monarch", "gemm")]
+    parts = [kernel_folder(f"kernels/{name}.cu") for name in ("monarch/kernel", "monarch/gradient", "gemm/kernel")]
     return gather(tmp_path_factory.mktemp("monarch"), parts)
 
 
@@ -62,7 +62,7 @@ def cut(monkeypatch):
     names, launch, chosen = [], machine.launch, [0, 0]
 
     def run(name, *args, **more):
-        args = (*args[:-2], *chosen) if name.startswith("monarch") else args
+        args = (*args[:-2], *chosen) if name in ("monarch", "monarch_backward") else args
         names.append(launch(name, *args, **more))
         return names[-1]
 
@@ -81,7 +81,8 @@ def test_every_case_and_its_gradients(folder, monkeypatch, cut, case, dtype, see
         ("monarch_multiply", "emulator"), ("monarch_multiply_backward", "emulator")
     ]  # fmt: skip
     suffix = "bf16" if dtype == torch.bfloat16 else "fp16"
-    assert cut[0] == [f"monarch_forward_{suffix}", f"monarch_backward_{suffix}"]
+    kernels = ("forward", "backward", "gradient_strided", "gradient_consecutive")
+    assert cut[0] == [f"monarch_{kernel}_{suffix}" for kernel in kernels]
 
 
 @pytest.mark.parametrize("tile", [16, 32, 64])
@@ -100,6 +101,14 @@ def test_short_rows_are_cut_into_more_tiles(folder, monkeypatch):
         on_machine(monkeypatch, folder, multiprocessors=multiprocessors)
         found.append(tkpy.monarch_multiply(**kwargs, backend="emulator"))
     assert torch.equal(*found)
+
+
+def test_factors_gradients_in_shares(built, monkeypatch):
+    """Sums over shares of the rows, the last one shorter; tiles of 64 x 64 that end inside a block, odd blocks."""
+    given, launch = [], machine.launch
+    monkeypatch.setattr(OP.module("cuda"), "launch", lambda *a, **k: (given.append(a), launch(*a, **k))[1])
+    check(sized(600, 3, 128, 16, 8, 72))
+    assert [a[3].shape[0] for a in given if a[0] == "monarch_gradient"] == [2, 2]
 
 
 def test_the_middle_is_kept_where_a_gradient_wants_it(built):

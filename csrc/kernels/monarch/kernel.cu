@@ -18,23 +18,15 @@
 // products  m16n8k16, A = rows, B = weights in their own order: lane (g, t) holds K = 8t .. 8t + 7 of every 32 for both, which
 //           permutes K inside an instruction and no sum. In the first factor lanes hold outputs 8t .. 8t + 7 of every 32;
 //           in the second eight blocks advance together, after an 8 x 8 transposition in registers
-// barriers  the cluster meets once before anything is written to another CTA (it has begun) and once when all is
-//           written (it is there); the backward's own dy: cp.async, then __syncthreads
+// barriers  the cluster meets once before anything is written to another CTA (it has begun; in the backward its dy, by
+//           cp.async, has landed too) and once when all is written (it is there)
 // precision products exact, sums fp32, h, y, dh, dx rounded once
 // limits    p, q, r, s, l multiples of 8; rows of 16 bytes' alignment; tile and ranks as the launcher finds them to fit
 // cost      flops 2 rows (k q p + l s r); bytes: x and y once, the factors once a tile and from L2 (ranks CTAs share
 //           them, so a tile of 64 rows of 4096 channels reads 1 MB of factors beside 1 MB of x and y)
-#include "tk/tk.cuh"
-
-#include "params.h"
+#include "monarch.cuh"
 
 namespace tkpy::monarch {
-
-using namespace tk;
-
-TK_DEVICE int lane_row() { return lane_index() / 4; }     // g
-TK_DEVICE int lane_chunk() { return lane_index() % 4; }   // t
-TK_DEVICE uint4 nothing() { return make_uint4(0u, 0u, 0u, 0u); }
 
 // Of this cluster's tile.
 TK_DEVICE int first_row_of(const Params& p) { return static_cast<int>(blockIdx.x) / p.ranks * p.tile; }
@@ -58,30 +50,6 @@ struct Share {
     count = max(0, min(each, all - first));
   }
 };
-
-// d += a b over 32 of K: rows g and g + 8 of A, column g of B.
-template <class T>
-TK_DEVICE void multiply(float* d, uint4 low, uint4 high, uint4 b) {
-  using form = ptx::mma_form<float, T, T>;
-  const u32 first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
-  ptx::mma<form>(d, first, b.x, b.y);
-  ptx::mma<form>(d, second, b.z, b.w);
-}
-
-// Element j of x[i] becomes element i of x[j].
-TK_DEVICE void turn(uint4 (&x)[8]) {
-  const u32 in[8][4] = {{x[0].x, x[0].y, x[0].z, x[0].w}, {x[1].x, x[1].y, x[1].z, x[1].w},
-                        {x[2].x, x[2].y, x[2].z, x[2].w}, {x[3].x, x[3].y, x[3].z, x[3].w},
-                        {x[4].x, x[4].y, x[4].z, x[4].w}, {x[5].x, x[5].y, x[5].z, x[5].w},
-                        {x[6].x, x[6].y, x[6].z, x[6].w}, {x[7].x, x[7].y, x[7].z, x[7].w}};
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const u32 halves = j % 2 ? 0x7632u : 0x5410u;
-    const int word = j / 2;
-    x[j] = make_uint4(__byte_perm(in[0][word], in[1][word], halves), __byte_perm(in[2][word], in[3][word], halves),
-                      __byte_perm(in[4][word], in[5][word], halves), __byte_perm(in[6][word], in[7][word], halves));
-  }
-}
 
 // Eight weights from `in` on of output `out` of a block: where they are, and they, 0 where there are none.
 template <class T>
@@ -238,7 +206,6 @@ TK_DEVICE void backward(const Params& p, u32 memory, int first_row) {
   const Units dh{memory + static_cast<u32>(strided_bytes(p, p.second.in)), p.first.in / 8, p.tile};
   const Share blocks(p.first.blocks, p.ranks);
   load_strided<T>(p, dy, first_row);
-  __syncthreads();
   cluster_sync();
   strided<T>(p, dy, [&](int granule, int channel, int row, uint4 x) {
     const int flat = channel * p.second.blocks + 8 * granule, block = flat / p.first.in;

@@ -1,4 +1,4 @@
-// Host side of monarch_multiply: checks, how a tile is cut, and the launch of either kernel.
+// Host side of monarch_multiply: checks, how a tile is cut, and the launch of each kernel.
 #include <string>
 
 #include "params.h"
@@ -30,6 +30,17 @@ void* contiguous(const char* what, const View& v, std::initializer_list<std::int
   return v.data;
 }
 
+void check_rows(const char* what, const View& v, std::int64_t rows, std::int64_t width, const View& x) {
+  check(v.rank == 2 && v.dtype == x.dtype && v.device == x.device && v.shape[0] == rows && v.shape[1] == width &&
+            v.stride[1] == 1 && v.stride[0] % 8 == 0 && aligned(v),
+        what, std::to_string(rows) + " 16-byte aligned rows of " + std::to_string(width) + " contiguous channels", v);
+}
+
+const char* type_name(const View& x) {
+  check(x.rank == 2 && (x.dtype == DType::bf16 || x.dtype == DType::f16), "x", "two dimensions of bf16 or f16", x);
+  return x.dtype == DType::bf16 ? "bf16" : "fp16";
+}
+
 // Blocks of multiples of 8.
 Factor factor(const char* what, const View& w, const View& x) {
   check(w.rank == 3 && w.shape[0] > 0 && w.shape[1] > 0 && w.shape[2] > 0 && w.shape[1] % 8 == 0 && w.shape[2] % 8 == 0,
@@ -54,7 +65,7 @@ bool cut(Params& p, bool backward, int multiprocessors) {
 
 std::string launch(Machine& machine, void* stream, bool backward, const View& in, const View& first, const View& second,
                    const Optional& middle, const View& out, std::int64_t tile, std::int64_t ranks) {
-  check(in.rank == 2 && (in.dtype == DType::bf16 || in.dtype == DType::f16), "x", "two dimensions of bf16 or f16", in);
+  const std::string kernel = std::string("monarch_") + (backward ? "backward_" : "forward_") + type_name(in);
   Params p{};
   p.first = factor("w1", first, in);
   p.second = factor("w2", second, in);
@@ -66,8 +77,7 @@ std::string launch(Machine& machine, void* stream, bool backward, const View& in
   const std::int64_t width = backward ? second.shape[0] * second.shape[2] : first.shape[0] * first.shape[2];
   const std::int64_t wide = backward ? first.shape[0] * first.shape[1] : second.shape[0] * second.shape[1];
   check(rows < (1ll << 30) && std::max({width, wide, of_first}) < (1ll << 30), "x", "fewer than 2^30 rows and channels", in);
-  check(in.shape[1] == width && in.stride[1] == 1 && in.stride[0] % 8 == 0 && aligned(in), "x",
-        "16-byte aligned rows of " + std::to_string(width) + " contiguous channels", in);
+  check_rows("x", in, rows, width, in);
   p.in = in.data;
   p.in_pitch = in.stride[0];
   if (middle) p.middle = contiguous("middle", *middle, {rows, of_first}, in);
@@ -80,8 +90,6 @@ std::string launch(Machine& machine, void* stream, bool backward, const View& in
                                 shared_bytes(p, backward) <= kMostShared
                           : cut(p, backward, machine.multiprocessors(in.device));
   check(fits, "x", "rows of which 16 fit into the shared memory of a cluster", in);
-  const std::string kernel =
-      std::string("monarch_") + (backward ? "backward_" : "forward_") + (in.dtype == DType::bf16 ? "bf16" : "fp16");
   if (rows == 0) return kernel;
   std::vector<View> views = {in.read_only(), first.read_only(), second.read_only(), out};
   if (middle) views.push_back(*middle);
@@ -110,8 +118,38 @@ std::string backward(Machine& machine, void* stream, const View& dy, const View&
   return launch(machine, stream, true, dy, w1t, w2t, dmiddle, dx, tile, ranks);
 }
 
+// sums [shares, blocks, out, in] of a^T b; `strided`: of the second factor.
+std::string gradient(Machine& machine, void* stream, const View& a, const View& b, const View& sums, bool strided) {
+  const std::string kernel = std::string("monarch_gradient_") + (strided ? "strided_" : "consecutive_") + type_name(a);
+  check(sums.rank == 4 && sums.dtype == DType::f32 && sums.device == a.device && sums.extent() == 4 * sums.elements() &&
+            sums.elements() > 0 && aligned(sums) && sums.shape[0] < 65536,
+        "sums", "contiguous f32 [shares, blocks, out, in], fewer than 65536 shares", sums);
+  const std::int64_t shares = sums.shape[0], blocks = sums.shape[1], out = sums.shape[2], in = sums.shape[3];
+  check(out % 8 == 0 && in % 8 == 0 && (!strided || blocks % 8 == 0), "sums", "sizes that are multiples of 8", sums);
+  const std::int64_t rows = a.shape[0], tiles = share_of(blocks, 8) * share_of(out, kSide) * share_of(in, kSide);
+  check(rows < (1ll << 30) && std::max({blocks, out, in, tiles}) < (1ll << 30), "dy", "fewer than 2^30 rows, channels, tiles", a);
+  check_rows("dy", a, rows, blocks * out, a);
+  check_rows("x", b, rows, blocks * in, a);
+  Gradient p{.a = a.data, .b = b.data, .sums = static_cast<float*>(sums.data), .a_pitch = a.stride[0], .b_pitch = b.stride[0],
+             .rows = static_cast<int>(rows), .share_rows = 0, .blocks = static_cast<int>(blocks),
+             .out = static_cast<int>(out), .in = static_cast<int>(in)};
+  p.share_rows = static_cast<int>(share_of(share_of(p.rows, static_cast<int>(shares)), kStepRows)) * kStepRows;
+  const std::vector<View> views = {a.read_only(), b.read_only(), sums};
+  machine.launch(machine.kernel("monarch_gradient", kernel),
+                 {.grid = {static_cast<std::uint32_t>(tiles), static_cast<std::uint32_t>(shares), 1},
+                  .block = {kThreads, 1, 1},
+                  .cluster = {},
+                  .shared = kGradientShared,
+                  .params = runtime::bytes_of(p),
+                  .views = views,
+                  .stream = stream,
+                  .device = a.device});
+  return kernel;
+}
+
 const runtime::Launcher forwards("monarch", forward, {"x", "w1", "w2", "middle", "y", "tile", "ranks"});
 const runtime::Launcher backwards("monarch_backward", backward, {"dy", "w1t", "w2t", "dmiddle", "dx", "tile", "ranks"});
+const runtime::Launcher gradients("monarch_gradient", gradient, {"dy", "x", "sums", "strided"});
 
 }  // namespace
 

@@ -40,4 +40,19 @@ TK_HD constexpr long long shared_bytes(const Params& p, bool backward) {
   return backward ? strided_bytes(p, p.second.in) + consecutive_bytes(p, p.first.in) : strided_bytes(p, p.second.in);
 }
 
+// dw[block, i, j] = sum over rows of a[row, block, i] b[row, block, j], in shares of the rows.
+// Blocks are every `blocks`-th channel of a and b, or consecutive channels.
+struct Gradient {
+  const void *a, *b;  // rows of a_pitch and b_pitch elements
+  float* sums;        // [shares, blocks, out, in]
+  long long a_pitch, b_pitch;
+  int rows, share_rows;  // share_rows: a multiple of kStepRows
+  int blocks, out, in;
+};
+
+constexpr int kSide = 64;      // of a tile of a block, out and in
+constexpr int kStepRows = 32;
+constexpr int kStages = 2;
+constexpr int kGradientShared = kStages * 2 * kWarps * kSide * kStepRows * 2;
+
 }  // namespace tkpy::monarch

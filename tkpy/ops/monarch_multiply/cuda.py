@@ -1,8 +1,8 @@
 """monarch_multiply by the compiled kernels of csrc/kernels/monarch: on an sm_90 GPU, or in the emulator.
 
 Both products of a row are one kernel, forward and backward; h and dh reach memory only where a factor's gradient wants
-them. The factors' gradients, sums over all rows, are blockdiag_linear's: w1's by TMA, w2's, whose blocks are strided,
-by masked loads.
+them. The factors' gradients are sums over all rows, in float32 shares of them where there are few blocks; torch adds
+the shares.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tkpy.machine import launch
 from tkpy.ops.blockdiag_linear import cuda as blockdiag
 
 OP = "monarch_multiply"
+MULTIPROCESSORS, FEWEST_ROWS = 132, 256  # CTAs that a factor's gradient is cut into; rows of a share
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -26,6 +27,16 @@ def _whole(w: torch.Tensor) -> torch.Tensor:
     """Contiguous and on a multiple of 16 bytes."""
     w = w.contiguous()
     return w if w.data_ptr() % 16 == 0 else w.clone()
+
+
+def _gradient(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, strided: bool) -> torch.Tensor:
+    """Block by block dy^T x, of weight's shape."""
+    blocks, out, inner = weight.shape
+    tiles = -(-blocks // 8) * -(-out // 64) * -(-inner // 64)
+    shares = max(1, min(len(x) // FEWEST_ROWS, MULTIPROCESSORS // tiles))
+    sums = x.new_empty(shares, blocks, out, inner, dtype=torch.float32)
+    launch("monarch_gradient", dy, x, sums, strided, op=OP)
+    return sums.sum(0).to(weight.dtype)
 
 
 def forward(x, w1, w2, keep):
@@ -48,13 +59,12 @@ def backward(grads, outputs, x, w1, w2, keep, *, needs):
             dh = x.new_empty(len(source), width) if needs[1] else None
             launch("monarch_backward", rows, _whole(w1.mT), _whole(w2.mT), dh, dx, 0, 0, op=OP)
         if needs[2]:
-            h = outputs[0].reshape(len(source), width)
-            dw2 = blockdiag.gradient(rows, h, w2, y_order="interleaved", x_order="interleaved", op=OP)
+            dw2 = _gradient(rows, _rows(outputs[0]), w2, strided=True)
     if dmiddle is not None:  # of a caller of the torch op itself: the public function does not return h
         more = _rows(dmiddle)
         through = blockdiag.product(more, w1, x.new_empty(source.shape), op=OP)
         dx = through if dx is None else dx + through
         dh = more if dh is None else dh + more
     if needs[1] and dh is not None:
-        dw1 = blockdiag.gradient(dh, source, w1, op=OP)
+        dw1 = _gradient(dh, source, w1, strided=False)
     return [dx if dx is None else dx.view(x.shape), dw1, dw2]
