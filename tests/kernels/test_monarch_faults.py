@@ -19,6 +19,7 @@ FORWARD, BACKWARD, STRIDED, CONSECUTIVE = "forward", "backward", "gradient_strid
 PARTS = (FORWARD, BACKWARD, STRIDED, CONSECUTIVE)
 
 MEET = "  meet();\n"
+FIRST = "if (m < tiles)\n#pragma unroll\n          for"
 PAIR = "d[m][j][2 * half + 1]"
 FAULTS = [
     Fault("h read before all have written it", MEET + "  strided", "  strided", FORWARD),
@@ -41,7 +42,7 @@ FAULTS = [
     Fault("half of the rows twice", "16 * m + g + 8 * half, make", "16 * m + g, make", FORWARD),
     Fault("channels overlap", "base = item % groups * 32", "base = item % groups * 24", FORWARD),
     Fault("channels past the block", "if (base + 8 * t >= f.out) continue;", "", FORWARD),
-    Fault("only the first tile of 16 rows", "if (m < tiles)\n#pragma unroll\n          for", "if (m < 1)\n          for", FORWARD),
+    Fault("only the first tile of 16 rows", FIRST, FIRST.replace("tiles", "1"), FORWARD),
     Fault("weights of the first of eight blocks", "        at += 1ll * f.out * f.in;\n", "", FORWARD),
     Fault("weights of the first eight outputs", "weights(at + 8 * f.in,", "weights(at,", FORWARD),
     Fault("weights of the first granule", "weights_at<T>(f, 8 * granule,", "weights_at<T>(f, 8 * local,", FORWARD),
@@ -114,7 +115,7 @@ def text(compile_kernel, toolchain, tmp_path_factory):
 # Rows of a tile, CTAs of a cluster: several of both; rows, granules and blocks that do not divide.
 CASES = [
     ((32, 3), sized(41, 8, 40, 24, 40, 24)),
-    ((64, 2), sized(75, 5, 64, 16, 40, 72)),
+    ((64, 2), sized(75, 5, 64, 16, 40, 40)),
     ((16, 1), sized(600, 12, 48, 72, 8, 72)),
 ]
 
