@@ -81,32 +81,6 @@ std::string forward(Machine& machine, void* stream, const View& x, const Optiona
   return name;
 }
 
-void sum_shares(Machine& machine, void* stream, const View& partial, const Optional (&outs)[2], std::int64_t columns) {
-  if (!outs[0] && !outs[1]) return;
-  SumParams p{};
-  std::vector<View> views = {partial.read_only()};
-  Checks checks("norm_backward", partial);
-  for (int i = 0; i < 2; ++i) {
-    if (!outs[i]) continue;
-    const Vector v = checks.vector(i == 0 ? "dweight" : "dbias", outs[i], columns, true, outs[i]->dtype, true);
-    p.out[i] = const_cast<void*>(v.data);
-    p.kind[i] = v.kind;
-    views.push_back(*outs[i]);
-  }
-  p.partial = static_cast<const float*>(partial.data);
-  p.rows = static_cast<int>(partial.shape[1]);
-  p.columns = static_cast<int>(columns);
-  machine.launch(machine.kernel("rows_norm_backward", "rows_norm_sum"),
-                 {.grid = {static_cast<std::uint32_t>((columns + kSumColumns - 1) / kSumColumns),
-                           static_cast<std::uint32_t>(partial.shape[0])},
-                  .block = {kSumThreads},
-                  .cluster = {},
-                  .params = runtime::bytes_of(p),
-                  .views = views,
-                  .stream = stream,
-                  .device = partial.device});
-}
-
 std::string backward(Machine& machine, void* stream, const View& dy, const View& z, const Optional& dz, const Optional& weight,
                      const Optional& mean, const Optional& rstd, const Optional& seed, const View& dx, const Optional& dresidual,
                      const View& partial, const Optional& dweight, const Optional& dbias, double eps, bool inside,
@@ -147,7 +121,7 @@ std::string backward(Machine& machine, void* stream, const View& dy, const View&
                   .views = views,
                   .stream = stream,
                   .device = dy.device});
-  sum_shares(machine, stream, partial, {dweight, dbias}, c.columns);
+  sum_shares("norm_backward", machine, stream, partial, {dweight, dbias}, c.columns);
   return name;
 }
 

@@ -84,6 +84,7 @@ def _fla(name: str) -> Peer:
 
 _PARTS = "operands in two parts of bf16, pairs of a chunk level by level: bytes bind"
 _SEGMENTS = "segments side by side read k and v twice, and states: chosen where a head would be one CTA"
+_SHARES = "runs of few tokens, so that so small a call fills a GPU, each with a share of the mixes' gradient"
 _SWEEPS = (
     "gr, gk and gv are three sweeps, each with its state in registers: 14 tensors move, not 7; "
     "at 128 sums go to shared memory"
@@ -102,6 +103,9 @@ ROTARY = OpRows(
     what="rotary position embedding, positions in any order",
     rank=lambda sizes: 110 if sizes["s"] == 8192 else 200,
     small={"b": 1, "s": 128, "h": 2},
+    counted=tuple(  # the backward reads no x
+        Counted({"b": 1, "s": s, "h": h, "d": d}, backward=None) for s, h, d in ((128, 2, 128), (64, 13, 64))
+    ),
 )
 TOKEN_SHIFT = OpRows(
     op="token_shift",
@@ -114,6 +118,7 @@ TOKEN_SHIFT = OpRows(
     what="RWKV-5's mixes of a token with the one before, all at once",
     rank=lambda sizes: 110 if (sizes["c"], sizes["m"]) == (4096, 4) else 200,
     small={"b": 1, "t": 64, "c": 128},
+    counted=(Counted({"b": 1, "t": 512, "c": 512, "m": 4}, backward=Promise(bytes=1.45, why=_SHARES)),),
 )
 WKV5 = OpRows(
     op="wkv5",

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 
 from tkpy.arguments import INTEGERS, Arguments
+from tkpy.errors import Refusal
+from tkpy.ops import residual
 from tkpy.registry import Call, Case, Op
+
+MOST_CHANNELS = 512  # of a head in the compiled kernels
 
 
 def rotary(
@@ -64,6 +68,18 @@ def nbytes(call: Call) -> int:
     return 2 * x.numel() * x.element_size() + positions.numel() * positions.element_size()
 
 
+def supports(backend: str, call: Call) -> list[Refusal]:
+    """What the compiled kernels cannot take."""
+    reasons = residual.supports(backend, call)
+    x = call["x"]
+    if backend in ("cuda", "emulator"):
+        if x.shape[-1] > MOST_CHANNELS:
+            reasons.append(Refusal("size", f"needs heads of at most {MOST_CHANNELS} channels, got {x.shape[-1]}"))
+        if x.shape[:-2].numel() * -(-x.shape[-2] // 8) * -(-x.shape[-1] // 8) >= 2**31:
+            reasons.append(Refusal("size", f"needs tokens x heads / 8 x channels / 8 below 2^31, got {tuple(x.shape)}"))
+    return reasons
+
+
 CASES = (
     Case("small", lambda m: {"x": m.randn(2, 5, 3, 16), "positions": m.ints(0, 1, 2, 3, 4)}, "the plain call"),
     Case(
@@ -108,4 +124,6 @@ OP = Op(
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    supports=supports,
+    kernel="rows_rotary",
 )

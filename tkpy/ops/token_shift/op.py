@@ -8,7 +8,11 @@ from __future__ import annotations
 import torch
 
 from tkpy.arguments import Arguments
+from tkpy.errors import Refusal
+from tkpy.ops import residual
 from tkpy.registry import Call, Case, Op
+
+MOST_MIXES = 16  # of the compiled kernels
 
 
 def token_shift(
@@ -54,6 +58,18 @@ def nbytes(call: Call) -> int:
     return outputs + sum(t.numel() * t.element_size() for t in call.tensors)
 
 
+def supports(backend: str, call: Call) -> list[Refusal]:
+    """What the compiled kernels cannot take."""
+    reasons = residual.supports(backend, call)
+    if backend in ("cuda", "emulator"):
+        if (mixes := call["mix"].shape[0]) > MOST_MIXES:
+            reasons.append(Refusal("size", f"needs at most {MOST_MIXES} mixes, got {mixes}"))
+        batch, length, channels = call["x"].shape
+        if batch * length * -(-channels // 4) >= 2**31 or call["mix"].numel() >= 2**31:
+            reasons.append(Refusal("size", f"needs B x T x C / 4 below 2^31, got {(batch, length, channels)}"))
+    return reasons
+
+
 def _case(batch, length, channels, mixes, *, last=False):
     def make(m):
         kwargs = {"x": m.randn(batch, length, channels), "mix": m.uniform(-0.2, 1.2, mixes, channels)}
@@ -96,4 +112,6 @@ OP = Op(
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    supports=supports,
+    kernel="rows_shift_forward",
 )

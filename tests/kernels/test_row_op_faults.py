@@ -1,0 +1,195 @@
+"""Faults seeded into the kernels of rotary and token_shift: each is one edit of their source, and a finding or a wrong
+result must give it away on a few small calls and schedules. test_norm_faults.py has those of rows.cuh."""
+
+import dataclasses
+
+import pytest
+from kernel_cases import ROOT
+from seeded_faults import Fault, compiled, module, write_module
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import gather  # noqa: E402  (after the skips)
+from row_runs import MODULES, caught, few_ctas  # noqa: E402
+from test_row_ops_cuda import rotary, token_shift  # noqa: E402
+
+from tkpy import registry  # noqa: E402
+
+SEEDS = range(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What a fault's kernel is made of: `call` runs it on parameters `p`."""
+
+    op: str
+    files: tuple[str, ...]
+    params: str
+    threads: int
+    call: str
+
+
+ROTARY = Kernel("rotary", ("rotary_params.h",), "RotaryParams", 128, "Rotary<tk::bf16>{p}.run()")
+FORWARD = Kernel("token_shift", ("shift_params.h", "shift.cuh"), "ShiftParams", 128, "ShiftForward<tk::bf16>(p).run()")
+BACKWARD = dataclasses.replace(FORWARD, call="ShiftBackward<tk::bf16>(p, shared).run()")
+KERNELS = {"rotary": ROTARY, "shift_forward": FORWARD, "shift_backward": BACKWARD}
+
+LOAD, STORE = "const int limit = head + h < p.heads ? p.half : 0;\n      left", "p.half : 0;\n      float a"
+TURNS = [
+    ("another sequence's positions", "batch * p.position_batch", "0 * p.position_batch"),
+    ("one position for all", "token * p.position_token", "0 * p.position_token"),
+    ("half of each position", "p.long_positions ?", "false ?"),
+    ("two positions in one", "p.long_positions ?", "true ?"),
+    ("whole turns stay", "turns - rint(turns)", "turns"),
+    ("half the angle", "2.0f * static_cast<float>(turns", "static_cast<float>(turns"),
+    ("the gradient turned on", "      sine[i] *= p.direction;\n", ""),
+    ("the other way", "-b[i] * sine[i]", "b[i] * sine[i]"),
+    ("one of the pair twice", "cosine[i], a[i] * sine[i]", "cosine[i], b[i] * sine[i]"),
+    ("heads past the last read", LOAD, "const int limit = p.half;\n      left"),
+    ("heads past the last written", "head + h < p.heads ? " + STORE, STORE.replace("p.half : 0", "p.half")),
+    ("the right half from the left", "x + h * p.x_head + p.half, pair", "x + h * p.x_head, pair"),
+    ("the right half over the left", "2 * p.half + p.half, pair", "2 * p.half, pair"),
+    ("the first sequence for all", "batch * p.x_batch", "0 * p.x_batch"),
+    ("another token", "token * p.x_token", "batch * p.x_token"),
+    ("sequences over one another", "static_cast<long long>(place) *", "static_cast<long long>(token) *"),
+    ("blocks of 4 heads", "row % p.blocks) * kRotaryHeads", "row % p.blocks) * at_once"),
+    ("units left out", "unit += gridDim.x * kRotaryThreads", "unit += gridDim.x * kRotaryThreads + 1"),
+    ("a unit more", "unit < p.units", "unit <= p.units"),
+    ("positions as they are", "position(batch, token) / p.scaling", "position(batch, token)"),
+    ("one frequency for a chunk", "p.turns[pair + i]", "p.turns[pair]"),
+    ("4 of 8 heads", "head += at_once", "head += kRotaryHeads"),
+    ("tokens counted on", "token = place % p.length", "token = place"),
+    ("half chunks", "unit % p.chunks) * N", "unit % p.chunks) * N / 2"),
+    ("heads side by side", "x + head * p.x_head", "x + head * p.half"),
+]  # fmt: skip
+COMMON = [
+    ("no token before", "token == -1 && from < 0 && p.last != nullptr", "false"),
+    ("one last token for all", "batch * p.last_batch", "0 * p.last_batch"),
+    ("the first sequence for all", "batch * p.x_batch", "0 * p.x_batch"),
+    ("half chunks", "unit % p.chunks) * N", "unit % p.chunks) * N / 2"),
+    ("runs overlap", "row % p.runs) * p.tokens", "row % p.runs) * (p.tokens - 1)"),
+    ("a run past the sequence", "min(first + p.tokens, p.length)", "first + p.tokens"),
+    ("a unit more", "this->unit >= p.units", "this->unit > p.units"),
+    ("mixes of the wrong type", "p.mix.kind == kF32", "false"),
+    ("one mix for all", "long long at = static_cast<long long>(m) * p.channels", "long long at = 0"),
+    ("mixes that begin anywhere", "p.mix_grain", "16"),
+    ("one plane for all mixes", "m * p.plane", "0 * p.plane"),
+    ("sequences over one another", "(batch * p.length + token)", "(token)"),
+]  # fmt: skip
+SHIFTS = [
+    *COMMON,
+    ("before the beginning", "token >= max(from, 0)", "token >= from"),
+    ("the token itself", "x[i + 1][j] - x[i][j], x[i][j])", "x[i + 1][j] - x[i][j], x[i + 1][j])"),
+    ("an older token", "x[0][j] = x[kShiftTokens][j]", "x[0][j] = x[1][j]"),
+    ("runs begin with 0", "before, first - 1, first - 1", "before, first - 1, first"),
+    ("the next token only", "fetch(next, token + kShiftTokens)", "fetch(next, token + 1)"),
+    ("tokens past the run written", "token + i < end ? p.channels : 0", "p.channels"),
+    ("one token 4 times", "this->load(x[i], token + i, 0)", "this->load(x[i], token, 0)"),
+]  # fmt: skip
+GRADIENTS = [
+    *COMMON,
+    ("nothing from the next run", "if (end >= p.length) return;", "return;"),
+    ("the next sequence's token", "    if (end >= p.length) return;\n", ""),
+    ("the wrong share of the next run", "fmaf(1.0f - w[j], dy[j], carry[j])", "fmaf(w[j], dy[j], carry[j])"),
+    ("tokens before the run summed", "token >= first ? p.channels : 0, p.grain);\n    }\n    float w",
+     "p.channels, p.grain);\n    }\n    float w"),
+    ("no difference", "here[j] - before[j]", "here[j]"),
+    ("the last 4 tokens alone", "share[j] = own[(m * N + j) * kShiftThreads];", "share[j] = 0.0f;"),
+    ("nothing to the token itself", "        d[i][j] = fmaf(w[j], g[j], d[i][j]);\n", ""),
+    ("the wrong share to the token before", "fmaf(1.0f - w[j], g[j]", "fmaf(w[j], g[j]"),
+    ("sums of other threads", "own[(m * N + j) * kShiftThreads] = share[j]", "own[m * N + j] = share[j]"),
+    ("the first token's gradient", "continue;\n      out.put(d[i + 1]);", "continue;\n      out.put(d[i]);"),
+    ("every token is the first", "if (token != 0 ||", "if ("),
+    ("tokens before the run written", "token >= first ? p.channels : 0, p.grain);\n      if",
+     "p.channels, p.grain);\n      if"),
+    ("shares over one another", "(this->unit / p.chunks) * p.mixes", "(this->unit / p.chunks)"),
+    ("sums begin with what is there", "own[i * kShiftThreads] = 0.0f", "own[i * kShiftThreads] += 0.0f"),
+    ("nothing from 4 tokens later", "d[0][j] = d[kShiftTokens][j]", "d[0][j] = 0.0f"),
+    ("runs begin with 0", "after - 1 - i, first - 1)", "after - 1 - i, first)"),
+    ("tokens twice", "after -= kShiftTokens", "after -= kShiftTokens - 1"),
+    ("one gradient of the last tokens", "(p.dlast) + batch * p.channels", "(p.dlast)"),
+    ("shares that begin anywhere", "p.partial_grain", "16"),
+    ("a token's gradient stays", "for (int i = 1; i <= kShiftTokens; ++i)", "for (int i = 2; i <= kShiftTokens; ++i)"),
+]  # fmt: skip
+LISTS = {"rotary": TURNS, "shift_forward": SHIFTS, "shift_backward": GRADIENTS}
+FAULTS = [Fault(*edit, kernel) for kernel, edits in LISTS.items() for edit in edits]
+ALL = [*FAULTS, *(Fault("none", "", "", kernel) for kernel in KERNELS)]
+
+
+def source(number: int) -> str:
+    """The kernel with the fault, in a namespace of its own."""
+    fault, kernel = ALL[number], KERNELS[ALL[number].kernel]
+    first, *rest = kernel.files
+    names = ("params.h", first, "rows.cuh", *rest, f"{fault.kernel}.cu")
+    text = "".join((ROOT / "csrc/kernels/rows" / name).read_text() for name in names)
+    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
+    text = text.replace(fault.old, fault.new, 1)
+    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
+    body = "\n".join(kept).split("#define TKPY_")[0]
+    shared = "extern __shared__ float shared[]; " if "shared" in kernel.call else ""
+    entry = (
+        f'extern "C" __global__ void __launch_bounds__({kernel.threads}) {fault.kernel}_{number}('
+        f"const __grid_constant__ tkpy::rows::{kernel.params} p) {{ {shared}tkpy::rows::{kernel.call}; }}\n"
+    )
+    return f"namespace seeded_{number} {{\n{body}\n{entry}}}\n"
+
+
+@pytest.fixture(scope="module")
+def text(compile_kernel, toolchain, tmp_path_factory):
+    """The PTX of an op's faults: one run of nvcc each, none of ptxas."""
+    made: dict[str, str] = {}
+
+    def of(op: str) -> str:
+        if op not in made:
+            whole = "".join(source(i) for i, fault in enumerate(ALL) if KERNELS[fault.kernel].op == op)
+            made[op] = compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), f"{op}_faults", whole)
+        return made[op]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def right(kernel_folder):
+    return {op: [kernel_folder(f"kernels/rows/{name}.cu") for name in names] for op, names in MODULES.items()}
+
+
+def rotary_calls(make) -> list[dict]:
+    """Several units a thread, part of a block of heads; far and 32-bit positions."""
+    far = rotary(make, 3, 5, 16)
+    return [rotary(make, 67, 21, 64), far | {"positions": far["positions"].int() * 100_003}]
+
+
+def shift_calls(make) -> list[dict]:
+    """Runs of 4 tokens and of more, mixes of both types, pieces of 16, 4 and 2 bytes."""
+    return [
+        token_shift(make, 2, 70, 12, 3, wide_mix=True),
+        token_shift(make, 2, 261, 264, 2),
+        token_shift(make, 3, 6, 7, 3, last=False),
+    ]
+
+
+CALLS = {"rotary": rotary_calls, "token_shift": shift_calls}
+
+
+def found(text, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:
+    name = ALL[number].kernel
+    op = KERNELS[name].op
+    gather(tmp_path, right[op])
+    write_module(tmp_path, f"rows_{name}", module(text(op), {f"{name}_{number}": f"rows_{name}_bf16"}))
+    for seed in seeds:
+        for kwargs in CALLS[op](registry.Maker(torch.bfloat16)):
+            few_ctas(monkeypatch, tmp_path, seed=seed)
+            if what := caught(op, kwargs, grad=not name.endswith("forward")):
+                print(what)
+                return what
+    return ""
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: f"{FAULTS[number].kernel}-{FAULTS[number]}")
+def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
+    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS), len(ALL)), ids=lambda number: ALL[number].kernel)
+def test_the_right_kernels_are_not_accused(text, right, tmp_path, monkeypatch, number):
+    assert found(text, right, tmp_path, monkeypatch, number, SEEDS) == ""

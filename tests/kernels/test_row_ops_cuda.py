@@ -1,0 +1,202 @@
+"""The kernels of rotary (and of the other ops on rows that are no norms) in the emulator, under all checks: every case
+and dtype, every alignment, several units of work a thread, several schedules; what they move; what they refuse."""
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import gather  # noqa: E402  (after the skips)
+from row_runs import MODULES, OPS, disagreement, few_ctas, run  # noqa: E402
+
+import tkpy  # noqa: E402
+from tkpy import conformance, machine, registry  # noqa: E402
+from tkpy.emulator.run import Counters, CountRow  # noqa: E402
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+CASES = [
+    pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS.values() for case in op.cases if not case.bench
+]
+
+
+@pytest.fixture(scope="module")
+def folder(kernel_folder, tmp_path_factory):
+    modules = sorted({module for modules in MODULES.values() for module in modules})
+    return gather(tmp_path_factory.mktemp("rows"), [kernel_folder(f"kernels/rows/{name}.cu") for name in modules])
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op, case", CASES)
+def test_every_case_of_the_ops(folder, monkeypatch, op, case, dtype, seed):
+    few_ctas(monkeypatch, folder, 1 + seed, seed)
+    with tkpy.record_dispatches() as log:
+        for result in conformance.check_case(op, case, backend="emulator", dtype=dtype):
+            assert result.comparison, str(result)
+    assert (log[0].op, log[0].backend) == (op.name, "emulator")
+
+
+def rotary(make, tokens=5, heads=3, width=64, pitch=None, batch=2):
+    x = make.randn(batch, tokens, heads, pitch or width)[..., :width]
+    return {"x": x, "positions": make.randint(-50, 9000, batch, tokens), "base": 500.0, "scaling": 3.0}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", [1, 7, 21])
+@pytest.mark.parametrize("width, pitch", [(2, 2), (6, 7), (12, 14), (22, 24), (128, 136), (254, 256), (512, 512)])
+def test_rotary_of_any_head(folder, monkeypatch, width, pitch, heads, dtype):
+    """Pieces of 2, 4 and 16 bytes, part of a block of heads and several, more units than threads."""
+    few_ctas(monkeypatch, folder, seed=width)
+    kwargs = rotary(registry.Maker(dtype), 67 if width < 20 else 3, heads, width, pitch)
+    assert disagreement("rotary", kwargs) == ""
+
+
+def token_shift(make, batch=2, length=9, channels=40, mixes=4, last=True, pitch=None, wide_mix=False):
+    x = make.randn(batch, length, pitch or channels)[..., :channels]
+    mix = make.uniform(-0.2, 1.2, mixes, channels, dtype=make.wide if wide_mix else None)
+    return {"x": x, "mix": mix} | ({"last": make.randn(batch, channels)} if last else {})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels, pitch", [(1, 3), (7, 8), (10, 12), (264, 272)])
+@pytest.mark.parametrize("length, mixes", [(3, 16), (70, 3), (261, 1)])
+def test_token_shift_in_runs(folder, monkeypatch, channels, pitch, length, mixes, dtype):
+    """Pieces of 2, 4 and 16 bytes; runs that end within 4 tokens, one and several of a sequence."""
+    few_ctas(monkeypatch, folder, seed=length)
+    kwargs = token_shift(registry.Maker(dtype), 2, length, channels, mixes, length != 70, pitch, mixes == 3)
+    assert disagreement("token_shift", kwargs) == ""
+
+
+def _total(emulator) -> dict[str, int]:
+    """Counters, and the bytes of the distinct sectors that launches read, and write."""
+    found = emulator.counters().values()
+    total = dataclasses.asdict(Counters(CountRow.of(*row) for *_, rows_ in found for row in rows_).total)
+    return total | {"hbm": 32 * sum(read + written for _, _, read, written, _ in found)}
+
+
+#: A call, and the bytes that its forward and its backward need for an element of x.
+MOVED = {
+    "rotary": (lambda make: rotary(make, 64, 16, 128), 2 * 2, 2 * 2),
+    "token_shift": (lambda make: token_shift(make, 1, 256, 1024), 2 + 4 * 2, 2 + 4 * 2 + 2),
+}
+AGAIN = {"token_shift": 1.3}  # what L1 has: each mix for 4 tokens
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_is_moved(folder, monkeypatch, name):
+    """Each byte once, in whole sectors and without bank conflicts."""
+    counted = few_ctas(monkeypatch, folder, counters=True)
+    make, *needed = MOVED[name]
+    kwargs = make(registry.Maker(torch.bfloat16))
+    run(name, kwargs, "emulator", False)
+    forward = _total(counted)
+    run(name, kwargs, "emulator", True)
+    backward = {key: n - 2 * forward[key] for key, n in _total(counted).items()}
+    for counts, share, most in ((forward, needed[0], 1.05), (backward, needed[1], 1.10)):
+        ideal = kwargs["x"].numel() * share
+        assert 1.0 <= counts["hbm"] / ideal <= most
+        assert counts["global_bytes"] / ideal <= AGAIN.get(name, 1.05) + most - 1.05
+        assert 32 * counts["global_sectors"] <= 1.15 * counts["global_bytes"]
+        assert counts["shared_wavefronts"] <= 1.01 * counts["shared_requests"]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_same_call_gives_the_same_bits(folder, monkeypatch, name):
+    (case,) = (c for c in OPS[name].cases[:1])
+    found = []
+    for seed in range(3):
+        few_ctas(monkeypatch, folder, 2, seed)
+        found.append(run(name, case.make(registry.Maker(torch.bfloat16)), "emulator", True))
+    for other in found[1:]:
+        assert all(torch.equal(t, other[key]) for key, t in found[0].items())
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_refusals_are_data(folder, monkeypatch, name):
+    few_ctas(monkeypatch, folder)
+    make = OPS[name].cases[0].make
+    explained = tkpy.explain(name, **make(registry.Maker(torch.float64))).refusals
+    assert [r.code for r in explained["emulator"]] == ["dtype"]
+    explained = tkpy.explain(name, **make(registry.Maker(torch.bfloat16))).refusals
+    assert not explained["emulator"]
+    assert [r.code for r in explained["cuda"]] == ["needs_gpu"]
+
+
+def test_sizes_that_the_kernels_do_not_take(folder, monkeypatch):
+    few_ctas(monkeypatch, folder)
+    explained = tkpy.explain("rotary", **rotary(registry.Maker(torch.bfloat16), 2, 1, 514)).refusals
+    assert [r.message for r in explained["emulator"]] == ["needs heads of at most 512 channels, got 514"]
+    assert [r.code for r in explained["cuda"]] == ["needs_gpu", "size"]
+    explained = tkpy.explain("token_shift", **token_shift(registry.Maker(torch.bfloat16), mixes=17)).refusals
+    assert [r.message for r in explained["emulator"]] == ["needs at most 16 mixes, got 17"]
+
+
+def test_the_launcher_of_rotary_checks_again(folder, monkeypatch):
+    few_ctas(monkeypatch, folder)
+    x, y, at = torch.randn(1, 3, 2, 8).bfloat16(), torch.randn(1, 3, 2, 8).bfloat16(), torch.arange(3)[None]
+
+    def call(x=x, at=at, y=y, base=10.0, scaling=1.0):
+        return machine.launch("rotary", x, at, y, base, scaling, False, op="rotary")
+
+    for words, wrong in [
+        ("x: need four dimensions", {"x": x[0]}),
+        ("x: need four dimensions of bf16, f16 or f32", {"x": x.double()}),
+        ("x: need an even last dimension", {"x": x[..., :7]}),
+        ("x: need contiguous elements", {"x": torch.randn(1, 3, 2, 16).bfloat16()[..., ::2]}),
+        ("y: need x's shape and type", {"y": y.float()}),
+        ("y: need x's shape and type", {"y": y[:, :2]}),
+        ("positions: need one i32 or i64", {"at": at.float()}),
+        ("positions: need one i32 or i64", {"at": at[:, :2]}),
+        ("need numbers above 0", {"base": 0.0}),
+    ]:
+        with pytest.raises(tkpy.InternalError, match=words):
+            call(**wrong)
+    assert call() == "rows_rotary_bf16"
+
+
+def test_the_launchers_of_token_shift_check_again(folder, monkeypatch):
+    few_ctas(monkeypatch, folder)
+    x, mix, last = torch.randn(2, 3, 8).bfloat16(), torch.randn(4, 8), torch.randn(2, 8).bfloat16()
+    y, partial = torch.randn(4, 2, 3, 8).bfloat16(), torch.empty(1, 2, 32)
+    gradient, first = torch.empty_like(x), torch.empty_like(last)
+
+    def forward(x=x, mix=mix, last=last, y=y, tokens=4):
+        return machine.launch("shift_forward", x, mix, last, y, tokens, op="token_shift")
+
+    def backward(dy=y, dx=gradient, dlast=first, partial=partial, dmix=None):
+        return machine.launch("shift_backward", x, mix, last, dy, dx, dlast, partial, dmix, 4, op="token_shift")
+
+    for words, call, wrong in [
+        ("x: need three dimensions", forward, {"x": x[0]}),
+        ("x: need three dimensions of bf16, f16 or f32", forward, {"x": x.double()}),
+        ("x: need contiguous channels", forward, {"x": torch.randn(2, 3, 16).bfloat16()[..., ::2]}),
+        ("mix: need 1 to 16 rows", forward, {"mix": torch.randn(17, 8)}),
+        ("mix: need 1 to 16 rows of x's type", forward, {"mix": mix.half()}),
+        ("mix: need 32 contiguous", forward, {"mix": torch.randn(8, 4).t()}),
+        ("y: need its shape", forward, {"y": y[:3]}),
+        ("y: need contiguous", forward, {"y": torch.randn(4, 2, 3, 16).bfloat16()[..., :8]}),
+        ("last: need its shape", forward, {"last": last.float()}),
+        ("tokens: need at least 1", forward, {"tokens": 0}),
+        ("dy: need its shape, x's type", backward, {"dy": y.float()}),
+        ("dx: need its shape", backward, {"dx": x[:1]}),
+        ("dlast: need its shape", backward, {"dlast": last[:1]}),
+        (r"partial: need \[1", backward, {"partial": torch.empty(1, 1, 32)}),
+        ("dweight: need 32 contiguous", backward, {"dmix": torch.empty(3, 8)}),
+    ]:
+        with pytest.raises(tkpy.InternalError, match=words):
+            call(**wrong)
+    assert forward() == "rows_shift_forward_bf16"
+    assert backward() == "rows_shift_backward_bf16"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_on_the_device(name, dtype):
+    for case in OPS[name].cases:
+        kwargs = case.make(registry.Maker(dtype))
+        if case.bench:
+            continue
+        moved = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        assert disagreement(name, moved, "cuda") == "", case.name
