@@ -12,6 +12,7 @@ from tkpy.ops import rows
 #: Each op, and the modules of csrc/kernels/rows that it launches.
 MODULES = {
     "rotary": ("rotary",),
+    "group_norm": ("head_norm_forward", "head_norm_backward", "norm_backward"),
     "token_shift": ("shift_forward", "shift_backward", "norm_backward"),  # the last one has rows_norm_sum
 }
 OPS = {name: registry.get(name) for name in MODULES}

@@ -68,6 +68,23 @@ def test_token_shift_in_runs(folder, monkeypatch, channels, pitch, length, mixes
     assert disagreement("token_shift", kwargs) == ""
 
 
+def group_norm(make, count=9, heads=3, width=40, options=("weight", "bias", "gate"), wide=False, eps=0.01):
+    dtype = make.wide if wide else None
+    kwargs = {"x": make.randn(count, heads, width) + 1.5, "eps": eps}
+    kwargs |= {name: make.randn(heads, width, dtype=dtype) for name in ("weight", "bias") if name in options}
+    return kwargs | ({"gate": make.randn(count, heads, width)} if "gate" in options else {})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count, heads, width", [(270, 5, 2), (150, 7, 15), (67, 3, 64), (9, 2, 130), (37, 1, 515),
+                                                 (3, 3, 4096)])  # fmt: skip
+def test_group_norm_of_any_head(folder, monkeypatch, count, heads, width, dtype):
+    """Heads of a thread, of teams within a warp and of CTAs, in pieces of 2, 4 and 16 bytes; many rows a team."""
+    few_ctas(monkeypatch, folder, seed=width)
+    kwargs = group_norm(registry.Maker(dtype), count, heads, width, wide=width == 15)
+    assert disagreement("group_norm", kwargs) == ""
+
+
 def _total(emulator) -> dict[str, int]:
     """Counters, and the bytes of the distinct sectors that launches read, and write."""
     found = emulator.counters().values()
@@ -78,9 +95,11 @@ def _total(emulator) -> dict[str, int]:
 #: A call, and the bytes that its forward and its backward need for an element of x.
 MOVED = {
     "rotary": (lambda make: rotary(make, 64, 16, 128), 2 * 2, 2 * 2),
+    "group_norm": (lambda make: group_norm(make, 256, 16, 64), 3 * 2 + 8 / 64, 5 * 2 + 8 / 64),
     "token_shift": (lambda make: token_shift(make, 1, 256, 1024), 2 + 4 * 2, 2 + 4 * 2 + 2),
 }
-AGAIN = {"token_shift": 1.3}  # what L1 has: each mix for 4 tokens
+#: Requested bytes, with those that L1 has: each mix for 4 tokens, a head's statistics for 4 threads.
+AGAIN = {"token_shift": 1.3, "group_norm": 1.1}
 
 
 @pytest.mark.parametrize("name", MOVED)
@@ -130,6 +149,8 @@ def test_sizes_that_the_kernels_do_not_take(folder, monkeypatch):
     assert [r.code for r in explained["cuda"]] == ["needs_gpu", "size"]
     explained = tkpy.explain("token_shift", **token_shift(registry.Maker(torch.bfloat16), mixes=17)).refusals
     assert [r.message for r in explained["emulator"]] == ["needs at most 16 mixes, got 17"]
+    explained = tkpy.explain("group_norm", **group_norm(registry.Maker(torch.bfloat16), 1, 1, 4097)).refusals
+    assert [r.message for r in explained["emulator"]] == ["needs heads of at most 4096 channels, got 4097"]
 
 
 def test_the_launcher_of_rotary_checks_again(folder, monkeypatch):
@@ -188,6 +209,40 @@ def test_the_launchers_of_token_shift_check_again(folder, monkeypatch):
             call(**wrong)
     assert forward() == "rows_shift_forward_bf16"
     assert backward() == "rows_shift_backward_bf16"
+
+
+def test_the_launchers_of_group_norm_check_again(folder, monkeypatch):
+    few_ctas(monkeypatch, folder)
+    x, w, row = torch.randn(5, 2, 8).bfloat16(), torch.randn(2, 8), torch.zeros(5, 2)
+    y, partial = torch.empty_like(x), torch.empty(2, 1, 16)
+
+    def forward(x=x, weight=w, gate=None, y=y, mean=row, splits=2):
+        return machine.launch("head_norm_forward", x, weight, None, gate, y, mean, row, splits, 1e-5, op="group_norm")
+
+    def backward(gate=None, dy=y, dgate=None, partial=partial, dweight=None):
+        return machine.launch("head_norm_backward", x, w, None, gate, row, row, dy, y, dgate, partial, dweight, None,
+                              op="group_norm")  # fmt: skip
+
+    for words, call, wrong in [
+        ("x: need three dimensions", forward, {"x": x[0]}),
+        ("x: need three dimensions of bf16, f16 or f32", forward, {"x": x.double()}),
+        ("x: need fewer than 2.30 heads of at most 4096", forward, {"x": torch.randn(1, 1, 4097).bfloat16()}),
+        ("x: need x's shape, type and device, contiguous", forward, {"x": x.transpose(0, 1)}),
+        ("weight: need x's type or f32", forward, {"weight": w.half()}),
+        ("weight: need 16 contiguous", forward, {"weight": w[:1]}),
+        ("gate: need x's shape", forward, {"gate": x.float()}),
+        ("y: need x's shape", forward, {"y": y[:4]}),
+        ("mean: need 10 contiguous", forward, {"mean": row[:4]}),
+        ("splits: need at least 1", forward, {"splits": 0}),
+        ("dy: need x's shape", backward, {"dy": y.float()}),
+        ("dgate: need it with a gate", backward, {"dgate": y}),
+        (r"partial: need \[2", backward, {"partial": partial[:1]}),
+        ("dweight: need 16 contiguous", backward, {"dweight": w[:1]}),
+    ]:
+        with pytest.raises(tkpy.InternalError, match=words):
+            call(**wrong)
+    assert forward() == "rows_head_norm_forward_bf16"
+    assert backward() == "rows_head_norm_backward_bf16"
 
 
 @pytest.mark.gpu

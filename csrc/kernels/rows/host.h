@@ -33,6 +33,16 @@ inline bool contiguous(const View& v) {
 // Bytes of an access that all these addresses and steps allow.
 inline int grain_of(std::uintptr_t bits) { return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 2; }
 
+inline bool has_shape(const View& v, std::initializer_list<std::int64_t> shape) {
+  return v.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), v.shape);
+}
+
+// Bytes of an access to a vector of parameters whose rows have `columns`: a thread takes `width` of them.
+inline int vector_grain(const View& v, std::int64_t columns, int width) {
+  const auto bits = reinterpret_cast<std::uintptr_t>(v.data) | static_cast<std::uintptr_t>(columns * dtype_bytes(v.dtype));
+  return std::min(grain_of(bits), columns % width == 0 ? 16 : 4);
+}
+
 // Checks of one op, which its messages name; it also keeps the views that a launch may touch.
 class Checks {
  public:

@@ -7,16 +7,6 @@ namespace tkpy::rows {
 
 namespace {
 
-bool has_shape(const View& v, std::initializer_list<std::int64_t> shape) {
-  return v.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), v.shape);
-}
-
-// Bytes of an access to a vector of parameters whose rows have `columns`: a thread takes `width` of them.
-int vector_grain(const View& v, std::int64_t columns, int width) {
-  const auto bits = reinterpret_cast<std::uintptr_t>(v.data) | static_cast<std::uintptr_t>(columns * dtype_bytes(v.dtype));
-  return std::min(grain_of(bits), columns % width == 0 ? 16 : 4);
-}
-
 // Collects what the launch touches, and bits of the addresses of its rows.
 struct Shift {
   Checks checks;

@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 
 from tkpy.arguments import Arguments
+from tkpy.errors import Refusal
+from tkpy.ops import residual
 from tkpy.registry import Call, Case, Op
+
+WIDEST = 4096  # channels of a head in the compiled kernels
 
 
 def group_norm(
@@ -70,6 +74,14 @@ def nbytes(call: Call) -> int:
     return x.numel() * x.element_size() + sum(t.numel() * t.element_size() for t in call.tensors)
 
 
+def supports(backend: str, call: Call) -> list[Refusal]:
+    """What the compiled kernels cannot take."""
+    reasons = residual.supports(backend, call)
+    if backend in ("cuda", "emulator") and call["x"].shape[-1] > WIDEST:
+        reasons.append(Refusal("size", f"needs heads of at most {WIDEST} channels, got {call['x'].shape[-1]}"))
+    return reasons
+
+
 def _case(*shape, options=("weight", "bias", "gate"), scale=1.0, shift=0.0, eps=1e-5):
     def make(m):
         kwargs = {"x": m.randn(*shape, scale=scale) + shift, "eps": eps}
@@ -125,4 +137,6 @@ OP = Op(
     flops=flops,
     nbytes=nbytes,
     saves=(1, 2),
+    supports=supports,
+    kernel="rows_head_norm_forward",
 )
