@@ -1,5 +1,5 @@
-"""Faults seeded into the kernels of rotary and token_shift: each is one edit of their source, and a finding or a wrong
-result must give it away on a few small calls and schedules. test_norm_faults.py has those of rows.cuh."""
+"""Faults seeded into the kernels of rotary, token_shift and group_norm: each is one edit of their source, and a finding
+or a wrong result must give it away on a few small calls and schedules. test_norm_faults.py has those of rows.cuh."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from attention_runs import gather  # noqa: E402  (after the skips)
 from row_runs import MODULES, caught, few_ctas  # noqa: E402
-from test_row_ops_cuda import rotary, token_shift  # noqa: E402
+from test_row_ops_cuda import group_norm, rotary, token_shift  # noqa: E402
 
 from tkpy import registry  # noqa: E402
 
@@ -32,7 +32,14 @@ class Kernel:
 ROTARY = Kernel("rotary", ("rotary_params.h",), "RotaryParams", 128, "Rotary<tk::bf16>{p}.run()")
 FORWARD = Kernel("token_shift", ("shift_params.h", "shift.cuh"), "ShiftParams", 128, "ShiftForward<tk::bf16>(p).run()")
 BACKWARD = dataclasses.replace(FORWARD, call="ShiftBackward<tk::bf16>(p, shared).run()")
-KERNELS = {"rotary": ROTARY, "shift_forward": FORWARD, "shift_backward": BACKWARD}
+HEADS = Kernel("group_norm", ("head_norm_params.h", "head_norm.cuh"), "HeadNormParams", 256, "")
+KERNELS = {
+    "rotary": ROTARY,
+    "shift_forward": FORWARD,
+    "shift_backward": BACKWARD,
+    "head_norm_forward": dataclasses.replace(HEADS, call="HeadNormForward<tk::bf16>(p).run()"),
+    "head_norm_backward": dataclasses.replace(HEADS, call="HeadNormBackward<tk::bf16>(p).run()"),
+}
 
 LOAD, STORE = "const int limit = head + h < p.heads ? p.half : 0;\n      left", "p.half : 0;\n      float a"
 TURNS = [
@@ -111,7 +118,66 @@ GRADIENTS = [
     ("shares that begin anywhere", "p.partial_grain", "16"),
     ("a token's gradient stays", "for (int i = 1; i <= kShiftTokens; ++i)", "for (int i = 2; i <= kShiftTokens; ++i)"),
 ]  # fmt: skip
-LISTS = {"rotary": TURNS, "shift_forward": SHIFTS, "shift_backward": GRADIENTS}
+TEAMS = [
+    ("one head for all", "static_cast<int>(index % p.heads)", "0"),
+    ("a split for each team", "split = index / p.heads", "split = index"),
+    ("the last rows left out", "(p.rows + p.splits - 1) / p.splits", "p.rows / p.splits"),
+    ("every row", "step * p.splits + split", "step + split"),
+    ("teams too many", "split < p.splits && row", "row"),
+    ("a row more", "row(step) < p.rows", "row(step) <= p.rows"),
+    ("heads over one another", "row(step) * p.heads + head", "row(step) + head"),
+    ("the first head's parameters", "static_cast<long long>(head) * p.size", "0"),
+    ("parameters of the wrong type", "own.kind == kF32", "false"),
+    ("a gate that is not there", "from == nullptr ? 0 : ", ""),
+]
+HEADS_FORWARD = [
+    *TEAMS,
+    ("the padding in the variance", "this->column(k) + i < p.size ? v", "true ? v"),
+    (
+        "the padding in the mean",
+        "mean = sum[0] / static_cast<float>(p.size)",
+        "mean = sum[0] / static_cast<float>(team.span)",
+    ),
+    ("no eps", "(p.size) + p.eps", "(p.size)"),
+    ("the mean stays", "(v[k][i] - mean) * r", "v[k][i] * r"),
+    ("no gate", "if (p.gate) y[i]", "if (false) y[i]"),
+    (
+        "the next row's gate",
+        "gate[k] = next_gate[k];\n      }\n      this->fetch(next, p.x, step + 1);\n",
+        "}\n      this->fetch(next, p.x, step + 1);\n      gate[0] = gate[1] = next[0];\n",
+    ),
+    ("the same row again", "this->fetch(next, p.x, step + 1)", "this->fetch(next, p.x, step)"),
+    ("statistics past the last row", "team.lane > 0 || !this->exists(step)", "team.lane > 0"),
+    ("no bias", "w[k][i], b[k][i])", "w[k][i], 0.0f)"),
+    ("each thread's own variance", "    team.sum(squares);\n", ""),
+]
+HEADS_BACKWARD = [
+    *TEAMS,
+    ("x for its gradient", "fetch(f.dy, p.dy, step)", "fetch(f.dy, p.x, step)"),
+    ("the mean stays", "(n[k][i] - f.mean) * f.r", "n[k][i] * f.r"),
+    ("half a gate", "h[k][i] *= gate[i] * s;", "h[k][i] *= s;"),
+    ("the derivative of a product", "fmaf(gate[i], 1.0f - s, 1.0f)", "1.0f"),
+    ("a gate's gradient without the bias", "b[k][i]) * s", "0.0f) * s"),
+    ("shares of teams too many", "if (this->split >= p.splits) return;", ""),
+    ("one share for both", "(which * p.splits + this->split)", "(this->split)"),
+    ("one share for all heads", "* p.heads + this->head) * p.size", "* p.heads) * p.size"),
+    ("shares that begin anywhere", "p.partial_grain", "16"),
+    ("the last row's weight gradient", "n[k][i], dweight[k][i])", "n[k][i], 0.0f)"),
+    ("the last row's bias gradient", "dbias[k][i] += h", "dbias[k][i] = h"),
+    ("g without the weight", "g = w[k][i] * h[k][i];", "g = h[k][i];"),
+    ("no projection", "total[1] = fmaf(g, n[k][i], total[1]);", ""),
+    ("the mean of g stays", "h[k][i], -shift", "h[k][i], 0.0f"),
+    ("the next row's deviation", "now.r * (fmaf", "next.r * (fmaf"),
+    ("the weight's gradient twice", "leave(dbias, 1)", "leave(dweight, 1)"),
+    ("statistics past the last row", "    if (!this->exists(step)) return;\n", ""),
+]  # fmt: skip
+LISTS = {
+    "rotary": TURNS,
+    "shift_forward": SHIFTS,
+    "shift_backward": GRADIENTS,
+    "head_norm_forward": HEADS_FORWARD,
+    "head_norm_backward": HEADS_BACKWARD,
+}
 FAULTS = [Fault(*edit, kernel) for kernel, edits in LISTS.items() for edit in edits]
 ALL = [*FAULTS, *(Fault("none", "", "", kernel) for kernel in KERNELS)]
 
@@ -168,7 +234,17 @@ def shift_calls(make) -> list[dict]:
     ]
 
 
-CALLS = {"rotary": rotary_calls, "token_shift": shift_calls}
+def head_calls(make) -> list[dict]:
+    """Several rows a team, teams without one; parameters of both types, some absent; a CTA to a head."""
+    return [
+        group_norm(make, 150, 7, 15, wide=True, eps=0.5),
+        group_norm(make, 67, 3, 64),
+        group_norm(make, 40, 5, 24, options=()),
+        group_norm(make, 5, 1, 515),
+    ]
+
+
+CALLS = {"group_norm": head_calls, "rotary": rotary_calls, "token_shift": shift_calls}
 
 
 def found(text, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:

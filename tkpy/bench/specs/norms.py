@@ -112,6 +112,7 @@ GROUP_NORM = OpRows(
     make=_group_norm,
     rows=tuple({"rows": rows, "h": h, "n": 64} for rows, h in ((32768, 64), (16384, 40), (4096, 32))),
     peers=(Peer("F.group_norm, silu", lambda kwargs: lambda: group_norm(**kwargs)), compiled(group_norm)),
+    counted=(Counted({"rows": 512, "h": 8, "n": 64}),),
     what="normalisation of each head of RWKV-5, with weight, bias and the SiLU gate",
 )
 
