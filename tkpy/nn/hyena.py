@@ -135,6 +135,18 @@ class ModalFilter(torch.nn.Module):
         Returns (B, T, width) and {"fir": (B, 3 width, taps - 1), the last inputs; "iir": (B, width, S) complex64}.
         """
         fir, iir = (None, None) if cache is None else (cache["fir"].to(z.dtype), cache["iir"])
+        if z.shape[1] == 1:
+            y, fir, iir = tkpy.hyena_step(
+                z[:, 0],
+                self.short_filter_weight[:, 0],
+                *self.modes(),
+                bias=self.short_filter_bias,
+                skip=self.D,
+                groups=self.groups if self.column_split else 1,
+                fir_state=fir,
+                state=iir,
+            )
+            return y[:, None], {"fir": fir, "iir": iir}
         filtered, fir = tkpy.short_conv(
             z.mT, self.short_filter_weight[:, 0], self.short_filter_bias, initial_state=fir, output_final_state=True
         )

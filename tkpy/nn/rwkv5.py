@@ -162,11 +162,24 @@ class TimeMix(torch.nn.Module):
         shape = (*x.shape[:2], self.heads, self.head_size)
         r, k, v = (f(m).view(shape) for f, m in zip((self.receptance, self.key, self.value), mixed, strict=False))
         gate = self.gate(mixed[3]).view(shape) if self.version != "5.0" else None
-        w, u = self.decay_and_bonus()
-        z, kv = tkpy.wkv5(r, k, v, w, u, initial_state=kv, output_final_state=True)
-        weight, bias = (p.view(shape[2:]) for p in (self.ln_x.weight, self.ln_x.bias))
-        z = tkpy.group_norm(z, weight, bias, gate=gate, eps=self.ln_x.eps)
+        z, kv = self._attend(r, k, v, gate, kv)
         return self.output(self.edit(z).flatten(2)), {"att_x": last, "att_kv": kv}
+
+    def _attend(
+        self, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor | None, kv: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The normalised and gated outputs of the heads, (B, T, H, N), and the state; a single token in one step."""
+        w, u = self.decay_and_bonus()
+        weight, bias = (p.view(self.heads, self.head_size) for p in (self.ln_x.weight, self.ln_x.bias))
+        if r.shape[1] == 1:
+            r, k, v = (t[:, 0] for t in (r, k, v))
+            gate = None if gate is None else gate[:, 0]
+            z, kv = tkpy.wkv5_step(
+                r, k, v, w, u, weight=weight, bias=bias, gate=gate, initial_state=kv, eps=self.ln_x.eps
+            )
+            return z[:, None], kv
+        y, kv = tkpy.wkv5(r, k, v, w, u, initial_state=kv, output_final_state=True)
+        return tkpy.group_norm(y, weight, bias, gate=gate, eps=self.ln_x.eps), kv
 
 
 class ChannelMix(torch.nn.Module):
