@@ -38,6 +38,7 @@ SIZES = {
     "gated_mlp": "7x10x12",
     "blockdiag_mlp": "7x3x6x8",
 }
+STEPS = {"wkv5_step": "2x3x8", "hyena_step": "2x6x4x3x2"}  # which are not trained
 ABSENT = {"flash-attn", "fla chunk_rwkv6", "fla fused_recurrent_rwkv6", "causal_conv1d", "flashfftconv"}
 
 
@@ -101,12 +102,12 @@ def stand_ins(monkeypatch):
 def rows_of(op, dtype, which="forward"):
     spec = by_op()[op]
     env = Environment(torch.device("cpu"), WallTimer(), ours=())
-    sizes = {**SIZES, "linear": "7x10x6", "attention": "2x9x9x4x2x16x1"}[op]
+    sizes = {**SIZES, **STEPS, "linear": "7x10x6", "attention": "2x9x9x4x2x16x1"}[op]
     return list(runner.run([spec.row(spec.parse(sizes), dtype, which)], env, seconds=1e-4))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("op", SIZES)
+@pytest.mark.parametrize("op", [*SIZES, *STEPS])
 def test_every_peer_passes_its_gate(op, dtype, stand_ins):
     found = rows_of(op, dtype)
     assert {row["candidate"]: row["status"] for row in found} == {row["candidate"]: "ok" for row in found}
@@ -141,7 +142,8 @@ def test_every_op_with_a_backward_has_a_row_of_it():
     for op in (*SIZES, "linear", "attention"):
         for which in ("backward", "forward+backward"):
             assert any(name.startswith(f"{op}/{which} ") for name in rows)
-    assert not any(name.startswith("attention_decode/backward") for name in rows)
+    for op in (*STEPS, "attention_decode"):
+        assert not any(name.startswith(f"{op}/backward") for name in rows)
 
 
 def test_absent_packages_are_named(monkeypatch):

@@ -60,6 +60,15 @@ BY_LENGTH = {
     "merge_state": lambda m, n: (
         {f"out{i}": m.randn(2, n, 3, 8) for i in (1, 2)} | {f"lse{i}": m.randn(2, 3, n) for i in (1, 2)}
     ),
+    "wkv5_step": lambda m, n: (
+        {name: m.randn(n, 2, 8) for name in ("r", "k", "v", "gate")}
+        | {"w": m.randn(2, 8), "u": m.randn(2, 8), "initial_state": m.randn(n, 2, 8, 8)}
+    ),
+    "hyena_step": lambda m, n: (
+        {"z": m.randn(n, 12), "weight": m.randn(12, 3), "skip": m.randn(4), "groups": 2}
+        | {"poles": torch.full((4, 2), 0.5 + 0.2j), "residues": torch.full((4, 2), 1 - 0.5j)}
+        | {"fir_state": m.randn(n, 12, 2), "state": torch.complex(m.randn(n, 4, 2), m.randn(n, 4, 2))}
+    ),
     "linear": lambda m, n: {"x": m.randn(2, n, 8), "weight": m.randn(5, 8), "activation": "gelu"},
 }
 OPS = registry.ops()
@@ -72,10 +81,12 @@ LOWERED = [
     "blockdiag_mlp",
     "fft_conv",
     "gated_mlp",
+    "hyena_step",
     "linear",
     "modal_conv",
     "monarch_multiply",
     "wkv5",
+    "wkv5_step",
 ]
 
 

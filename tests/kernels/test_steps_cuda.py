@@ -9,7 +9,8 @@ from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
 from step_runs import NAMES, OPS, at_odd_addresses, disagreement, inputs  # noqa: E402
 
 import tkpy  # noqa: E402
-from tkpy import conformance, machine, registry  # noqa: E402
+from tkpy import build_info, conformance, machine, registry  # noqa: E402
+from tkpy.emulator.run import Counters, CountRow  # noqa: E402
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 CASES = [
@@ -117,15 +118,17 @@ def test_the_kernel_that_ran(built, monkeypatch, name, sizes, ran):
 
 @pytest.mark.parametrize("name, sizes", [("wkv5_step", (4, 2, 64)), ("hyena_step", (64, 64, 8, 3, 4))])
 def test_what_is_moved(folder, monkeypatch, name, sizes):
-    """Each byte once; nothing waits for a bank."""
-    on_machine(monkeypatch, folder, multiprocessors=1)
+    """Each byte once, poles and residues once for the rows of a block; nothing waits for a bank."""
+    counted = machine.compiled().Machine.emulator(str(folder), multiprocessors=1, threads=2, counters=True)
+    monkeypatch.setattr(build_info, "KERNELS", folder)
+    monkeypatch.setattr(machine, "_machine", lambda kind, folder: counted)
     kwargs = inputs(name, *sizes)
     ideal = OPS[name].nbytes(registry.capture(OPS[name], kwargs))
-    with torch.no_grad(), machine.counting() as counters:
+    with torch.no_grad():
         OPS[name].public(**kwargs, backend="emulator")
-        total = machine.total(counters())
+    total = Counters([CountRow.of(*row) for *_, found in counted.counters().values() for row in found]).total
     assert 0.95 <= total.global_bytes / ideal <= 1.2
-    assert 32 * total.global_sectors <= 1.3 * ideal
+    assert 32 * total.global_sectors <= 1.45 * ideal
     assert total.bank_conflicts == 0
 
 
@@ -144,13 +147,17 @@ def test_refusals_are_data(built, name, sizes, dtype, code):
 
 def test_the_launchers_check_again(built):
     r, w, states = torch.randn(2, 3, 8), torch.randn(3, 8), torch.randn(2, 3, 8, 8)
-    wkv5 = dict(r=r, k=r, v=r, w=w, u=w, weight=w, bias=w, gate=r, initial=states, y=r.clone(), final=states.clone(),
-                eps=1e-5)  # fmt: skip
+    wkv5 = {
+        "r": r, "k": r, "v": r, "w": w, "u": w, "weight": w, "bias": w, "gate": r, "initial": states, "y": r.clone(),
+        "final": states.clone(), "eps": 1e-5,
+    }  # fmt: skip
     z, taps, pairs = torch.randn(2, 18), torch.randn(18, 3), torch.randn(6, 4, 2)
     carried = torch.randn(2, 6, 4, 2)
-    hyena = dict(z=z, weight=taps, bias=taps[:, 0].clone(), poles=pairs, residues=pairs, skip=torch.randn(6),
-                 before=torch.randn(2, 18, 2), start=carried, y=torch.empty(2, 6), after=torch.empty(2, 18, 2),
-                 end=carried.clone(), groups=2)  # fmt: skip
+    hyena = {
+        "z": z, "weight": taps, "bias": taps[:, 0].clone(), "poles": pairs, "residues": pairs, "skip": torch.randn(6),
+        "before": torch.randn(2, 18, 2), "start": carried, "y": torch.empty(2, 6), "after": torch.empty(2, 18, 2),
+        "end": carried.clone(), "groups": 2,
+    }  # fmt: skip
     for words, name, given, wrong in [
         ("r: need three dimensions of bf16, f16 or f32", "wkv5_step", wkv5, {"r": r.double()}),
         ("r: need heads of at most 128", "wkv5_step", wkv5, {"r": torch.randn(1, 1, 129)}),

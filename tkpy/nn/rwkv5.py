@@ -167,19 +167,19 @@ class TimeMix(torch.nn.Module):
 
     def _attend(
         self, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor | None, kv: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The normalised and gated outputs of the heads, (B, T, H, N), and the state; a single token in one step."""
         w, u = self.decay_and_bonus()
         weight, bias = (p.view(self.heads, self.head_size) for p in (self.ln_x.weight, self.ln_x.bias))
         if r.shape[1] == 1:
             r, k, v = (t[:, 0] for t in (r, k, v))
             gate = None if gate is None else gate[:, 0]
-            z, kv = tkpy.wkv5_step(
+            z, state = tkpy.wkv5_step(
                 r, k, v, w, u, weight=weight, bias=bias, gate=gate, initial_state=kv, eps=self.ln_x.eps
             )
-            return z[:, None], kv
-        y, kv = tkpy.wkv5(r, k, v, w, u, initial_state=kv, output_final_state=True)
-        return tkpy.group_norm(y, weight, bias, gate=gate, eps=self.ln_x.eps), kv
+            return z[:, None], state
+        y, state = tkpy.wkv5(r, k, v, w, u, initial_state=kv, output_final_state=True)
+        return tkpy.group_norm(y, weight, bias, gate=gate, eps=self.ln_x.eps), state
 
 
 class ChannelMix(torch.nn.Module):

@@ -59,8 +59,7 @@ def time_mix(
     r, k, v = (t.float() for t in (r, k, v))
     kv = k[..., None] * v[..., None, :]
     y = (r[..., None] * (initial_state + u[..., None] * kv)).sum(-2)
-    batch, heads, size = r.shape
-    z = F.group_norm(y.view(batch, -1), heads, weight.float().flatten(), bias.float().flatten(), eps).view_as(y)
+    z = F.group_norm(y.flatten(1), r.shape[1], weight.float().flatten(), bias.float().flatten(), eps).view_as(y)
     return (z * F.silu(gate.float())).to(gate.dtype), (-w.exp()).exp()[..., None] * initial_state + kv
 
 

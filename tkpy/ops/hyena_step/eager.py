@@ -11,8 +11,8 @@ from tkpy.ops.modal_conv import eager as modal
 from tkpy.ops.short_conv import eager as short
 
 
-def _wide(x: torch.Tensor | None) -> torch.Tensor | None:
-    return x if x is None or x.dtype == torch.float64 else x.float()
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _parts(filtered: torch.Tensor, groups: int) -> list[torch.Tensor]:
@@ -23,7 +23,7 @@ def _parts(filtered: torch.Tensor, groups: int) -> list[torch.Tensor]:
 
 def _short_args(z, weight, bias, fir_state):
     """Of short_conv's forward, wide."""
-    return _wide(z)[..., None], weight, bias, _wide(fir_state), "", True
+    return _wide(z)[..., None], weight, bias, None if fir_state is None else _wide(fir_state), "", True
 
 
 def _modal_args(filtered, poles, residues, skip, state, groups):
@@ -43,19 +43,16 @@ def backward(grads, outputs, z, weight, bias, poles, residues, skip, fir_state, 
     short_args = _short_args(z, weight, bias, fir_state)
     filtered, _ = short.forward(*short_args)
     modal_args = _modal_args(filtered, poles, residues, skip, state, groups)
-    dv = dpoles = dresidues = dskip = dx1 = dx2 = dbefore = None
-    if dy is not None or dstate is not None:
-        dy = None if dy is None else _wide(dy)[..., None]
-        needed = [True, needs[3], needs[4], needs[5], True, True, needs[7]]
-        found = modal.backward([dy, dstate], [], *modal_args, needs=needed)
-        dv, dpoles, dresidues, dskip, dx1, dx2, dbefore = found
-    dfiltered = None
-    if dv is not None:
+    dy = torch.zeros_like(filtered[:, : poles.shape[0]]) if dy is None else _wide(dy)[..., None]
+    needed = [True, needs[3], needs[4], needs[5], True, True, needs[7]]
+    found = modal.backward([dy, dstate], [], *modal_args, needs=needed)
+    dv, dpoles, dresidues, dskip, dx1, dx2, dbefore = found
+    if dv is None:
+        dfiltered = None  # nothing flows back through a call without elements
+    else:
         parts = [d.unflatten(1, (groups, d.shape[1] // groups)) for d in (dx2, dx1, dv)]
         dfiltered = torch.stack(parts, 2).flatten(1, 3)
-    if dfiltered is None and dinputs is None:
-        return [None] * 7 + [dbefore]
-    dz, dweight, dbias, dfir = short.backward(
-        [dfiltered, _wide(dinputs)], [], *short_args, needs=[True, needs[1], needs[2], needs[6]]
-    )
+    dinputs = None if dinputs is None else _wide(dinputs)
+    needed = [True, needs[1], needs[2], needs[6]]
+    dz, dweight, dbias, dfir = short.backward([dfiltered, dinputs], [], *short_args, needs=needed)
     return [dz[..., 0], dweight, dbias, dpoles, dresidues, dskip, dfir, dbefore]

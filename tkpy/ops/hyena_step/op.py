@@ -1,5 +1,5 @@
-"""hyena_step: one token of a Hyena layer with a modal filter, after its projections (Poli et al. 2023, arXiv:2302.10866,
-algorithm 1; Massaroli et al. 2023, "Laughing Hyena Distillery", section 3)."""
+"""hyena_step: one token of a Hyena layer with a modal filter, after its projections (Poli et al. 2023,
+arXiv:2302.10866, algorithm 1; Massaroli et al. 2023, "Laughing Hyena Distillery", section 3)."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def forward(z, weight, bias, poles, residues, skip, fir_state, state, groups):
         given = {"BIAS": bias, "SKIP": skip, "BEFORE": fir_state, "START": state}
         # With fused products, lanes that hold copies of one sum differ in its last bit, and race to store it.
         _forward[(triton.cdiv(width, channels), batch)](
-            *(z if t is None else t.contiguous() for t in tensors), y, inputs, _pairs(end), width, width // groups, modes,
-            TAPS=taps, **{name: t is not None for name, t in given.items()}, CHANNELS=channels, MODES=block,
+            *(z if t is None else t.contiguous() for t in tensors), y, inputs, _pairs(end), width, width // groups,
+            modes, TAPS=taps, **{name: t is not None for name, t in given.items()}, CHANNELS=channels, MODES=block,
             enable_fp_fusion=False,
         )  # fmt: skip
     return y, inputs, end

@@ -56,13 +56,13 @@ def backward(grads, outputs, r, k, v, w, u, weight, bias, gate, initial_state, e
     gu, gw, g_before = (ga * R * K).sum(0), None, None
     rate = _rate(w, r)
     decay = torch.exp(-rate)
-    if before is not None:
-        gr = gr + (before @ D[..., None]).squeeze(-1)
-        g_before = R[..., None] * D[..., None, :]
     if G is not None:
         gk = gk + (G @ V[..., None]).squeeze(-1)
         gv = gv + (K[..., None, :] @ G).squeeze(-2)
-        if before is not None:
-            g_before = torch.addcmul(g_before, decay[..., None], G)
+    if before is not None:
+        gr = gr + (before @ D[..., None]).squeeze(-1)
+        g_before = R[..., None] * D[..., None, :]
+        if G is not None:
+            g_before.addcmul_(decay[..., None], G)
             gw = -rate * decay * (G * before).sum((0, -1))
     return [gr, gk, gv, gw, gu, dweight, dbias, dgate, g_before]

@@ -34,8 +34,8 @@ def wkv5_step(
         S'[i,j] = exp(-exp(w[i])) * S[i,j] + k[i] v[j]
         z      = (weight * (y - mean(y)) / sqrt(var(y) + eps) + bias) * silu(gate)
 
-    per row and head, with key channel i and value channel j. Decoding is bound by the states, which are read and written
-    once.
+    per row and head, with key channel i and value channel j. Decoding is bound by the states, which are read and
+    written once.
 
     Args:
         r, k, v: (B, H, N) of one dtype, float32, bfloat16 or float16.

@@ -1,7 +1,8 @@
 """wkv5_step in Triton: a program a row and head, its whole state in registers.
 
-forward    y = r S + (sum r u k) v,  S' = exp(-exp(w)) S + k v^T,  z = (weight (y - mean) / sqrt(var + eps) + bias) silu(gate)
-shapes     r, k, v, gate, z (B, H, N) contiguous; w, u, weight, bias (H, N); S, S' (B, H, N, N) float32, key channel as row
+forward    y = r S + (sum r u k) v,  S' = exp(-exp(w)) S + k v^T,
+           z = (weight (y - mean) / sqrt(var + eps) + bias) silu(gate)
+shapes     r, k, v, gate, z (B, H, N) contiguous; w, u, weight, bias (H, N); S, S' (B, H, N, N) float32, key as row
 precision  float32, the variance about the mean; z rounded once
 limits     N <= 128; compute capability 8.0 or newer
 cost       8 N^2 bytes a head: bound by memory
