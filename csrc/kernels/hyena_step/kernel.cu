@@ -150,10 +150,10 @@ struct Step {
 
 }  // namespace tkpy::hyena_step
 
-#define TKPY_HYENA_STEP(T, MODES)                                                     \
-  extern "C" __global__ void __launch_bounds__(tkpy::hyena_step::kThreads)            \
-      hyena_step_##T##_##MODES(const __grid_constant__ tkpy::hyena_step::Params p) {  \
-    tkpy::hyena_step::Step<tkpy::rows::T, MODES>{p}.run();                            \
+#define TKPY_HYENA_STEP(T, MODES)                                                              \
+  extern "C" __global__ void __launch_bounds__(tkpy::hyena_step::kThreads, MODES == 8 ? 8 : 3) \
+      hyena_step_##T##_##MODES(const __grid_constant__ tkpy::hyena_step::Params p) {           \
+    tkpy::hyena_step::Step<tkpy::rows::T, MODES>{p}.run();                                     \
   }
 #define TKPY_HYENA_STEPS(T) TKPY_HYENA_STEP(T, 8) TKPY_HYENA_STEP(T, 32)
 TKPY_HYENA_STEPS(bf16)

@@ -14,7 +14,7 @@ using runtime::DType;
 using runtime::Machine;
 using runtime::View;
 
-constexpr int kResident = 8;  // CTAs of a multiprocessor
+constexpr int kResident = 8;  // CTAs of a multiprocessor that has channels of up to 8 modes
 constexpr std::int64_t kMost = std::int64_t{1} << 28;
 
 // `count` complex numbers, as contiguous pairs.
