@@ -5,7 +5,8 @@
     y = x2 * (h * (x1 v) + D x1 v)                          h_t = Re sum_s R_s p_s^t: tkpy.modal_conv
     out = out_filter_dense(y)
 
-A sequence may come in pieces of any length; what is carried is of fixed size.
+A sequence may come in pieces of any length; what is carried is of fixed size. A single token takes all but the
+projections in one op, tkpy.hyena_step.
 """
 
 from __future__ import annotations

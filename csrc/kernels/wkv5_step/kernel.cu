@@ -5,7 +5,7 @@
 // data  S: global -> registers, 4 or 8 times 16 bytes a thread, all asked for before anything is waited for -> S' global;
 //       r k v d and the bonus r u k: shared memory, as float; y: sums over a thread's rows, then over the threads of a
 //       warp that have its columns (shuffles), then over warps (shared memory), by the first warp, which norms and gates
-// grid  a CTA a row and head: N * N / 16 threads (N / 32 * 128 at N = 128), so that the norm needs no other CTA
+// grid  a CTA a row and head, so that the norm needs no other: N^2 / 16 threads, at N = 128 half as many
 // barriers  __syncthreads twice: r k v d are there; the warps' sums are there
 // precision  fp32, the variance about the mean; z rounded once. Sums in an order that does not vary
 // limits  N <= 128; B H < 2^31; rows of N % 4 != 0 or at odd addresses move in pieces of 4 bytes
