@@ -116,6 +116,9 @@ FAULTS = [
     Fault(
         "numbers of the first queries", "shared.stats[at.slot].data + query", "shared.stats[at.slot].data", "256_plain"
     ),
+    Fault("the other's columns not made", "const int column = Columns * number;", "const int column = 0;", "192_plain"),
+    Fault("columns of half a panel", "wide() && dim / 2 % 64 ? 32 : 64", "wide() ? 32 : 64", "256_plain"),
+    Fault("dQ's columns in one place", ": Part::cols * part);", ": 0);", "192_dq"),
     Fault(
         "a turn passed before all have added",
         "        sync(1 + number, 128);\n        if (leader()) pass",
@@ -139,7 +142,7 @@ FAULTS = [
 ]
 
 #: The right kernels, which nothing may accuse.
-KERNELS = ("rows", "64_plain", "64_capped", "64_dq", "128_plain", "128_dq", "256_plain", "256_dq")
+KERNELS = ("rows", "64_plain", "64_capped", "64_dq", "128_plain", "128_dq", "192_plain", "192_dq", "256_plain", "256_dq")
 RIGHT = {kernel: len(FAULTS) + i for i, kernel in enumerate(KERNELS)}
 FAULTS += [Fault("none", "", "", kernel) for kernel in KERNELS]
 
@@ -153,7 +156,7 @@ def source(number: int) -> str:
     text = text.replace(fault.old, fault.new, 1)
     kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
     size, _, kind = fault.kernel.partition("_")
-    index = {"64": 0, "128": 1, "256": 2}.get(size)
+    index = {"64": 0, "128": 1, "192": 2, "256": 3}.get(size)
     made, threads = f"Backward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>", 384
     if kind in ("", "dq"):
         made, threads = f"RoundDq<tk::bf16, {index}>" if kind else "Rows<tk::bf16>", 256

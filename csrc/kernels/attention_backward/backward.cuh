@@ -1,7 +1,7 @@
 // attention backward: the main kernel; rows.cu runs before it, dq.cuh after it
 //   P = 2^(c q k^T - log2 e lse)        dV = P^T dz
 //   dS = P (dz V^T - delta)             dK = scale dS^T q       dQ = scale dS K        (capped: dS times 1 - tanh^2)
-// for one tile of keys of a key head (128, D = 256: 64): all query heads that use it, all query tiles that see it, so that dK and dV are
+// for one tile of keys of a key head (128, D > 128: 64): all query heads that use it, all query tiles that see it, so that dK and dV are
 // summed in registers; dQ is summed in memory, in fp32.
 // in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  dz [B,Sq,H,Dv]  bf16 or fp16; or packed | stats (params.h)
 // out  dk, dv like k, v | dq_sum: dQ / scale as fp32 fragments
@@ -18,7 +18,7 @@
 //              S^T = k q^T   dP^T = v dz^T   dV += P^T dz under the work on dP   dS^T -> shared ds[2] -> dQ part = dS k
 //              dK += dS^T q under the way out of dQ's part: 64 rows of 128 (D = 64), or 64 columns of 128 (D = 128)
 //              -> shared dq[w] --bulk add--> gl dq_sum
-//   D = 256    32 of 64 queries each: S^T and dP^T, then P^T, dS^T -> shared weights[2], ds[2]; of 128 columns each:
+//   D > 128    32 of 64 queries each: S^T and dP^T, then P^T, dS^T -> shared weights[2], ds[2]; of half the columns each:
 //              dQ part = dS k, dV += P^T dz, dK += dS^T q; dQ's part from registers --red--> gl dq_sum
 //              named barriers 1, 2: the 128 threads of one consumer, around dq[w] or a turn      3: both, once the tiles
 //              that they exchange are written (two of each: who writes one again has met the other after its products
@@ -49,8 +49,8 @@ struct Backward {
   static constexpr int part_size = shape.part();
   static constexpr int Columns = wide ? shape.dim / 2 : shape.dim;  // of a consumer's dK and dV
 
-  using KTile = st<T, Keys, shape.dim>;
-  using QTile = st<T, Rows, shape.dim>;
+  using KTile = st<T, Keys, shape.dim, 2 * shape.panel()>;
+  using QTile = st<T, Rows, shape.dim, 2 * shape.panel()>;
   using Stats = sv<float, 2 * Rows>;
   using Parameters = typename choose<Listed, BlockParams, Params>::type;
   using Work = Schedule<Rows, Keys, Parameters>;

@@ -37,9 +37,13 @@ constexpr std::int64_t kWidest = 256;
 
 const Shape& shape_for(const Call& call) {
   const std::int64_t dim = std::max(call.q.shape[call.q.rank - 1], call.v.shape[call.v.rank - 1]);
-  const int i = dim <= kShapes[0].dim ? 0 : dim <= kShapes[1].dim ? 1 : 2;
-  if (!call.by_keys) return kShapes[i];
-  return kBlockShapes[call.by_keys->block == 64 && i < 2 ? i + 3 : i];  // the widest has one for both
+  const auto narrowest = [&](const Shape* shape) -> const Shape& {  // the last takes all that is not refused
+    while (shape->dim < dim) ++shape;
+    return *shape;
+  };
+  if (!call.by_keys) return narrowest(kShapes);
+  // Of 64 there are fewer shapes: the widest has one for both.
+  return narrowest(kBlockShapes + (call.by_keys->block == 64 && dim <= kBlockShapes[1].dim ? 3 : 0));
 }
 
 // Of all heads: query tiles, or tiles of keys (params.h).
@@ -88,8 +92,8 @@ void check_call(const Call& call) {
 
 void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Params& p) {
   const auto encode = [&](const View& v, int rows) {
-    const std::uint32_t box[4] = {1, 1, static_cast<std::uint32_t>(rows), 64};
-    return machine.encode(runtime::tensor_map_of(heads_first(v), box, 128));
+    const std::uint32_t box[4] = {1, 1, static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(shape.panel())};
+    return machine.encode(runtime::tensor_map_of(heads_first(v), box, 2 * shape.panel()));
   };
   p.k = encode(call.k, shape.keys);
   p.v = encode(call.v, shape.keys);
