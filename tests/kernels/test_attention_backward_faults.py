@@ -30,22 +30,26 @@ SOURCES = (
     "params.h",
     "schedule.cuh",
     "dq.cuh",
-    "producer.cuh",
     "scores.cuh",
+    "layout.cuh",
+    "parts.cuh",
+    "sums.cuh",
+    "consumer.cuh",
+    "producer.cuh",
     "backward.cuh",
     "rows.cu",
 )
 SEEDS = range(4)
 
 
-SYNC_PART = "      sync(1 + number, 128);\n"
+SYNC_PART = "    sync(1 + number, 128);\n"
 FAULTS = [
     Fault("keys loaded over keys in use", "      wait(bars.keys_free, keys_phase);\n", ""),
     Fault("keys freed by one consumer", "init(bars.keys_free, 2)", "init(bars.keys_free, 1)"),
     Fault("slots freed by one warp of each consumer", "init(bars.steps, 1, 8)", "init(bars.steps, 1, 2)"),
-    Fault("keys never waited for", "        wait(shared.barriers.keys_full, keys_phase);\n", ""),
-    Fault("queries never waited for", "      await(shared.barriers.steps, at);\n", ""),
-    Fault("keys' phase never flips", "        keys_phase ^= 1;\n        for", "        for"),
+    Fault("keys never waited for", "      wait(shared.barriers.keys_full, keys_phase);\n", ""),
+    Fault("queries never waited for", "    await(shared.barriers.steps, at);\n", ""),
+    Fault("keys' phase never flips", "      keys_phase ^= 1;\n      for", "      for"),
     Fault("bytes of the rows' numbers", "2 * QTile::bytes + Stats::bytes", "2 * QTile::bytes"),
     Fault("no fence after the zeroes", "    publish_tile();\n    __syncwarp();", "    __syncwarp();"),
     Fault(
@@ -56,18 +60,23 @@ FAULTS = [
     Fault("one row of the next sequence's keys", "seq_k - tile.key, shared.k", "seq_k - tile.key + 1, shared.k"),
     Fault(
         "slot released before its last product",
-        "      mma_wait(dk, dv);\n      release(shared.barriers.steps, at);\n",
-        "      release(shared.barriers.steps, at);\n      mma_wait(dk, dv);\n",
+        "    mma_wait(sums.dk, sums.dv);\n    release(shared.barriers.steps, at);\n",
+        "    release(shared.barriers.steps, at);\n    mma_wait(sums.dk, sums.dv);\n",
     ),
-    Fault("scores read before their product", "        mma_wait<1>(s);\n", ""),
-    Fault("dP read before its product", "        mma_wait<1>(dp);\n", "", "128_plain"),
-    Fault("dQ read before its product", "      mma_wait<1>(dq);\n", "      mma_wait<2>(dq);\n"),
+    Fault("scores read before their product", "      mma_wait<1>(s);\n", ""),
+    Fault("dP read before its product", "      mma_wait<1>(dp);\n", "", "128_plain"),
+    Fault("dQ read before its product", "    mma_wait<1>(dq);\n", "    mma_wait<2>(dq);\n"),
     Fault(
         "no fence after dS",
-        "      publish_tile();\n      if constexpr (in_turn)",
-        "      if constexpr (in_turn)",
+        "    publish_tile();\n    if constexpr (in_turn)",
+        "    if constexpr (in_turn)",
     ),
-    Fault("the other's dS never waited for", "      sync(both, 256);\n      ptx::hold", "      ptx::hold", "128_plain"),
+    Fault(
+        "the other's dS never waited for",
+        "      sync(both, 256);\n    ptx::hold",
+        "      ;\n    ptx::hold",
+        "128_plain",
+    ),
     Fault("one tile of dS", "auto& ds_tile = shared.ds[in_turn ? number : at.slot]", "auto& ds_tile = shared.ds[0]"),
     Fault(
         "the other's columns of k",
@@ -75,17 +84,19 @@ FAULTS = [
         "subtile<Keys, 64>(shared.k, 0, 0)",
         "128_plain",
     ),
-    Fault("dQ's part overwritten", "      if (leader()) finish_part();\n" + SYNC_PART, SYNC_PART),
-    Fault("no fence before the sum", "      publish_tile();\n" + SYNC_PART, SYNC_PART),
-    Fault("no barrier before the sum", "      publish_tile();\n" + SYNC_PART, "      publish_tile();\n"),
-    Fault("dK staged over k in use", "        sync(both, 256);  // no product with k and v is left\n", ""),
+    Fault("dQ's part overwritten", "    if (leader()) finish();\n" + SYNC_PART, SYNC_PART),
+    Fault("no fence before the sum", "    publish_tile();\n" + SYNC_PART, SYNC_PART),
+    Fault("no barrier before the sum", "    publish_tile();\n" + SYNC_PART, "    publish_tile();\n"),
+    Fault("dK staged over k in use", "      sync(both, 256);  // no product with k and v is left\n", ""),
     Fault(
-        "no fence before the stores", "        publish_tile();\n        sync(both, 256);", "        sync(both, 256);"
+        "no fence before the stores",
+        "    publish_tile();\n    sync(Kernel::both, 256);",
+        "    sync(Kernel::both, 256);",
     ),
     Fault(
-        "no barrier before the stores", "        publish_tile();\n        sync(both, 256);", "        publish_tile();"
+        "no barrier before the stores", "    publish_tile();\n    sync(Kernel::both, 256);", "    publish_tile();"
     ),
-    Fault("tiles given back before they are stored", "        return wait_stores_read();\n", "        return;\n"),
+    Fault("tiles given back before they are stored", "      return wait_stores_read();\n", "      return;\n"),
     Fault("stored over the next sequence", "p.cu_seqlens_k == nullptr || valid >= Keys", "true"),
     Fault("keys that are not there", "      if (row >= in.seq_k) from = Queries;\n", ""),
     Fault("top-left alignment", "return seq_k - seq_q;", "return 0;"),
@@ -97,14 +108,14 @@ FAULTS = [
     Fault("one head of the group", "head < (tile.kv_head + 1) * p.group", "head < tile.kv_head * p.group + 1"),
     Fault("sequences beyond 32", "at = base + __ffs", "at = __ffs"),
     Fault("delta left out", "(dp.x[0][e] - delta.x)", "dp.x[0][e]"),
-    Fault("dK not scaled", "        mul(dk, dk, p.scale);\n", ""),
+    Fault("dK not scaled", "      mul(sums.dk, sums.dk, p.scale);\n", ""),
     Fault("the cap is flat", "fmaf(bend * x, x, 1.0f)", "1.0f", "64_capped"),
     Fault("hidden pairs have a slope", "        x = fmaxf(x, -1.0f);\n", "", "64_capped"),
-    Fault("the other's queries never waited for", "      sync(both, 256);\n      const", "      const", "256_plain"),
+    Fault("the other's queries never waited for", "    sync(both, 256);\n    const", "    const", "256_plain"),
     Fault(
         "no fence after both tiles",
-        "      publish_tile();\n      sync(both, 256);\n      const",
-        "      sync(both, 256);\n      const",
+        "    publish_tile();\n    sync(both, 256);\n    const",
+        "    sync(both, 256);\n    const",
         "256_plain",
     ),
     Fault(
@@ -121,15 +132,15 @@ FAULTS = [
     Fault("dQ's columns in one place", ": Part::cols * part);", ": 0);", "192_dq"),
     Fault(
         "a turn passed before all have added",
-        "        sync(1 + number, 128);\n        if (leader()) pass",
-        "        if (leader()) pass",
+        "      sync(1 + number, 128);\n      if (leader()) pass",
+        "      if (leader()) pass",
         "256_plain",
     ),
-    Fault("turns not waited for", "        await_turn(p.turns + part, turn(tile, met));\n", ""),
+    Fault("turns not waited for", "      await_turn(p.turns + part, turn(tile, met, slot));\n", ""),
     Fault(
         "a turn passed before the sum is in memory",
-        "      wait_stores();\n      if (owed",
-        "      wait_stores_read();\n      if (owed",
+        "    wait_stores();\n    if (owed",
+        "    wait_stores_read();\n    if (owed",
     ),
     Fault("the log-sum-exp's gradient left out", "p.dlse ? delta - p.dlse[at] : delta", "delta", "rows"),
     Fault("the log-sum-exp to base e", "fn::log2e * p.lse[at]", "p.lse[at]", "rows"),
@@ -142,7 +153,18 @@ FAULTS = [
 ]
 
 #: The right kernels, which nothing may accuse.
-KERNELS = ("rows", "64_plain", "64_capped", "64_dq", "128_plain", "128_dq", "192_plain", "192_dq", "256_plain", "256_dq")
+KERNELS = (
+    "rows",
+    "64_plain",
+    "64_capped",
+    "64_dq",
+    "128_plain",
+    "128_dq",
+    "192_plain",
+    "192_dq",
+    "256_plain",
+    "256_dq",
+)
 RIGHT = {kernel: len(FAULTS) + i for i, kernel in enumerate(KERNELS)}
 FAULTS += [Fault("none", "", "", kernel) for kernel in KERNELS]
 

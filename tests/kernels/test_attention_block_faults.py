@@ -15,9 +15,10 @@ from test_attention_backward_faults import grads_and_wants, wrong_call  # noqa: 
 import tkpy  # noqa: E402
 
 LISTS = ("../block_lists/lists.h", "../block_lists/walk.cuh", "params.h", "schedule.cuh")
+PARTS = ("layout.cuh", "parts.cuh", "sums.cuh", "consumer.cuh")
 SOURCES = {
     "forward": (*LISTS, "softmax.cuh", "forward.cuh"),
-    "backward": (*LISTS, "dq.cuh", "producer.cuh", "scores.cuh", "backward.cuh"),
+    "backward": (*LISTS, "dq.cuh", "scores.cuh", *PARTS, "producer.cuh", "backward.cuh"),
 }
 SEEDS = range(4)
 STEP = "      if constexpr (Listed) bars.steps[at_k.slot] = step;\n"
@@ -87,25 +88,25 @@ FAULTS = [
     Fault("half a block", "tiles = lists.block / Size", "tiles = 1", "backward 128_blocks128"),
     Fault(
         "the other's step not seen",
-        "void leave_step() {\n      await(shared.barriers.steps, at);\n",
+        "void leave_step() {\n    await(shared.barriers.steps, at);\n",
         "void leave_step() {\n",
         "backward 64_blocks64",
     ),
     Fault("every step by both", "in_turn && met++ % 2 != number", "false", "backward 64_blocks64"),
-    Fault("sums not joined", "        if constexpr (in_turn) join();\n", "", "backward 64_blocks64"),
+    Fault("sums not joined", "      if constexpr (in_turn) sums.join();\n", "", "backward 64_blocks64"),
     Fault(
         "joined before they are there",
-        "      sync(both, 256);\n      number == 0",
-        "      number == 0",
+        "    sync(Kernel::both, 256);\n    number == 0",
+        "    number == 0",
         "backward 64_blocks64",
     ),
     Fault(
         "joined through parts in use",
-        "      sync(1 + number, 128);\n      number == 0",
-        "      number == 0",
+        "    sync(1 + number, 128);\n    number == 0",
+        "    number == 0",
         "backward 64_blocks64",
     ),
-    Fault("half of dQ twice", "stage_part(dq, part_size);", "stage_part(dq, 0);", "backward 128_blocks64"),
+    Fault("half of dQ twice", "parts.stage(dq, part_size);", "parts.stage(dq, 0);", "backward 128_blocks64"),
     Fault(
         "consumers share a tile of dS", "shared.ds[in_turn ? number : at.slot]", "shared.ds[0]", "backward 64_blocks64"
     ),
@@ -177,6 +178,7 @@ def wrong(kernel: str) -> str:
 def right(kernel_folder, tmp_path_factory):
     names = ("rows", "hd64_blocks64", "hd64_blocks128", "hd128_blocks64", "hd128_blocks128")
     parts = [kernel_folder(f"kernels/attention_backward/{name}.cu") for name in names]
+    parts.append(kernel_folder("kernels/attention_forward/hd64.cu"))  # the one that says whether attention is built
     return gather(tmp_path_factory.mktemp("right"), parts)
 
 
