@@ -18,6 +18,7 @@ from tkpy import registry
 from tkpy.bench import runner
 from tkpy.bench.op_rows import by_op, compiled
 from tkpy.bench.spec import Environment, Peer, discover
+from tkpy.bench.specs.attention_blocks import BLOCKS
 from tkpy.bench.timer import WallTimer
 
 pytestmark = pytest.mark.fast
@@ -144,6 +145,16 @@ def test_every_op_with_a_backward_has_a_row_of_it():
             assert any(name.startswith(f"{op}/{which} ") for name in rows)
     for op in (*STEPS, "attention_decode"):
         assert not any(name.startswith(f"{op}/backward") for name in rows)
+
+
+def test_attention_by_blocks(stand_ins):
+    """FlexAttention on the same blocks, and the gate that gathers the keys of a block of queries."""
+    row = BLOCKS.row({"b": 2, "s": 256, "h": 2, "d": 16, "block": 64, "kept": 2}, "float32")
+    env = Environment(torch.device("cpu"), WallTimer(), ours=("eager",))
+    found = list(runner.run([row], env, seconds=1e-4))
+    assert {row["candidate"]: row["status"] for row in found} == dict.fromkeys(
+        ("eager", "FlexAttention, compiled"), "ok"
+    )
 
 
 def test_absent_packages_are_named(monkeypatch):

@@ -11,13 +11,13 @@ from kernel_cases import ROOT  # noqa: E402
 from tkpy import build_info, registry  # noqa: E402
 from tkpy.bench import report, runner  # noqa: E402
 from tkpy.bench.kernel_counts import main_loops  # noqa: E402
-from tkpy.bench.op_rows import by_op  # noqa: E402
+from tkpy.bench.op_rows import counted_rows, every_spec  # noqa: E402
 from tkpy.bench.spec import Environment  # noqa: E402
 from tkpy.bench.timer import WallTimer  # noqa: E402
 from tkpy.emulator.run import Count, Counters, CountRow  # noqa: E402
 
 WITH_KERNELS = [name for name, op in registry.ops().items() if "cuda" in op.available]
-ROWS = [row for name in WITH_KERNELS if name in by_op() for row in by_op()[name].counted_rows()]
+ROWS = [row for row in counted_rows() if row.group in WITH_KERNELS]
 PAGE = (ROOT / "docs" / "COUNTERS.md").read_text()
 
 
@@ -50,7 +50,7 @@ def test_every_op_and_every_folder_of_kernels_is_counted():
 
 
 def test_a_case_that_promises_less_says_why():
-    for spec in by_op().values():
+    for spec in every_spec():
         for case in spec.counted:
             for promise in filter(None, (case.promise, case.backward)):
                 strict = (promise.flops or 9) <= 1.10 and (promise.bytes or 9) <= 1.25 and promise.conflicts == 0

@@ -13,7 +13,7 @@ import torch
 from tkpy import registry
 from tkpy.bench import facts, report, rows, runner
 from tkpy.bench.guard import LOST, DeviceLost, Guard
-from tkpy.bench.op_rows import DTYPES, by_op, from_cases
+from tkpy.bench.op_rows import DTYPES, by_op, counted_rows, from_cases
 from tkpy.bench.spec import Benchmark, discover, select
 
 NO_GPU = (
@@ -248,7 +248,7 @@ def _op_benchmarks(
         spec = specs[ops[0]]
         return [spec.row(spec.parse(shape), dtype) for shape in shapes for dtype in dtypes or spec.dtypes]
     if counters:
-        found = [b for spec in specs.values() for b in spec.counted_rows()]
+        found = counted_rows()
     else:
         found = [b for b in discover() if b.suite == "ops"]
     covered = {b.group for b in found}

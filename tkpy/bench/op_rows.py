@@ -367,11 +367,20 @@ class OpRows:
         return sizes
 
 
+def every_spec() -> list[OpRows]:
+    """The `OpRows` of every spec file."""
+    return [value for module in spec_files() for value in vars(module).values() if isinstance(value, OpRows)]
+
+
 def by_op() -> dict[str, OpRows]:
-    """The `OpRows` of every spec file, by op: the first where a file has several."""
+    """The `OpRows` that an op's name stands for: of several the first, in the file that is named first."""
     found: dict[str, OpRows] = {}
-    for module in spec_files():
-        for value in vars(module).values():
-            if isinstance(value, OpRows):
-                found.setdefault(value.op, value)
+    for spec in every_spec():
+        found.setdefault(spec.op, spec)
     return found
+
+
+def counted_rows() -> list[Benchmark]:
+    """What --counters runs: the cases of each op's first `OpRows`, and of others that name some."""
+    first = by_op()
+    return [b for s in every_spec() if s is first[s.op] or s.counted for b in s.counted_rows()]
