@@ -93,9 +93,7 @@ FAULTS = [
         "    publish_tile();\n    sync(Kernel::both, 256);",
         "    sync(Kernel::both, 256);",
     ),
-    Fault(
-        "no barrier before the stores", "    publish_tile();\n    sync(Kernel::both, 256);", "    publish_tile();"
-    ),
+    Fault("no barrier before the stores", "    publish_tile();\n    sync(Kernel::both, 256);", "    publish_tile();"),
     Fault("tiles given back before they are stored", "      return wait_stores_read();\n", "      return;\n"),
     Fault("stored over the next sequence", "p.cu_seqlens_k == nullptr || valid >= Keys", "true"),
     Fault("keys that are not there", "      if (row >= in.seq_k) from = Queries;\n", ""),

@@ -123,7 +123,6 @@ TEAMS = [
     ("a split for each team", "split = index / p.heads", "split = index"),
     ("the last rows left out", "(p.rows + p.splits - 1) / p.splits", "p.rows / p.splits"),
     ("every row", "step * p.splits + split", "step + split"),
-    ("teams too many", "split < p.splits && row", "row"),
     ("a row more", "row(step) < p.rows", "row(step) <= p.rows"),
     ("heads over one another", "row(step) * p.heads + head", "row(step) + head"),
     ("the first head's parameters", "static_cast<long long>(head) * p.size", "0"),
