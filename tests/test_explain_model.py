@@ -96,6 +96,33 @@ def test_the_command_knows_the_models(name, ops):
 
 
 @pytest.mark.fast
+def test_memory_is_that_of_the_fullest_moment(capsys):
+    """Two blocks of (3, 8) -> 16 -> 8 on top of each other: the second is as full as the first, not the sum."""
+    x = torch.ones(3, 8)
+    with torch.no_grad():
+        explained = tkpy.explain_model(Model(), x)
+    weights = 4 * (2 * (8 * 16 + 16 + 16 * 8 + 8 + 8))
+    assert explained.weight_bytes == weights
+    held = weights + 2 * x.nbytes  # the input, and the first layer's result
+    assert held + 48 * 4 <= explained.peak_bytes <= held + 48 * 4 + 2 * x.nbytes + 12
+    assert "memory: 0.00 GiB at the fullest moment, 0.00 GiB of it weights" in capsys.readouterr().out
+    trained = tkpy.explain_model(Model(), x)
+    assert trained.peak_bytes > explained.peak_bytes
+
+
+@pytest.mark.fast
+def test_evo_1_reads_131072_tokens_within_80_gb():
+    """Where the original, whose filters have a value for every lag, runs out of memory."""
+    from tkpy.models import StripedHyena, StripedHyenaConfig
+
+    with torch.device("meta"), torch.no_grad():
+        model = StripedHyena(StripedHyenaConfig.evo_1_131k()).to(torch.bfloat16)
+        explained = tkpy.explain_model(model, torch.zeros(1, 131072, dtype=torch.int64), device="cuda")
+    assert 12e9 < explained.weight_bytes < 14e9
+    assert explained.peak_bytes < 0.6 * 80e9
+
+
+@pytest.mark.fast
 def test_decoding_and_a_forced_backend():
     result = run("rwkv-5", "--decode", "--batch", "2", "--device", "cpu", "--backend", "reference")
     assert result.exit_code == 0, result.output

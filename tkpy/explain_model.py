@@ -1,4 +1,5 @@
-"""Which backend serves every op call of a model, and why: `tkpy.explain_model(model, ids)`, `tkpy explain-model`."""
+"""Which backend serves every op call of a model, and why, and what memory the model takes: `tkpy.explain_model(model,
+ids)`, `tkpy explain-model`."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from typing import Any
 
 import click
 import torch
+from torch.utils._pytree import tree_leaves
 
 import tkpy
 from tkpy import registry
+from tkpy.live_memory import LiveMemory
 from tkpy.registry import AUTOMATIC, BACKENDS, Explanation
 from tkpy.text import table
 
@@ -32,9 +35,16 @@ class OpCall:
 
 @dataclasses.dataclass(frozen=True)
 class ModelExplanation:
-    """Every op call of one forward, in order; as text: calls alike in one row, then why faster backends refused."""
+    """Every op call of one forward, in order; as text: calls alike in one row, then why faster backends refused.
+
+    `weight_bytes` are of parameters and buffers, `peak_bytes` of all tensors at the forward's fullest moment: weights,
+    inputs, and what operators have returned and is still held; with gradients, what the backward will need. What a
+    kernel takes and gives back within one call is not in it.
+    """
 
     calls: tuple[OpCall, ...]
+    weight_bytes: int
+    peak_bytes: int
 
     def __str__(self) -> str:
         alike: dict[tuple[str, str, str], list[str]] = {}
@@ -45,7 +55,10 @@ class ModelExplanation:
             [op, backend, str(len(places)), inputs, ", ".join(dict.fromkeys(places))]
             for (op, backend, inputs), places in alike.items()
         ]
-        return "\n".join([table(["op", "backend", "calls", "inputs", "where"], rows), *self._reasons()])
+        calls = table(["op", "backend", "calls", "inputs", "where"], rows)
+        peak, weights = (f"{size / 2**30:.2f} GiB" for size in (self.peak_bytes, self.weight_bytes))
+        memory = f"\nmemory: {peak} at the fullest moment, {weights} of it weights"
+        return "\n".join([calls, memory, *self._reasons()])
 
     def _reasons(self) -> Iterator[str]:
         """Each refusal of a backend that comes before the chosen one (where nothing was chosen: of all), once."""
@@ -98,7 +111,7 @@ def _modules_of(model: torch.nn.Module) -> Iterator[list[str]]:
 def explain_model(
     model: torch.nn.Module, *args: Any, device: str | torch.device | None = None, **kwargs: Any
 ) -> ModelExplanation:
-    """Run `model(*args, **kwargs)`, and print and return which backend serves every op call of it, and why.
+    """Run `model(*args, **kwargs)`, and print and return which backend serves every op call of it, why, and the memory.
 
     `device`: answer as if all tensors were there. With "cuda" on a machine without one: on compute capability 9.0.
 
@@ -106,15 +119,18 @@ def explain_model(
         tkpy.Unsupported: as the model itself would, where a backend is forced that cannot serve a call.
     """
     calls: list[OpCall] = []
+    weights = LiveMemory([*model.parameters(), *model.buffers()]).live
+    memory = LiveMemory([*model.parameters(), *model.buffers(), *tree_leaves((args, kwargs))])
     with _modules_of(model) as running:
 
         def watch(explanation: Explanation) -> None:
             assert explanation.call is not None
-            calls.append(OpCall(running[-1], explanation, _describe(explanation.call.args)))
+            inputs = _describe(explanation.call.args)  # which are not kept: they are the memory
+            calls.append(OpCall(running[-1], dataclasses.replace(explanation, call=None), inputs))
 
-        with registry.watch_calls(watch, device):
+        with registry.watch_calls(watch, device), memory:
             model(*args, **kwargs)
-    explained = ModelExplanation(tuple(calls))
+    explained = ModelExplanation(tuple(calls), weights, memory.peak)
     print(explained)
     return explained
 
@@ -147,7 +163,7 @@ def _models(tokens: int) -> dict[str, tuple[str, Callable[[], torch.nn.Module]]]
 def command(
     name: str | None, batch: int, tokens: int, dtype: str, device: str, backend: str | None, train: bool, decode: bool
 ) -> None:
-    """Show which backend serves every op call of a model, and why. Without MODEL: the models.
+    """Show which backend serves every op call of a model, why, and what memory it takes. Without MODEL: the models.
 
     Nothing is computed, so sizes do not matter. Where there is no GPU, `--device cuda` answers for compute capability
     9.0. For a model of your own: tkpy.explain_model(model, ids) in Python.
