@@ -235,6 +235,12 @@ def test_a_wrong_backend_module_is_caught_by_its_case(monkeypatch):
         assert not all(r.comparison for r in conformance.check_case(op, op.cases[0]))
 
 
+def test_kernels_without_a_backward_are_these():
+    """The others' gradients are compared wherever their values are."""
+    without = {op.name for op in registry.ops().values() for b in op.available if not op.differentiates(b)}
+    assert without == {"attention_decode", "attention_fp8"}
+
+
 def test_autocast_leaves_the_body_alone():
     """Inside an op's body autocast is off: float32 statistics stay float32."""
     x, weight = Maker().randn(4, 8), torch.ones(8)

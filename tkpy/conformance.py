@@ -127,10 +127,12 @@ def check_case(
     """Run one case on `backend` and yield a `Result` per output and per gradient, each against float64.
 
     The cotangents are random in every output, rounded to its dtype; `torch.randn` inputs are rounded to `dtype` once
-    and both sides see the rounded values. Raises `tkpy.Unsupported` if the backend refuses the case.
+    and both sides see the rounded values. `grad`: whether gradients too; None is as the case says, and no for a backend
+    that has no backward. Raises `tkpy.Unsupported` if the backend refuses the case.
     """
     op = registry.get(op) if isinstance(op, str) else op
-    grad = case.grad if grad is None else grad
+    if grad is None:
+        grad = case.grad and op.differentiates(backend)
     kwargs = case.make(Maker(dtype, device, seed))
     outputs, grads, seconds = _run(op, kwargs, backend, grad)
     expected, expected_grads, _ = _run(op, widen(kwargs), "reference", grad)

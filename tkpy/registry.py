@@ -314,9 +314,13 @@ class Op:
             reasons.append(Refusal("dtype", "needs float32, float16 or bfloat16, got float64"))
         reasons += self._supports(backend, call)
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
-        if not reasons and needs_grad and not _has_backward(f"{self.package}.{_MODULES[backend]}"):
+        if not reasons and needs_grad and not self.differentiates(backend):
             reasons.append(Refusal("no_backward", "needs inputs that do not require grad: there is no backward"))
         return reasons
+
+    def differentiates(self, backend: str) -> bool:
+        """Whether an available backend gives gradients; `reference` and `eager` do, by autograd if not by their own."""
+        return backend in _DIFFERENTIATED or _has_backward(f"{self.package}.{_MODULES[backend]}")
 
     def module(self, backend: str) -> ModuleType:
         return _module(f"{self.package}.{_MODULES[backend]}")

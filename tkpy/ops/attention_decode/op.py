@@ -15,7 +15,7 @@ from tkpy.arguments import INTEGERS, Arguments, autocast
 from tkpy.ops.attention.op import check_window
 from tkpy.registry import Call, Case, Maker, Op, Refusal
 
-MAX_GRID, MAX_SPLITS = 65535, 1024
+MAX_GRID, MAX_SPLITS, MAX_WIDTH = 65535, 1024, 256
 
 
 def attention_decode(
@@ -52,13 +52,13 @@ def attention_decode(
             A table (B, 1) picks rows of a cache in one piece.
         starts: int32 or int64 (B,), the first key of each sequence (left padding); 0 if None.
         causal, scale, window, softcap, sinks, kv_head_map: as of `tkpy.attention`.
-        num_splits: into how many parts the compiled kernel cuts the keys, to fill the GPU; 0 chooses by the shapes.
+        num_splits: into how many parts a kernel cuts the keys, to fill the GPU; 0 chooses by the shapes.
         return_lse: also return the log-sum-exp.
         backend: None (automatic), or one of `tkpy.BACKENDS`.
 
     Returns:
         out (B, Sq, H, Dv) in q's dtype; with `return_lse` (out, lse), lse float32 (float64 for float64) (B, H, Sq).
-        The gradient is that of `eager`, for all of q, both caches and sinks; the compiled kernel has none.
+        The gradient is that of `eager`, for all of q, both caches and sinks; the kernels have none.
 
     Raises:
         TypeError, ValueError: malformed arguments.
@@ -133,17 +133,20 @@ def values(
 
 
 def supports(backend: str, call: Call) -> list[Refusal]:
-    if backend not in ("cuda", "emulator"):
+    if backend not in ("cuda", "emulator", "triton"):
         return []
     q, cache, table = call["q"], call["k_cache"], call["block_table"]
     widths = (q.shape[-1], call["v_cache"].shape[-1])
     reasons = []
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(q.dtype).removeprefix('torch.')}"))
-    if any(width % 8 or not 8 <= width <= 256 for width in widths):
-        reasons.append(
-            Refusal("head_dim", f"needs head dimensions that are multiples of 8 from 8 to 256, got {widths}")
-        )
+    if backend == "triton":
+        if max(widths) > MAX_WIDTH:
+            reasons.append(Refusal("head_dim", f"needs at most {MAX_WIDTH} channels a head, got {max(widths)}"))
+    else:
+        if q.dtype not in (torch.bfloat16, torch.float16):
+            reasons.append(Refusal("dtype", f"needs bfloat16 or float16, got {str(q.dtype).removeprefix('torch.')}"))
+        if any(width % 8 or not 8 <= width <= MAX_WIDTH for width in widths):
+            needed = f"needs head dimensions that are multiples of 8 from 8 to {MAX_WIDTH}"
+            reasons.append(Refusal("head_dim", f"{needed}, got {widths}"))
     if q.shape[0] > MAX_GRID or q.shape[2] > MAX_GRID:
         reasons.append(Refusal("size", f"needs at most {MAX_GRID} sequences and heads, got {tuple(q.shape)}"))
     if max(*q.shape, *cache.shape, 0 if table is None else cache.shape[1] * table.shape[1]) >= 2**30:
@@ -229,6 +232,11 @@ CASES = (
             | {"block_table": m.ints(3, 1, 0, 2).view(2, 2).T}
         ),
         "strides in every argument",
+    ),
+    Case(
+        "three splits",
+        lambda m: _paged(m, 3, 8, 12, 4, 2, 16, [90, 41, 0], num_splits=3, window=(70, None), sinks=m.randn(4)),
+        "shares of the keys are joined; of a sequence without keys too",
     ),
     Case("no keys", lambda m: _dense(m, 1, 12, 4, 2, 16, [0, 12], sinks=m.randn(4)), "an empty cache: only the sink"),
     Case("no batch", lambda m: _dense(m, 1, 12, 4, 2, 16, []), "zero-size"),
