@@ -1,6 +1,6 @@
 """attention_decode in Triton: few queries over a cache in pages or in one piece, its keys split to fill the GPU.
 
-in         q (B, Sq, H, D), caches (pages, page, Hkv, D | Dv), any strides; lengths, starts and pages stay on the device
+shapes     q (B, Sq, H, D), caches (pages, page, Hkv, D | Dv), any strides; lengths, starts and pages stay on the device
 _decode    one program a tile of BM rows of one key-value head of one sequence, and a stretch of its keys. Its rows are
            the queries of all heads that read that key-value head, so each key is read once for all of them. For each
            tile of keys that exist for some row: scores, running maximum and sum, products with the values. The
