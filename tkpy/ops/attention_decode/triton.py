@@ -42,6 +42,41 @@ def _cached(
 
 
 @triton.jit
+def _walk(
+    q, k_ptr, v_ptr, table_ptr, i, shift, low, high, Sq, D, DV, page, pages, left, right, scale, cap, k_p, k_s, k_d,
+    v_p, v_s, v_d, PAGED: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Keys [low, high), tile by tile: (sums of weighted values, maxima, sums of weights) of the queries i."""
+    acc = tl.zeros([BM, BV], tl.float32)
+    top = tl.full([BM], -float("inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    for start in range(low, high, BN):
+        j = start + tl.arange(0, BN)
+        k = _cached(
+            k_ptr, table_ptr, j[None, :], tl.arange(0, BD)[:, None], low, high, D, page, pages, k_p, k_s, k_d, PAGED
+        )
+        scores, _ = capped(tl.dot(q, k, input_precision="ieee"), scale, cap, SOFTCAP)
+        distance = j[None, :] - i[:, None] - shift
+        seen = (j < high)[None, :] & (i < Sq)[:, None]
+        if LEFT:
+            seen = seen & (distance >= -left)
+        if RIGHT:
+            seen = seen & (distance <= right)
+        scores = tl.where(seen, scores, -float("inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(higher == -float("inf"), 0.0, higher)
+        weights = tl.exp2(scores - base[:, None])
+        fade = tl.exp2(top - base)
+        v = _cached(
+            v_ptr, table_ptr, j[:, None], tl.arange(0, BV)[None, :], low, high, DV, page, pages, v_p, v_s, v_d, PAGED
+        )
+        acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+        top, total = higher, total * fade + tl.sum(weights, 1)
+    return acc, top, total
+
+
+@triton.jit
 def _decode(
     q_ptr, k_ptr, v_ptr, seqlens_ptr, table_ptr, starts_ptr, sinks_ptr, map_ptr, out_ptr, lse_ptr, share_ptr, B, Sq, H,
     HKV, GROUPS, D, DV, page, pages, room, table_b, left, right, scale, cap, q_b, q_s, q_h, q_d, k_p, k_s, k_h, k_d,
@@ -72,9 +107,6 @@ def _decode(
     line = batch * q_b + i.to(tl.int64) * q_s + head.to(tl.int64) * q_h
     channel = tl.arange(0, BD)[None, :]
     q = tl.load(q_ptr + line[:, None] + channel * q_d, mask=(i < Sq)[:, None] & (channel < D), other=0.0)
-    acc = tl.zeros([BM, BV], tl.float32)
-    top = tl.full([BM], -float("inf"), tl.float32)
-    total = tl.zeros([BM], tl.float32)
 
     low, high = begin, length  # the keys that some row sees
     if LEFT:
@@ -84,28 +116,10 @@ def _decode(
     part = tl.cdiv(tl.cdiv(tl.maximum(high - low, 0), BN), SPLITS) * BN
     low += split * part
     high = tl.minimum(high, low + part)
-    for start in range(low, high, BN):
-        j = start + tl.arange(0, BN)
-        k = _cached(
-            k_ptr, table_ptr, j[None, :], tl.arange(0, BD)[:, None], low, high, D, page, pages, k_p, k_s, k_d, PAGED
-        )
-        scores, _ = capped(tl.dot(q, k, input_precision="ieee"), scale, cap, SOFTCAP)
-        distance = j[None, :] - i[:, None] - shift
-        seen = (j < high)[None, :] & (i < Sq)[:, None]
-        if LEFT:
-            seen = seen & (distance >= -left)
-        if RIGHT:
-            seen = seen & (distance <= right)
-        scores = tl.where(seen, scores, -float("inf"))
-        higher = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(higher == -float("inf"), 0.0, higher)
-        weights = tl.exp2(scores - base[:, None])
-        fade = tl.exp2(top - base)
-        v = _cached(
-            v_ptr, table_ptr, j[:, None], tl.arange(0, BV)[None, :], low, high, DV, page, pages, v_p, v_s, v_d, PAGED
-        )
-        acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-        top, total = higher, total * fade + tl.sum(weights, 1)
+    acc, top, total = _walk(
+        q, k_ptr, v_ptr, table_ptr, i, shift, low, high, Sq, D, DV, page, pages, left, right, scale, cap, k_p, k_s, k_d,
+        v_p, v_s, v_d, PAGED, LEFT, RIGHT, SOFTCAP, BM, BN, BD, BV,
+    )  # fmt: skip
 
     z = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     lse = top + tl.log2(total)  # -inf + -inf where no key was seen
