@@ -123,6 +123,21 @@ def test_evo_1_reads_131072_tokens_within_80_gb():
 
 
 @pytest.mark.fast
+def test_watching_changes_nothing():
+    """Layers that fuse where nobody hooks into them are fused here too; modules unknown to the model have its name."""
+    assert "gated_mlp " in run("evo-1-8k", "--tokens", "64").output
+    assert "blockdiag_mlp " in run("m2-bert", "--tokens", "64").output
+    outside = Layer()
+
+    class Apart(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return outside(x)
+
+    explained = tkpy.explain_model(Apart(), torch.ones(3, 8))
+    assert {call.module for call in explained.calls} == {""}
+
+
+@pytest.mark.fast
 def test_decoding_and_a_forced_backend():
     result = run("rwkv-5", "--decode", "--batch", "2", "--device", "cpu", "--backend", "reference")
     assert result.exit_code == 0, result.output

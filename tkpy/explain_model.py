@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
 import tkpy
@@ -93,14 +94,17 @@ def _describe(args: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _modules_of(model: torch.nn.Module) -> Iterator[list[str]]:
-    """The names of the modules whose forward is running, innermost last."""
+    """The names of the modules whose forward is running, innermost last.
+
+    By PyTorch's hooks on all modules: one of its own would make a layer's products visible calls (`tkpy.nn.bare`), and
+    the model would run other ops than it does unwatched.
+    """
+    names = {module: name for name, module in model.named_modules() if name}
     running = [""]
-    handles = []
-    for name, module in model.named_modules():
-        if name:
-            enter: Callable[..., None] = lambda *_, name=name: running.append(name)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(lambda *_: running.pop() and None, always_call=True))
+    handles = [
+        register_module_forward_pre_hook(lambda module, _: running.append(names.get(module, running[-1]))),
+        register_module_forward_hook(lambda *_: running.pop() and None, always_call=True),
+    ]
     try:
         yield running
     finally:
@@ -182,7 +186,7 @@ def command(
     )
     forced = registry.use_backend(backend) if backend else nullcontext()
     with torch.device("meta"), torch.set_grad_enabled(train):
-        model = build().to(getattr(torch, dtype))
+        model = build().to(getattr(torch, dtype)).train(train)
         ids = torch.zeros(batch, tokens, dtype=torch.int64)
         inputs = [ids]
         if decode:
