@@ -101,10 +101,14 @@ def _modules_of(model: torch.nn.Module) -> Iterator[list[str]]:
     """
     names = {module: name for name, module in model.named_modules() if name}
     running = [""]
-    handles = [
-        register_module_forward_pre_hook(lambda module, _: running.append(names.get(module, running[-1]))),
-        register_module_forward_hook(lambda *_: running.pop() and None, always_call=True),
-    ]
+
+    def enter(module: torch.nn.Module, _: Any) -> None:
+        running.append(names.get(module, running[-1]))
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:
         yield running
     finally:
