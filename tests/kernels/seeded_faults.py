@@ -1,64 +1,237 @@
-"""Kernels with seeded faults: all of them through one run of nvcc, each as a module of its own."""
+"""Kernels with seeded faults: a suite is a table of edits of an op's sources, and calls that must give each away.
+
+A file makes a `Suite` and names its two tests:
+
+    test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(...).tests()
+
+All faults of a suite go through one run of nvcc and none of ptxas, each in a namespace of its own, and so do the right
+kernels. A test puts the faulty entries into a folder beside the right ones of the same modules, launches the calls
+there in the emulator, and takes a finding, a deadlock or a wrong result for an answer.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
-import shutil
 import subprocess
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from kernel_cases import CACHE, ROOT
+
+import tkpy
+
+KERNELS = ROOT / "csrc/kernels"
+ENTRY = ".visible .entry "
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`old` in a kernel's source replaced by `new`; `kernel`: the instantiation that shows it."""
+    """`old` in a unit's sources replaced by `new`."""
 
     what: str
     old: str
     new: str
-    kernel: str = "64_plain"
+    kernel: str = "64_plain"  # the unit that shows it; of a suite without that unit its first
 
     def __str__(self) -> str:
         return self.what
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One kernel: the name that the launcher asks its module for, and how it is made of the sources."""
+
+    name: str
+    module: str
+    params: str  # the type of its parameter block, `p`
+    run: str  # what it does with it
+    bounds: str = "128"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a fault is compiled into: files below csrc/kernels, each up to where it instantiates, and their entries."""
+
+    files: Sequence[str]
+    entries: Sequence[Entry]
+    given: Sequence[str] = ()  # files before them, where nothing is seeded
+
+
+@dataclass(eq=False)
+class Suite:
+    """The faults of an op, and what shows them."""
+
+    name: str
+    units: dict[str, Unit]
+    faults: Sequence[Fault]
+    calls: Callable[[str], Sequence[Any]]  # of a unit
+    wrong: Callable[[Any], str]  # what is wrong with the result of a call; findings raise
+    right: Sequence[str] = ()  # sources below csrc/kernels of the modules that the calls need besides
+    seeds: int = 3
+    right_seeds: int = 2
+    multiprocessors: int = 132
+    arrange: Callable[[Any, Fault], None] = lambda monkeypatch, fault: None  # sizes that suit small calls
+    tried: Sequence[str] = ()  # the units whose right kernels are tried; all where none is named
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.units))
+        self.all = [f if f.kernel in self.units else replace(f, kernel=first) for f in self.faults]
+        self.all += [Fault("none", "", "", unit) for unit in self.units]
+        self.calls = functools.cache(self.calls)
+
+    def tests(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        """That every fault is caught; that the right kernels are not accused."""
+        count = len(self.faults)
+
+        @pytest.mark.parametrize("number", range(count), ids=self.id)
+        def caught(number, compile_kernel, toolchain, kernel_folder, tmp_path, monkeypatch):
+            self.fill(number, compile_kernel, toolchain, kernel_folder, tmp_path)
+            what = self.found(number, tmp_path, monkeypatch, range(self.seeds))
+            print(what)
+            assert what, f"{self.all[number]}: nothing showed it"
+
+        right = [i for i in range(count, len(self.all)) if self.all[i].kernel in (self.tried or self.units)]
+
+        @pytest.mark.parametrize("number", right, ids=self.id)
+        def accused(number, compile_kernel, toolchain, kernel_folder, tmp_path, monkeypatch):
+            self.fill(number, compile_kernel, toolchain, kernel_folder, tmp_path)
+            what = self.found(number, tmp_path, monkeypatch, range(self.right_seeds))
+            assert what == "", what
+
+        return caught, accused
+
+    def id(self, number: int) -> str:
+        fault = self.all[number]
+        return f"{fault.kernel}: {fault}" if len(self.units) > 1 else str(fault)
+
+    def found(self, number: int, folder: Path, monkeypatch, seeds: Sequence[int]) -> str:
+        """What gives the fault away: the first finding or wrong result."""
+        from attention_runs import on_machine
+
+        fault = self.all[number]
+        self.arrange(monkeypatch, fault)
+        for seed in seeds:
+            on_machine(monkeypatch, folder, seed, self.multiprocessors)
+            for call in self.calls(fault.kernel):
+                try:
+                    what = self.wrong(call)
+                except tkpy.InternalError as error:
+                    what = str(error)
+                if what:
+                    return what
+        return ""
+
+    def source(self, number: int) -> str:
+        """The kernels with the fault, in a namespace of their own."""
+        fault = self.all[number]
+        unit = self.units[fault.kernel]
+        own = "".join(map(text_of, unit.files))
+        assert fault.old in own, f"{fault}: the source has changed"
+        text = "".join(map(text_of, unit.given)) + own.replace(fault.old, fault.new, 1)
+        kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
+        entries = (
+            f'extern "C" __global__ void __launch_bounds__({entry.bounds}) {entry.name}_{number}('
+            f"const __grid_constant__ {entry.params} p) {{ {entry.run}; }}\n"
+            for entry in unit.entries
+        )
+        return "\n".join([f"namespace seeded_{number} {{", *kept, *entries, "}\n"])
+
+    def fill(self, number: int, compile_kernel, toolchain, kernel_folder, folder: Path) -> None:
+        """The right modules, and those with the faulty entries, or that nothing else makes, over them."""
+        from attention_runs import gather
+
+        gather(folder, [kernel_folder(f"kernels/{source}") for source in self.right])
+        fault = self.all[number]
+        faulty = {entry.name: number for entry in self.units[fault.kernel].entries}
+        modules: dict[str, dict[str, str]] = {}
+        touched = set()
+        for control in range(len(self.faults), len(self.all)):
+            for entry in self.units[self.all[control].kernel].entries:
+                seeded = f"{entry.name}_{faulty.get(entry.name, control)}"
+                modules.setdefault(entry.module, {}).setdefault(entry.name, seeded)
+                if entry.name in faulty:
+                    touched.add(entry.module)
+        text = self.ptx(compile_kernel, toolchain)
+        for name, entries in modules.items():
+            if name in touched or not (folder / f"{name}.ptx").exists():
+                write_module(folder, name, text.module({seeded: entry for entry, seeded in entries.items()}))
+
+    @functools.cache  # noqa: B019  (a suite lives as long as its tests)
+    def ptx(self, compile_kernel, toolchain) -> Ptx:
+        files = {name for unit in self.units.values() for name in (*unit.given, *unit.files)}
+        includes = {'#include "tk/tk.cuh"\n'}
+        includes |= {line for name in files for line in re.findall(r'^#include "tk/.*\n', text_of(name), re.MULTILINE)}
+        whole = "".join(sorted(includes)) + "".join(map(self.source, range(len(self.all))))
+        return Ptx(compile_text(compile_kernel, toolchain, f"{self.name}_faults", whole))
+
+
+def text_of(name: str) -> str:
+    """A file below csrc/kernels, up to where it instantiates."""
+    return (KERNELS / name).read_text().split("#define TKPY_")[0]
+
+
+class Ptx:
+    """The text of a PTX module, by its kernels."""
+
+    def __init__(self, text: str):
+        self.head, *parts = text.split(ENTRY)
+        ends = [part.rindex("\n}\n") + 3 for part in parts]
+        self.entries = {part[: part.index("(")]: part[:end] for part, end in zip(parts, ends, strict=True)}
+        self.tail = parts[-1][ends[-1] :]  # .file, .section
+
+    def module(self, names: dict[str, str]) -> str:
+        """The module with some kernels, each under another name."""
+        bodies = (re.sub(rf"\b{old}(?=\(|_param)", new, self.entries[old]) for old, new in names.items())
+        return self.head + "".join(ENTRY + body for body in bodies) + self.tail
+
+
+def headers(text: str, folder: Path) -> Iterator[Path]:
+    """Every header of ours that the text includes, and those that they include."""
+    for name in re.findall(r'^#include "([^"]+)"', text, re.MULTILINE):
+        path = next(path for path in (folder / name, ROOT / "csrc" / name) if path.exists())
+        yield path.resolve()
+        yield from headers(path.read_text(), path.parent)
+
+
 def compiled(compile_kernel, toolchain, scratch: Path, name: str, kernels: str) -> str:
-    """The PTX of `kernels`, each fault an entry of its own: no ptxas, and no nvcc where nothing has changed."""
-    whole = '#include "tk/tk.cuh"\n' + kernels
+    return compile_text(compile_kernel, toolchain, name, '#include "tk/tk.cuh"\n' + kernels)
+
+
+def compile_text(compile_kernel, toolchain, name: str, whole: str) -> str:
+    """The PTX of `whole`: no ptxas, and no nvcc where nothing has changed."""
     key = hashlib.sha256((toolchain.version + whole).encode())
-    for header in sorted((ROOT / "csrc/tk").iterdir()):
+    for header in sorted(set(headers(whole, ROOT / "csrc"))):
         key.update(header.read_bytes())
     ptx = CACHE / f"{name}-{key.hexdigest()[:16]}.ptx"
     if not ptx.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        path, made = scratch / f"{name}.cu", scratch / f"{name}.ptx"
-        path.write_text(whole)
-        command = [toolchain.nvcc, *compile_kernel.NVCC_FLAGS, f"-I{ROOT / 'csrc'}", path, "-o", made]
-        subprocess.run(list(map(str, command)), check=True)
-        shutil.copy(made, ptx.with_suffix(".part"))
-        os.replace(ptx.with_suffix(".part"), ptx)
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            path, made = Path(scratch) / f"{name}.cu", Path(scratch) / f"{name}.ptx"
+            path.write_text(whole)
+            command = [toolchain.nvcc, *compile_kernel.NVCC_FLAGS, f"-I{ROOT / 'csrc'}", path, "-o", made]
+            subprocess.run(list(map(str, command)), check=True)
+            os.replace(made, ptx)
     return ptx.read_text()
 
 
 def module(text: str, names: dict[str, str]) -> str:
-    """The module with the entries of some faults, each under the name that the launcher asks for."""
-    head, *entries = text.split(".visible .entry ")
-    tail = entries[-1][entries[-1].rindex("\n}\n") + 3 :]  # .file, .section
-    made = head
-    for seeded, name in names.items():
-        (entry,) = [e for e in entries if e.startswith(f"{seeded}(")]
-        body = entry[: entry.rindex("\n}\n") + 3]
-        made += ".visible .entry " + re.sub(rf"\b{seeded}(?=\(|_param)", name, body)
-    return made + tail
+    return Ptx(text).module(names)
 
 
 def write_module(folder: Path, name: str, text: str) -> None:
-    path = folder / f"{name}.ptx"
-    path.unlink(missing_ok=True)  # it may be a link to the right one
-    path.write_text(text)
-    path.with_suffix(".cubin").write_text("")
-    path.with_suffix(".json").write_text("{}")
+    for suffix, content in ((".ptx", text), (".cubin", ""), (".json", "{}")):
+        path = folder / f"{name}{suffix}"
+        path.unlink(missing_ok=True)  # it may be a link to a file of the build
+        path.write_text(content)
+
+
+def first_wrong(results) -> str:
+    """What the first of conformance's results that is wrong says."""
+    return next((str(result) for result in results if not result.comparison), "")

@@ -1,26 +1,20 @@
 """Faults seeded into what attention does by lists of blocks, forward and backward: each is one edit of the source, and
 a finding, a deadlock or a wrong result must give it away on a few small calls and schedules."""
 
-import functools
-
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import OP, block_mask, disagreement, gather, inputs, on_machine  # noqa: E402  (after the skips)
+from attention_runs import OP, block_mask, disagreement, inputs  # noqa: E402  (after the skips)
 from test_attention_backward_faults import grads_and_wants, wrong_call  # noqa: E402
-
-import tkpy  # noqa: E402
 
 LISTS = ("../block_lists/lists.h", "../block_lists/walk.cuh", "params.h", "schedule.cuh")
 PARTS = ("layout.cuh", "parts.cuh", "sums.cuh", "consumer.cuh")
-SOURCES = {
+FILES = {
     "forward": (*LISTS, "softmax.cuh", "forward.cuh"),
     "backward": (*LISTS, "dq.cuh", "scores.cuh", *PARTS, "producer.cuh", "backward.cuh"),
 }
-SEEDS = range(4)
 STEP = "      if constexpr (Listed) bars.steps[at_k.slot] = step;\n"
 EXPECT = """      arrive_expect(bars.keys.full[at_k.slot], KTile::bytes);
       load(shared.k[at_k.slot], gl<KTile, 4>(p.k), {tile.batch, tile.kv_head, row, 0}, bars.keys.full[at_k.slot]);
@@ -112,108 +106,44 @@ FAULTS = [
     ),
 ]
 
-#: The right kernels, which nothing may accuse.
-KERNELS = sorted({fault.kernel for fault in FAULTS})
-FAULTS += [Fault("none", "", "", kernel) for kernel in KERNELS]
 INDEX = {"64_blocks128": 0, "128_blocks128": 1, "256_blocks128": 2, "64_blocks64": 3, "128_blocks64": 4}
 
 
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own."""
-    fault = FAULTS[number]
-    side, which = fault.kernel.split()
-    folder = ROOT / f"csrc/kernels/attention_{side}"
-    text = "".join((folder / name).read_text().split("#define TKPY_ATTENTION")[0] for name in SOURCES[side])
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    space = f"tkpy::attention_{side}"
-    made = f"{side.capitalize()}<tk::bf16, {INDEX[which]}, false, true>"
-    shape = f"{space}::kBlockShapes[{INDEX[which]}]"
+def unit(kernel: str) -> Unit:
+    side, which = kernel.split()
+    space, index = f"tkpy::attention_{side}", INDEX[which]
+    params, module, name = f"{space}::BlockParams", f"attention_{side}_hd{which}", f"attention_{side}_bf16_{which}"
+    shape = f"{space}::kBlockShapes[{index}]"
     bounds = f"{shape}.threads(), {shape}.ctas" if side == "forward" else f"{space}::Shape::kThreads, 1"
-    body = "\n".join(kept)
-    return f"""namespace seeded_{number} {{
-{body}
-extern "C" __global__ void __launch_bounds__({bounds})
-    fault_{number}(const __grid_constant__ {space}::BlockParams p) {{
-  {space}::{made}::run(p);
-}}
-}}
-"""
+    run = f"{space}::{side.capitalize()}<tk::bf16, {index}, false, true>::run(p)"
+    entries = [Entry(f"{name}_plain", module, params, run, bounds)]
+    if side == "backward":
+        entries.append(
+            Entry(f"{name}_dq", module, f"{space}::Params", f"{space}::RoundDq<tk::bf16, {index}, true>::run(p)", "256")
+        )
+    return Unit([f"attention_{side}/{file}" for file in FILES[side]], entries)
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    kernels = "".join(source(i) for i in range(len(FAULTS)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "attention_block_faults", kernels)
-
-
-@functools.cache
-def calls(kernel: str) -> list[dict]:
+def calls(kernel: str) -> list:
     width, _, block = kernel.split()[1].partition("_blocks")
     d, size = int(width), int(block)
-    few = inputs(2, 200, 390, 4, 2, d, block_mask=block_mask(2, 4, 200, 390, size, 5), causal=True)
-    if d > 64:
-        return [few]
-    many = block_mask(1, 1, 70, 3000, size, 2, full=0.4, partial=0.4)
-    return [few, inputs(1, 70, 3000, 1, 1, d, block_mask=many)]
+    found = [inputs(2, 200, 390, 4, 2, d, block_mask=block_mask(2, 4, 200, 390, size, 5), causal=True)]
+    if d == 64:
+        many = block_mask(1, 1, 70, 3000, size, 2, full=0.4, partial=0.4)
+        found.append(inputs(1, 70, 3000, 1, 1, d, block_mask=many))
+    return found if kernel.startswith("forward") else [grads_and_wants(kwargs) for kwargs in found]
 
 
-@functools.cache
-def known(kernel: str, number: int) -> tuple:
-    return grads_and_wants(calls(kernel)[number])
-
-
-def wrong(kernel: str) -> str:
-    for number, kwargs in enumerate(calls(kernel)):
-        try:
-            if what := disagreement(kwargs) if kernel.startswith("forward") else wrong_call(*known(kernel, number)):
-                return what
-        except tkpy.InternalError as error:
-            return str(error)
-    return ""
-
-
-@pytest.fixture(scope="module")
-def right(kernel_folder, tmp_path_factory):
-    names = ("rows", "hd64_blocks64", "hd64_blocks128", "hd128_blocks64", "hd128_blocks128")
-    parts = [kernel_folder(f"kernels/attention_backward/{name}.cu") for name in names]
-    parts.append(kernel_folder("kernels/attention_forward/hd64.cu"))  # the one that says whether attention is built
-    return gather(tmp_path_factory.mktemp("right"), parts)
-
-
-def found(text: str, right, tmp_path, monkeypatch, number: int) -> str:
-    fault = FAULTS[number]
-    side, which = fault.kernel.split()
-    gather(tmp_path, [right])
-    name = f"attention_{side}_hd{which}"
-    entries = module(text, {f"fault_{number}": f"attention_{side}_bf16_{which}_plain"})
-    if side == "backward":  # dq's kernel is right
-        kept = (right / f"{name}.ptx").read_text()
-        entries = with_entry(entries, kept, f"attention_backward_bf16_{which}_dq")
-    write_module(tmp_path, name, entries)
-    monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: False)
-    for seed in SEEDS if fault.old else SEEDS[:2]:
-        on_machine(monkeypatch, tmp_path, seed, multiprocessors=2)
-        if what := wrong(fault.kernel):
-            print(what)
-            return what
-    return ""
-
-
-def with_entry(text: str, other: str, name: str) -> str:
-    """A module with one more entry, that of another module; line numbers of the sources are dropped."""
-    (entry,) = [part for part in other.split(".visible .entry ") if part.startswith(f"{name}(")]
-    body = [line for line in entry[: entry.rindex("\n}\n") + 3].splitlines() if not line.strip().startswith(".loc")]
-    head, mark, rest = text.partition(".visible .entry ")
-    return head + mark + "\n".join(body) + "\n" + mark + rest
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS) - len(KERNELS)), ids=lambda n: f"{FAULTS[n].kernel}: {FAULTS[n]}")
-def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number)
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS) - len(KERNELS), len(FAULTS)), ids=lambda n: FAULTS[n].kernel)
-def test_the_right_kernel_is_not_accused(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number) == ""
+BACKWARD = ("rows", "hd64_blocks64", "hd64_blocks128", "hd128_blocks64", "hd128_blocks128")
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "attention_block",
+    {kernel: unit(kernel) for kernel in sorted({fault.kernel for fault in FAULTS})},
+    FAULTS,
+    calls,
+    wrong=lambda call: disagreement(call) if isinstance(call, dict) else wrong_call(*call),
+    # The forward's is the one that says whether attention is built.
+    right=[*(f"attention_backward/{name}.cu" for name in BACKWARD), "attention_forward/hd64.cu"],
+    seeds=4,
+    multiprocessors=2,
+    arrange=lambda monkeypatch, fault: monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: False),
+).tests()

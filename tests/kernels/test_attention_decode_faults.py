@@ -2,19 +2,11 @@
 away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import on_machine  # noqa: E402  (after the skips)
-from decode_runs import disagreement, inputs  # noqa: E402
-
-import tkpy  # noqa: E402
-
-SOURCES = ("params.h", "softmax.cuh", "kernel.cu")
-SEEDS = range(4)
-
+from decode_runs import disagreement, inputs  # noqa: E402  (after the skips)
 
 WAIT, SHARE = "    ptx::cp_async_wait_group<0>();\n", "    leave_share(merge, o, soft);\n"
 COMMIT, HEAD = "    ptx::cp_async_commit_group();\n  }", "return head + (first_row + row)"
@@ -58,34 +50,15 @@ FAULTS = [
     Fault("cap without its height", "outer * fn::tanh", "fn::tanh"),
     Fault("wrong key head", "+ t.kv_head * at.head", "+ t.batch * at.head"),
 ]  # fmt: skip
-CONTROL = Fault("none", "", "")
+FILES = [f"attention_decode/{name}" for name in ("params.h", "softmax.cuh", "kernel.cu")]
+SPACE = "tkpy::attention_decode"
+ENTRIES = [
+    Entry(f"attention_{name}", "attention_decode", f"{SPACE}::Params", f"{SPACE}::{run}(p)")
+    for name, run in (("decode_bf16_64", "Decode<tk::bf16, 0>::run"), ("combine_bf16", "combine<tk::bf16>"))
+]
 
 
-def source(number: int) -> str:
-    """The kernels with the fault, in a namespace of their own."""
-    fault = [*FAULTS, CONTROL][number]
-    text = "".join((ROOT / "csrc/kernels/attention_decode" / name).read_text() for name in SOURCES)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body = "\n".join(kept).split("#define TKPY_DECODE")[0]
-    kernels = (("decode", "Decode<tk::bf16, 0>::run"), ("combine", "combine<tk::bf16>"))
-    entries = "".join(
-        f'extern "C" __global__ void __launch_bounds__(128) {name}_{number}'
-        f"(const __grid_constant__ tkpy::attention_decode::Params p) {{ tkpy::attention_decode::{call}(p); }}\n"
-        for name, call in kernels
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(FAULTS) + 1))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "attention_decode_faults", whole)
-
-
-def calls() -> list[dict]:
+def calls(unit: str) -> list[dict]:
     sinks = torch.tensor([0.5, 3.0, -1.0, 9.0])
     poisoned = inputs([300, 40], 1, 4, 2, 40, page=64, num_splits=1)  # 300 is in the middle of a page
     table = poisoned["block_table"]
@@ -101,29 +74,6 @@ def calls() -> list[dict]:
     ]
 
 
-def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
-    on_machine(monkeypatch, folder, seed)
-    try:
-        return disagreement(kwargs)
-    except tkpy.InternalError as error:
-        return str(error)
-
-
-def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    names = {f"decode_{number}": "attention_decode_bf16_64", f"combine_{number}": "attention_combine_bf16"}
-    write_module(tmp_path, "attention_decode", module(text, names))
-    for seed in seeds:
-        for kwargs in calls():
-            if what := caught(kwargs, monkeypatch, tmp_path, seed):
-                print(what)
-                return what
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, number, SEEDS)
-
-
-def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch):
-    assert found(text, tmp_path, monkeypatch, len(FAULTS), SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "attention_decode", {"": Unit(FILES, ENTRIES)}, FAULTS, calls, wrong=disagreement, seeds=4
+).tests()

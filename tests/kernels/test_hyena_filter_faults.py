@@ -2,21 +2,16 @@
 must give it away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit, first_wrong
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import on_machine  # noqa: E402  (after the skips)
-from test_hyena_filter_cuda import exact_phases  # noqa: E402
+from test_hyena_filter_cuda import exact_phases  # noqa: E402  (after the skips)
 
-import tkpy  # noqa: E402
 from tkpy import conformance, registry  # noqa: E402
 from tkpy.ops.hyena_filter.op import _case  # noqa: E402
 
 OP = registry.get("hyena_filter")
-SEEDS = range(3)
-
 PUBLISH = "  publish_tile();\n  __syncthreads();\n"
 FAULTS = [
     Fault("h written while products read it",
@@ -65,61 +60,26 @@ FAULTS = [
           "n > 0 ? p.hidden + (p.layers - n) * width * width : p.input,"),
     Fault("shares of all tiles in one place", "p.shares + 1ll * blockIdx.x * width", "p.shares"),
 ]  # fmt: skip
-CONTROL = Fault("none", "", "")
 PARTS = ("forward", "backward")
-
-
-def source(number: int) -> str:
-    """The kernels with the fault, in a namespace of their own."""
-    fault = [*FAULTS, CONTROL][number]
-    text = "".join((ROOT / "csrc/kernels/hyena_filter" / name).read_text() for name in ("params.h", "kernel.cu"))
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body = "\n".join(kept).split("#define TKPY_HYENA_FILTER")[0]
-    entries = "".join(
-        f'extern "C" __global__ void __launch_bounds__(256, 1) {part}_{number}'
-        f"(const __grid_constant__ tkpy::hyena_filter::Params p) {{\n"
-        f"  extern __shared__ __align__(1024) unsigned char memory[];\n"
-        f"  tkpy::hyena_filter::{part}(p, *reinterpret_cast<tkpy::hyena_filter::Shared*>(memory),"
-        f" static_cast<int>(blockIdx.x) * tkpy::hyena_filter::kLags);\n}}\n"
-        for part in PARTS
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(FAULTS) + 1))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "hyena_filter_faults", whole)
-
-
+RUN = (
+    "extern __shared__ __align__(1024) unsigned char memory[]; tkpy::hyena_filter::{}(p,"
+    " *reinterpret_cast<tkpy::hyena_filter::Shared*>(memory), int(blockIdx.x) * tkpy::hyena_filter::kLags)"
+)
+ENTRIES = [
+    Entry(f"hyena_filter_{part}", "hyena_filter", "tkpy::hyena_filter::Params", RUN.format(part), "256, 1")
+    for part in PARTS
+]
 CASES = [
     registry.Case("two tiles", _case(70, 5, 128, 2, 40), ""),
     registry.Case("two rounds", _case(33, 3, 40, 2, 140), ""),
     registry.Case("large phases", exact_phases, ""),
 ]
 
-
-def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    write_module(tmp_path, "hyena_filter", module(text, {f"{part}_{number}": f"hyena_filter_{part}" for part in PARTS}))
-    for seed in seeds:
-        on_machine(monkeypatch, tmp_path, seed)
-        for case in CASES:
-            try:
-                for result in conformance.check_case(OP, case, backend="emulator", dtype=torch.float32):
-                    if not result.comparison:
-                        return str(result)
-            except tkpy.InternalError as error:
-                return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, number, SEEDS)
-
-
-def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch):
-    assert found(text, tmp_path, monkeypatch, len(FAULTS), SEEDS) == ""
+test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
+    "hyena_filter",
+    {"": Unit(("hyena_filter/params.h", "hyena_filter/kernel.cu"), ENTRIES)},
+    FAULTS,
+    calls=lambda unit: CASES,
+    wrong=lambda case: first_wrong(conformance.check_case(OP, case, backend="emulator", dtype=torch.float32)),
+    right_seeds=3,
+).tests()

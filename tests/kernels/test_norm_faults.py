@@ -2,17 +2,14 @@
 result must give it away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
-from norm_runs import MODULES, caught, inputs  # noqa: E402
+from norm_runs import MODULES, disagreement, inputs  # noqa: E402  (after the skips)
 
 from tkpy.ops import rows  # noqa: E402
 
-SEEDS = range(3)
 LF, RF, LB, RB = ("layer forward", "rms forward", "layer backward", "rms backward")
 TAKE = "#pragma unroll\n    for (int i = 0; i < Count; ++i) v[i] = shares"
 EDGE, PAST = "if (col + i * per_word < columns) word[i]", "if (col + i * per_word < columns + 4) word[i]"
@@ -74,50 +71,28 @@ FAULTS = [
     Fault("shares not waited for", "part[warp][lane] = sum;\n  __syncthreads();", "part[warp][lane] = sum;", "sum"),
     Fault("columns past the last", "if (warp > 0 || col >= p.columns ||", "if (warp > 0 ||", "sum"),
 ]  # fmt: skip
-CONTROLS = [Fault("none", "", "", kernel) for kernel in (LF, RF, LB, RB)]
-ALL = [*FAULTS, *CONTROLS]
+FILES = ("rows/params.h", "rows/rows.cuh", "rows/dropout.cuh")
 
 
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own."""
-    fault = ALL[number]
-    way = "forward" if "forward" in fault.kernel else "backward"
-    names = ("params.h", "rows.cuh", "dropout.cuh", f"norm_{way}.cu")
-    text = "".join((ROOT / "csrc/kernels/rows" / name).read_text() for name in names)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body = "\n".join(kept).split("#define TKPY_NORM")[0]
-    rows_ = "tkpy::rows::"
-    kernel = f"{rows_}Norm{way.title()}<tk::bf16, tk::bf16, {str('layer' in fault.kernel).lower()}>(p).run()"
-    entries = [(f"norm_{number}", "NormParams", 512 if way == "forward" else 256, kernel)]
+def unit(kind: str, way: str) -> Unit:
+    run = f"tkpy::rows::Norm{way.title()}<tk::bf16, tk::bf16, {str(kind == 'layer').lower()}>(p).run()"
+    name, module = f"rows_{kind}_norm_{way}_bf16_bf16", f"rows_norm_{way}"
+    entries = [Entry(name, module, "tkpy::rows::NormParams", run, "512" if way == "forward" else "256")]
     if way == "backward":
-        entries.append((f"sum_{number}", "SumParams", 512, f"{rows_}sum_shares(p)"))
-    text = "".join(
-        f'extern "C" __global__ void __launch_bounds__({threads}) {name}(const __grid_constant__ {rows_}{params} p) '
-        f"{{ {call}; }}\n"
-        for name, params, threads, call in entries
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{text}}}\n"
+        entries.append(Entry("rows_norm_sum", module, "tkpy::rows::SumParams", "tkpy::rows::sum_shares(p)", "512"))
+    return Unit((*FILES, f"rows/norm_{way}.cu"), entries)
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(ALL)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "norm_faults", whole)
+UNITS = {kernel: unit(*kernel.split()) for kernel in (LF, RF, LB, RB)}
+UNITS |= {"layer forward f32": UNITS[LF], "sum": UNITS[LB]}
 
 
-@pytest.fixture(scope="module")
-def right(kernel_folder):
-    return [kernel_folder(f"kernels/rows/{name}.cu") for name in MODULES]
-
-
-def calls(kernel: str) -> list[dict]:
+def calls(kernel: str) -> list[tuple]:
     """Small calls that show the kernel's ways: pieces of 16, 4 and 2 bytes, few and many lanes, rows by stretches."""
     kind, forward = kernel.split()[0], "forward" in kernel
     if kernel == "sum":
-        return [inputs("layer", 300, 40), inputs("layer", 70, 129)]
+        sizes = ((300, 40), (70, 129), (150, 520))  # the last has more shares than a CTA warps
+        return [("layer", inputs("layer", *size), True) for size in sizes]
     bf16 = torch.bfloat16
     outside = {"eps": 0.3, "eps_inside_sqrt": False} if kind == "rms" else {}
     found = [
@@ -136,32 +111,20 @@ def calls(kernel: str) -> list[dict]:
             whole = torch.full((len(kwargs["x"]), kwargs["x"].stride(0)), float("nan"), dtype=bf16)
             whole[:, : kwargs["x"].shape[1]] = kwargs["x"]
             kwargs["x"] = whole[:, : kwargs["x"].shape[1]]
-    return found
+    return [(kind, kwargs, not forward) for kwargs in found]
 
 
-def found(text: str, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    kernel = ALL[number].kernel
-    kind, way = ("layer", "backward") if kernel == "sum" else kernel.split()[:2]
-    names = {f"norm_{number}": f"rows_{kind}_norm_{way}_bf16_bf16"}
-    if way == "backward":
-        names[f"sum_{number}"] = "rows_norm_sum"
-    gather(tmp_path, right)
-    write_module(tmp_path, f"rows_norm_{way}", module(text, names))
-    monkeypatch.setattr(rows, "multiprocessors", lambda x: 9 if kernel == "sum" else 1)
-    for seed in seeds:
-        for kwargs in calls(kernel):
-            on_machine(monkeypatch, tmp_path, seed, multiprocessors=1)
-            if what := caught(kind, kwargs, grad=way == "backward"):
-                print(what)
-                return what
-    return ""
+def few_ctas(monkeypatch, fault: Fault) -> None:
+    monkeypatch.setattr(rows, "multiprocessors", lambda x: 9 if fault.kernel == "sum" else 1)
 
 
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS), len(ALL)), ids=lambda number: ALL[number].kernel)
-def test_the_right_kernels_are_not_accused(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
+    "norm",
+    UNITS,
+    FAULTS,
+    calls,
+    wrong=lambda call: disagreement(call[0], call[1], grad=call[2]),
+    right=[f"rows/{name}.cu" for name in MODULES],
+    multiprocessors=1,
+    arrange=few_ctas,
+).tests()

@@ -1,44 +1,42 @@
 """Faults seeded into the kernels of rotary, token_shift and group_norm: each is one edit of their source, and a finding
 or a wrong result must give it away on a few small calls and schedules. test_norm_faults.py has those of rows.cuh."""
 
-import dataclasses
-
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import gather  # noqa: E402  (after the skips)
-from row_runs import MODULES, caught, few_ctas  # noqa: E402
+from row_runs import MODULES, disagreement  # noqa: E402  (after the skips)
 from test_row_ops_cuda import group_norm, rotary, token_shift  # noqa: E402
 
 from tkpy import registry  # noqa: E402
-
-SEEDS = range(2)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """What a fault's kernel is made of: `call` runs it on parameters `p`."""
-
-    op: str
-    files: tuple[str, ...]
-    params: str
-    threads: int
-    call: str
+from tkpy.ops import rows  # noqa: E402
 
 
-ROTARY = Kernel("rotary", ("rotary_params.h",), "RotaryParams", 128, "Rotary<tk::bf16>{p}.run()")
-FORWARD = Kernel("token_shift", ("shift_params.h", "shift.cuh"), "ShiftParams", 128, "ShiftForward<tk::bf16>(p).run()")
-BACKWARD = dataclasses.replace(FORWARD, call="ShiftBackward<tk::bf16>(p, shared).run()")
-HEADS = Kernel("group_norm", ("head_norm_params.h", "head_norm.cuh"), "HeadNormParams", 256, "")
-KERNELS = {
-    "rotary": ROTARY,
-    "shift_forward": FORWARD,
-    "shift_backward": BACKWARD,
-    "head_norm_forward": dataclasses.replace(HEADS, call="HeadNormForward<tk::bf16>(p).run()"),
-    "head_norm_backward": dataclasses.replace(HEADS, call="HeadNormBackward<tk::bf16>(p).run()"),
+def unit(name: str, files: str, params: str, run: str, bounds: str = "128", shared: str = "") -> Unit:
+    """`files`: those of the op beside the kernel's own."""
+    first, *rest = files.split()
+    names = ("params.h", first, "rows.cuh", *rest, f"{name}.cu")
+    run = f"{shared}tkpy::rows::{run}.run()"
+    entry = Entry(f"rows_{name}_bf16", f"rows_{name}", f"tkpy::rows::{params}", run, bounds)
+    return Unit([f"rows/{name}" for name in names], [entry])
+
+
+def units(*made: tuple[str, ...]) -> dict[str, Unit]:
+    return {name: unit(name, *rest) for name, *rest in made}
+
+
+SHIFT, HEADS = ("shift_params.h shift.cuh", "ShiftParams"), ("head_norm_params.h head_norm.cuh", "HeadNormParams")
+UNITS = {
+    "rotary": units(("rotary", "rotary_params.h", "RotaryParams", "Rotary<tk::bf16>{p}")),
+    "token_shift": units(
+        ("shift_forward", *SHIFT, "ShiftForward<tk::bf16>(p)"),
+        ("shift_backward", *SHIFT, "ShiftBackward<tk::bf16>(p, shared)", "128", "extern __shared__ float shared[]; "),
+    ),
+    "group_norm": units(
+        ("head_norm_forward", *HEADS, "HeadNormForward<tk::bf16>(p)", "256"),
+        ("head_norm_backward", *HEADS, "HeadNormBackward<tk::bf16>(p)", "256"),
+    ),
 }
 
 LOAD, STORE = "const int limit = head + h < p.heads ? p.half : 0;\n      left", "p.half : 0;\n      float a"
@@ -123,6 +121,7 @@ TEAMS = [
     ("a split for each team", "split = index / p.heads", "split = index"),
     ("the last rows left out", "(p.rows + p.splits - 1) / p.splits", "p.rows / p.splits"),
     ("every row", "step * p.splits + split", "step + split"),
+    ("a team left out", "split < p.splits && row", "split + 1 < p.splits && row"),
     ("a row more", "row(step) < p.rows", "row(step) <= p.rows"),
     ("heads over one another", "row(step) * p.heads + head", "row(step) + head"),
     ("the first head's parameters", "static_cast<long long>(head) * p.size", "0"),
@@ -177,45 +176,6 @@ LISTS = {
     "head_norm_forward": HEADS_FORWARD,
     "head_norm_backward": HEADS_BACKWARD,
 }
-FAULTS = [Fault(*edit, kernel) for kernel, edits in LISTS.items() for edit in edits]
-ALL = [*FAULTS, *(Fault("none", "", "", kernel) for kernel in KERNELS)]
-
-
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own."""
-    fault, kernel = ALL[number], KERNELS[ALL[number].kernel]
-    first, *rest = kernel.files
-    names = ("params.h", first, "rows.cuh", *rest, f"{fault.kernel}.cu")
-    text = "".join((ROOT / "csrc/kernels/rows" / name).read_text() for name in names)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body = "\n".join(kept).split("#define TKPY_")[0]
-    shared = "extern __shared__ float shared[]; " if "shared" in kernel.call else ""
-    entry = (
-        f'extern "C" __global__ void __launch_bounds__({kernel.threads}) {fault.kernel}_{number}('
-        f"const __grid_constant__ tkpy::rows::{kernel.params} p) {{ {shared}tkpy::rows::{kernel.call}; }}\n"
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{entry}}}\n"
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of an op's faults: one run of nvcc each, none of ptxas."""
-    made: dict[str, str] = {}
-
-    def of(op: str) -> str:
-        if op not in made:
-            whole = "".join(source(i) for i, fault in enumerate(ALL) if KERNELS[fault.kernel].op == op)
-            made[op] = compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), f"{op}_faults", whole)
-        return made[op]
-
-    return of
-
-
-@pytest.fixture(scope="module")
-def right(kernel_folder):
-    return {op: [kernel_folder(f"kernels/rows/{name}.cu") for name in names] for op, names in MODULES.items()}
 
 
 def rotary_calls(make) -> list[dict]:
@@ -246,25 +206,23 @@ def head_calls(make) -> list[dict]:
 CALLS = {"group_norm": head_calls, "rotary": rotary_calls, "token_shift": shift_calls}
 
 
-def found(text, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    name = ALL[number].kernel
-    op = KERNELS[name].op
-    gather(tmp_path, right[op])
-    write_module(tmp_path, f"rows_{name}", module(text(op), {f"{name}_{number}": f"rows_{name}_bf16"}))
-    for seed in seeds:
-        for kwargs in CALLS[op](registry.Maker(torch.bfloat16)):
-            few_ctas(monkeypatch, tmp_path, seed=seed)
-            if what := caught(op, kwargs, grad=not name.endswith("forward")):
-                print(what)
-                return what
-    return ""
+def suite(op: str) -> Suite:
+    def calls(kernel: str) -> list[tuple[dict, bool]]:
+        return [(kwargs, not kernel.endswith("forward")) for kwargs in CALLS[op](registry.Maker(torch.bfloat16))]
+
+    return Suite(
+        op,
+        UNITS[op],
+        [Fault(*edit, kernel) for kernel in UNITS[op] for edit in LISTS[kernel]],
+        calls,
+        wrong=lambda call: disagreement(op, call[0], grad=call[1]),
+        right=[f"rows/{name}.cu" for name in MODULES[op]],
+        seeds=2,
+        multiprocessors=1,
+        arrange=lambda monkeypatch, fault: monkeypatch.setattr(rows, "multiprocessors", lambda x: 1),
+    )
 
 
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: f"{FAULTS[number].kernel}-{FAULTS[number]}")
-def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS), len(ALL)), ids=lambda number: ALL[number].kernel)
-def test_the_right_kernels_are_not_accused(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS) == ""
+test_every_fault_of_rotary_is_caught, test_the_right_rotary_is_not_accused = suite("rotary").tests()
+test_every_fault_of_token_shift_is_caught, test_the_right_token_shift_is_not_accused = suite("token_shift").tests()
+test_every_fault_of_group_norm_is_caught, test_the_right_group_norm_is_not_accused = suite("group_norm").tests()

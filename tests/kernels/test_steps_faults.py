@@ -2,17 +2,12 @@
 wrong output or state must give it away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
-from step_runs import NAMES, at_odd_addresses, disagreement, inputs  # noqa: E402
+from step_runs import NAMES, at_odd_addresses, disagreement, inputs  # noqa: E402  (after the skips)
 
-import tkpy  # noqa: E402
-
-SEEDS = range(3)
 ASKED = "|| row >= p.size || col >= p.size) return;"
 SPLIT = "(channel / p.part * 3 + lane) * p.part + channel % p.part"
 GUARD = "if (row >= p.size || col >= p.size) return;"
@@ -79,46 +74,18 @@ FAULTS = [
     Fault("another channel's input", "filtered, 2, kLanes)", "filtered, 2)", H8),
     Fault("no gate in front", "const float now = x1 * ", "const float now = ", H8),
 ]  # fmt: skip
-CONTROLS = [Fault("none", "", "", kernel) for kernel in (W64, W32, H8, H32)]
-ALL = [*FAULTS, *CONTROLS]
 
 
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own."""
-    fault = ALL[number]
-    name, width = fault.kernel.split()
-    shared = "".join((ROOT / "csrc/kernels/rows" / each).read_text() for each in ("params.h", "rows.cuh"))
-    own = "".join((ROOT / "csrc/kernels" / name / each).read_text() for each in ("params.h", "kernel.cu"))
-    own = own.split("#define TKPY_")[0]
-    assert own.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = shared + own.replace(fault.old, fault.new, 1)
-    body = "\n".join(line for line in text.splitlines() if not line.startswith(("#include", "#pragma once")))
-    step = f"tkpy::{name}::Step<tk::bf16, {width}>"
-    threads = f"tkpy::{name}::" + (f"threads_of({width})" if name == "wkv5_step" else "kThreads")
-    run = f"__shared__ {step}::Shared shared; {step}{{p, shared}}" if name == "wkv5_step" else f"{step}{{p}}"
-    return f"""namespace seeded_{number} {{
-{body}
-extern "C" __global__ void __launch_bounds__({threads})
-    fault_{number}(const __grid_constant__ tkpy::{name}::Params p) {{
-  {run}.run();
-}}
-}}
-"""
+def unit(kernel: str) -> Unit:
+    name, width = kernel.split()
+    step, shared = f"tkpy::{name}::Step<tk::bf16, {width}>", name == "wkv5_step"
+    run = f"__shared__ {step}::Shared shared; {step}{{p, shared}}.run()" if shared else f"{step}{{p}}.run()"
+    threads = f"tkpy::{name}::" + (f"threads_of({width})" if shared else "kThreads")
+    entry = Entry(f"{name}_bf16_{width}", name, f"tkpy::{name}::Params", run, threads)
+    return Unit((f"{name}/params.h", f"{name}/kernel.cu"), [entry], given=("rows/params.h", "rows/rows.cuh"))
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(ALL)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "step_faults", whole)
-
-
-@pytest.fixture(scope="module")
-def right(kernel_folder):
-    return [kernel_folder(f"kernels/{name}/kernel.cu") for name in NAMES]
-
-
-def calls(kernel: str) -> list[dict]:
+def calls(kernel: str) -> list[tuple[str, dict]]:
     """Small calls that show a kernel's ways: nothing given, whole and odd sizes, odd addresses, several rows."""
     name, width = kernel.split()
     if name == "wkv5_step":
@@ -128,43 +95,31 @@ def calls(kernel: str) -> list[dict]:
         shifted = inputs(name, 2, 1, size // 2 + 4)
         shifted["v"] += 4.0  # a mean that is not 0
         shifted["initial_state"] += 4.0
-        return [
+        found = [
             inputs(name, 1, 2, size, eps=2.0),
             inputs(name, 1, 2, size - 4, without=("initial_state", "gate"), eps=0.5),
             shifted,
             most,
             at_odd_addresses(inputs(name, 1, 1, size)),
         ]
-    modes = int(width)
-    return [
-        inputs(name, 1, 7, modes, 3, 1, without=("fir_state", "state")),
-        inputs(name, 11, 36, modes, 3, 3),
-        inputs(name, 2, 5, modes - 1, 4, 1),
-        at_odd_addresses(inputs(name, 2, 5, modes, 8, 1)),
-    ]
+    else:
+        modes = int(width)
+        found = [
+            inputs(name, 1, 7, modes, 3, 1, without=("fir_state", "state")),
+            inputs(name, 11, 36, modes, 3, 3),
+            inputs(name, 2, 5, modes - 1, 4, 1),
+            at_odd_addresses(inputs(name, 2, 5, modes, 8, 1)),
+        ]
+    return [(name, kwargs) for kwargs in found]
 
 
-def found(text: str, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    name, width = ALL[number].kernel.split()
-    gather(tmp_path, right)
-    write_module(tmp_path, name, module(text, {f"fault_{number}": f"{name}_bf16_{width}"}))
-    for seed in seeds:
-        for kwargs in calls(ALL[number].kernel):
-            on_machine(monkeypatch, tmp_path, seed, multiprocessors=1)
-            try:
-                what = disagreement(name, kwargs)
-            except tkpy.InternalError as error:
-                what = str(error)
-            if what:
-                return what
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS), len(ALL)), ids=lambda number: ALL[number].kernel)
-def test_the_right_kernels_are_not_accused(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS) == ""
+test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
+    "step",
+    {kernel: unit(kernel) for kernel in (W64, W32, H8, H32)},
+    FAULTS,
+    calls,
+    wrong=lambda call: disagreement(*call),
+    right=[f"{name}/kernel.cu" for name in NAMES],
+    right_seeds=3,
+    multiprocessors=1,
+).tests()
