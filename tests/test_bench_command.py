@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +104,36 @@ def test_json_on_standard_output(device):
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [r["candidate"] for r in found] == ["cuda"]
     assert "wgmma/m64n256k16" in result.stderr
+
+
+def test_rows_go_where_out_says(device, monkeypatch, tmp_path):
+    """A device, a pipe, a folder that is there, one that is not."""
+    args = ("micro", "--seconds", "0.001", "--no-peers", "--out")
+    assert run(*args, "/dev/null", "--resume").exit_code == 0
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run(*args, str(pipe)).exit_code == 0
+        assert json.loads(os.read(reader, 1 << 20))["candidate"] == "cuda"
+    finally:
+        os.close(reader)
+    for folder in (str(tmp_path), f"{tmp_path}/new/"):
+        result = run(*args, folder)
+        assert result.exit_code == 0, result.output
+        assert len(rows.read(Path(folder) / "micro.jsonl")) == 1
+    monkeypatch.chdir(tmp_path)
+    assert run(*args[:-1]).exit_code == 0
+    assert len(rows.read(tmp_path / "bench_output/micro.jsonl")) == 1
+
+
+@pytest.mark.parametrize("out", ["plain/rows.jsonl", "/proc/none/rows.jsonl"])
+def test_where_nothing_can_be_written_is_said_first(device, monkeypatch, tmp_path, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").touch()
+    result = run("micro", "--out", out)
+    assert result.exit_code == 2
+    assert f"--out needs a file that can be written, got {out}" in result.output
 
 
 def test_an_interruption_keeps_the_rows(device, monkeypatch, tmp_path):

@@ -43,8 +43,9 @@ RUN_OPTIONS = _options(
     click.option(
         "--out",
         default=None,
-        metavar="FILE",
-        help="JSON lines are appended here; - for standard output. [default: bench_output/<suite>.jsonl]",
+        metavar="FILE|FOLDER",
+        help="JSON lines are appended to this file, or to <suite>.jsonl of this folder; - for standard output."
+        " [default: bench_output]",
     ),
     click.option("--resume", is_flag=True, help="Leave out what has a row in the output file already."),
     click.option(
@@ -88,10 +89,24 @@ def _echo(text: str, *, to_stdout: bool) -> None:
     click.echo(text, err=not to_stdout)
 
 
+def _out(out: str | None, name: str) -> str:
+    """The file to append to; a folder is one that is there, or that ends as one."""
+    out = out or "bench_output/"
+    return str(Path(out) / f"{name}.jsonl") if out.endswith("/") or Path(out).is_dir() else out
+
+
+def _sink(out: str) -> rows.Sink:
+    try:
+        return rows.Sink(out)
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+        raise click.UsageError(f"--out needs a file that can be written, got {out} ({why})") from error
+
+
 def _kept(find: Callable[[rows.Sink], Iterator[rows.Row]], out: str) -> list[rows.Row]:
     """Writes rows as they come, with a line for people; an interruption keeps those that are there."""
     kept: list[rows.Row] = []
-    with rows.Sink(out) as sink:
+    with _sink(out) as sink:
         try:
             for row in find(sink):
                 sink.write(row)
@@ -109,7 +124,7 @@ def _kept(find: Callable[[rows.Sink], Iterator[rows.Row]], out: str) -> list[row
 
 def _left(benchmarks: list[Benchmark], out: str) -> list[Benchmark]:
     """Those that have no row in the file yet but refusals, which come before the rest."""
-    known = _read(Path(out)) if Path(out).exists() else []
+    known = _read(Path(out)) if Path(out).is_file() else []  # a pipe would wait, a device has none
     done = {row["benchmark"] for row in known if row["status"] != "refused"}
     return [b for b in benchmarks if b.name not in done]
 
@@ -145,7 +160,7 @@ def _run(
     if page is not None:
         raise click.UsageError("--page holds what --counters counts")
     env, roofs = facts.environment(_device(cpu))
-    out = out or f"bench_output/{suite}.jsonl"
+    out = _out(out, suite)
     alone = peers_alone or env.device.type != "cuda"
     if resume and not (benchmarks := _left(benchmarks, out)):
         click.echo(f"nothing is left: every row is in {out}")
@@ -161,7 +176,7 @@ def _run(
 def _count(suite: str, benchmarks: list[Benchmark], out: str | None, page: Path | None) -> None:
     """`--counters`: no clock, no GPU."""
     env, _ = facts.environment("cpu")
-    out = out or f"bench_output/{suite}-counters.jsonl"
+    out = _out(out, f"{suite}-counters")
     kept = _kept(lambda sink: runner.count(benchmarks, env), out)
     _echo("\n" + report.counters_of(kept), to_stdout=out != "-")
     if page is not None:

@@ -18,7 +18,6 @@ machine     device, driver, clocks, commit, versions;  condition: clocks, power,
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -33,20 +32,23 @@ NEEDED = ("schema", "status", "suite", "benchmark", "candidate", "ours")
 
 
 class Sink:
-    """Appends rows to a file (or to standard output, for "-"), each on disk before the next is measured."""
+    """Appends rows to a file (or to standard output, for "-"), each on disk before the next is measured; what is no
+    regular file, such as /dev/null or a pipe, just gets them."""
 
     def __init__(self, path: Path | str):
         self.path = str(path)
         self._file: TextIO = sys.stdout
         if self.path != "-":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            _drop_broken_end(Path(path))
+            if Path(path).is_file():
+                _drop_broken_end(Path(path))
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        self._on_disk = self._file is not sys.stdout and Path(path).is_file()
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        if self._file is not sys.stdout:
+        if self._on_disk:
             os.fsync(self._file.fileno())
 
     def __enter__(self) -> Sink:
@@ -59,7 +61,7 @@ class Sink:
 
 def _drop_broken_end(path: Path) -> None:
     """Cuts off a last line that an interruption left without its end, so that the next row has a line of its own."""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
+    with open(path, "rb+") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
