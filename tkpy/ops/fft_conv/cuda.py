@@ -1,9 +1,7 @@
 """fft_conv by the compiled kernels of csrc/kernels/fft_conv: on an sm_90 GPU, or in the emulator.
 
-The spectrum of the filters is made once a call (or kept, spectra.py), in float32. The gradient of u is the same
-convolution with the conjugate spectrum, that of post_gate the convolution once more with dy for a gate; those of the
-filters, and of the skip as their tap of lag 0, are sums over the batch that one more kernel makes. The order of all
-sums follows from shapes: the same call gives the same bits.
+The spectrum of the filters is made once a call (or kept, spectra.py), in float32; gradients.py has the backward, whose
+sums over the batch are one more kernel's. The order of all sums follows from shapes: the same call gives the same bits.
 
 Rows longer than a CTA holds go through an outer factor in global memory (long.cu); the spectrum of their filters, and
 the filters' gradients, are made by torch.fft.
@@ -11,12 +9,11 @@ the filters' gradients, are made by torch.fft.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from tkpy.machine import launch
-from tkpy.ops.fft_conv import eager
+from tkpy.ops.fft_conv import eager, gradients
+from tkpy.ops.fft_conv.gradients import multiprocessors, reach, shares_for
 from tkpy.ops.fft_conv.spectra import kept
 from tkpy.ops.fft_conv.tables import PLANS, order, outer_matrices, tables
 
@@ -45,30 +42,24 @@ def _rows(x: torch.Tensor | None) -> torch.Tensor | None:
     return x if x is None or x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
 
 
-def _reach(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> tuple[int, int]:
-    """How many taps can reach an output."""
-    length = u.shape[-1]
-    return min(k.shape[1], length), 0 if k_reverse is None else min(k_reverse.shape[1], length - 1)
-
-
 def _spectrum(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> torch.Tensor:
-    reach = _reach(u, k, k_reverse)
+    used = reach(u, k, k_reverse)
     filters = [k] if k_reverse is None else [k, k_reverse]
     if is_long(u.shape[-1]):
         outer, inner = factors_for(u.shape[-1])
-        return kept(filters, (outer, inner, *reach), lambda: _long_spectrum(outer, inner, reach, k, k_reverse))
+        return kept(filters, (outer, inner, *used), lambda: _long_spectrum(outer, inner, used, k, k_reverse))
     points = points_for(u.shape[-1])
 
     def make() -> torch.Tensor:
         spectrum = torch.empty(u.shape[1], points, 2, dtype=torch.float32, device=u.device)
         taps = [None if t is None else t.float().contiguous() for t in (k, k_reverse)]
-        launch("fft_conv_spectrum", *taps, *reach, spectrum, tables(points, u.device), op="fft_conv")
+        launch("fft_conv_spectrum", *taps, *used, spectrum, tables(points, u.device), op="fft_conv")
         return spectrum
 
-    return kept(filters, (points, *reach), make)
+    return kept(filters, (points, *used), make)
 
 
-def _long_spectrum(outer, inner, reach, k, k_reverse):
+def _long_spectrum(outer, inner, used, k, k_reverse):
     """[H, outer, inner, 2], a block of channels at a time: what fft_conv_spectrum does, by torch.fft."""
     points, channels = outer * inner, k.shape[0]
     spectrum = torch.empty(channels, outer, inner, 2, dtype=torch.float32, device=k.device)
@@ -78,9 +69,9 @@ def _long_spectrum(outer, inner, reach, k, k_reverse):
     for start in range(0, channels, step):
         block = slice(start, start + step)
         circle = torch.zeros(len(k[block]), points, 2, dtype=torch.float32, device=k.device)
-        circle[:, : reach[0], 0] = k[block, : reach[0]]
-        if reach[1]:
-            circle[:, points - reach[1] :, 1] = k_reverse[block, : reach[1]].flip(-1)
+        circle[:, : used[0], 0] = k[block, : used[0]]
+        if used[1]:
+            circle[:, points - used[1] :, 1] = k_reverse[block, : used[1]].flip(-1)
         values = torch.fft.fft(torch.view_as_complex(circle) * shift)  # at j = j0 + outer j'
         values = values.view(-1, inner, outer).transpose(1, 2)[..., order(inner, k.device)]
         spectrum[block] = torch.view_as_real(values.contiguous())
@@ -114,17 +105,10 @@ def forward(u, k, k_reverse, skip, pre_gate, post_gate):
     return _convolve(u, pre_gate, post_gate, skip, _spectrum(u, k, k_reverse))[0]
 
 
-@functools.lru_cache(maxsize=4096)
-def shares_for(batch: int, channels: int, multiprocessors: int) -> int:
-    """Parts of the batch that sum on their own: as few as give every multiprocessor two CTAs."""
-    return max(1, min(batch, 2 * multiprocessors // channels))
-
-
 def _filters(u, pre, dy, post, used, used_reverse):
     """[H, used] and [H, used_reverse]: dy post correlated with u pre, over the batch."""
     batch, channels, length = u.shape
-    count = torch.cuda.get_device_properties(u.device).multi_processor_count if u.is_cuda else 132
-    points, shares = points_for(length), shares_for(batch, channels, count)
+    points, shares = points_for(length), shares_for(batch, channels, multiprocessors(u.device))
 
     def floats(*shape):
         return torch.empty(shares, channels, *shape, dtype=torch.float32, device=u.device)
@@ -137,35 +121,17 @@ def _filters(u, pre, dy, post, used, used_reverse):
     return dk.sum(0), dk_reverse.sum(0)
 
 
-def _padded(x: torch.Tensor, taps: int) -> torch.Tensor:
-    return torch.nn.functional.pad(x[:, :taps], (0, taps - min(taps, x.shape[1])))
-
-
 def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, needs):
     (dy,) = grads
     if dy is None or u.numel() == 0:
         return [None] * 6
     u, dy, pre_gate, post_gate = map(_rows, (u, dy, pre_gate, post_gate))
-    need_u, need_k, need_reverse, need_skip, need_pre, need_post = needs
-    du = dk = dk_reverse = dskip = dpre = dpost = None
-    if need_u or need_pre or need_post:
-        spectrum = _spectrum(u, k, k_reverse)
-    if need_u or need_pre:
-        du, dpre = _convolve(
-            dy, post_gate, pre_gate, skip, spectrum, correlate=True, post2=u, wanted=(need_u, need_pre)
-        )
-    if need_post:
-        dpost = _convolve(u, pre_gate, dy, skip, spectrum)[0]
-    if (need_k or need_reverse or need_skip) and is_long(u.shape[-1]):
-        only = [False, need_k, need_reverse, need_skip, False, False]
-        _, dk, dk_reverse, dskip, _, _ = eager.backward(
-            grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, needs=only
-        )
-    elif need_k or need_reverse or need_skip:
-        ahead, back = _reach(u, k, k_reverse)
-        lags = max(ahead if need_k else 0, 1 if need_skip else 0)
-        taps, taps_reverse = _filters(u, pre_gate, dy, post_gate, lags, back if need_reverse else 0)
-        dk = _padded(taps[:, :ahead], k.shape[1]) if need_k else None
-        dk_reverse = _padded(taps_reverse, k_reverse.shape[1]) if need_reverse else None
-        dskip = taps[:, 0] if need_skip else None
-    return [du, dk, dk_reverse, dskip, dpre, dpost]
+    arguments = (u, k, k_reverse, skip, pre_gate, post_gate)
+    if not is_long(u.shape[-1]):
+        return gradients.backward(_spectrum, _convolve, _filters, dy, *arguments, needs)
+    of_rows = [n and i in (0, 4, 5) for i, n in enumerate(needs)]
+    found = gradients.backward(_spectrum, _convolve, _filters, dy, *arguments, of_rows)
+    of_filters = [n and i in (1, 2, 3) for i, n in enumerate(needs)]
+    if any(of_filters):
+        found[1:4] = eager.backward(grads, outputs, *arguments, needs=of_filters)[1:4]
+    return found

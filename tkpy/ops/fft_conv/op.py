@@ -13,7 +13,7 @@ from tkpy.arguments import Arguments, autocast
 from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Op
 
-LONGEST = 256 * 16384  # samples of a row that the compiled kernels take
+LONGEST = 256 * 16384  # samples of a row that the kernels take, compiled or Triton's
 
 
 def fft_conv(
@@ -73,11 +73,11 @@ def fake(u, k, k_reverse, skip, pre_gate, post_gate):
 
 
 def supports(backend: str, call: Call) -> list[Refusal]:
-    if backend not in ("cuda", "emulator"):
+    if backend not in ("cuda", "emulator", "triton"):
         return []
     u = call["u"]
     reasons = []
-    if u.dtype not in (torch.bfloat16, torch.float16):
+    if backend != "triton" and u.dtype not in (torch.bfloat16, torch.float16):
         reasons.append(Refusal("dtype", f"needs u in bfloat16 or float16, got {str(u.dtype).removeprefix('torch.')}"))
     if u.shape[2] > LONGEST:
         reasons.append(Refusal("length", f"needs at most {LONGEST} samples a row, got {u.shape[2]}"))

@@ -1,0 +1,59 @@
+"""What the kernels of fft_conv, compiled or Triton's, have in common: which taps count, and the backward.
+
+The gradient of u is the same convolution with the conjugate spectrum, that of post_gate the convolution once more with
+dy for a gate; those of the filters, and of the skip as their tap of lag 0, are sums over the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def reach(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> tuple[int, int]:
+    """How many taps can reach an output."""
+    length = u.shape[-1]
+    return min(k.shape[1], length), 0 if k_reverse is None else min(k_reverse.shape[1], length - 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def shares_for(batch: int, channels: int, multiprocessors: int) -> int:
+    """Parts of the batch that sum on their own: as few as give every multiprocessor two programs."""
+    return max(1, min(batch, 2 * multiprocessors // channels))
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of the device; of an H100 where kernels are emulated."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def _padded(x: torch.Tensor, taps: int) -> torch.Tensor:
+    return torch.nn.functional.pad(x[:, :taps], (0, taps - min(taps, x.shape[1])))
+
+
+def backward(
+    spectrum: Callable[..., torch.Tensor], convolve: Callable[..., Any], filters: Callable[..., Any],
+    dy, u, k, k_reverse, skip, pre_gate, post_gate, needs,
+):  # fmt: skip
+    """The gradients by `spectrum(u, k, k_reverse)`; `convolve(u, pre, post, skip, spectrum, correlate, post2, wanted)`,
+    which gives [post (conv(pre u) + skip pre u), the same with post2], those wanted; `filters(u, pre, dy, post, used,
+    used_reverse)`, which gives [H, used] and [H, used_reverse]: dy post correlated with u pre, over the batch."""
+    need_u, need_k, need_reverse, need_skip, need_pre, need_post = needs
+    du = dk = dk_reverse = dskip = dpre = dpost = None
+    if need_u or need_pre or need_post:
+        values = spectrum(u, k, k_reverse)
+    if need_u or need_pre:
+        du, dpre = convolve(dy, post_gate, pre_gate, skip, values, correlate=True, post2=u, wanted=(need_u, need_pre))
+    if need_post:
+        dpost = convolve(u, pre_gate, dy, skip, values)[0]
+    if need_k or need_reverse or need_skip:
+        ahead, back = reach(u, k, k_reverse)
+        lags = max(ahead if need_k else 0, 1 if need_skip else 0)
+        taps, taps_reverse = filters(u, pre_gate, dy, post_gate, lags, back if need_reverse else 0)
+        dk = _padded(taps[:, :ahead], k.shape[1]) if need_k else None
+        dk_reverse = _padded(taps_reverse, k_reverse.shape[1]) if need_reverse else None
+        dskip = taps[:, 0] if need_skip else None
+    return [du, dk, dk_reverse, dskip, dpre, dpost]
