@@ -27,7 +27,7 @@ def run(name, kwargs, backend, grad) -> dict[str, torch.Tensor]:
     leaves = {n: t.detach() for n, t in kwargs.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
     if grad:
         leaves = {n: t.requires_grad_(True) for n, t in leaves.items()}
-    outputs = outputs_of(OPS[name].public(**{**kwargs, **leaves}, backend=backend))
+    outputs = outputs_of(registry.get(name).public(**{**kwargs, **leaves}, backend=backend))
     found = {f"output {i}": t.detach() for i, t in enumerate(outputs)}
     if grad:
         make = torch.Generator().manual_seed(1)
@@ -47,14 +47,6 @@ def disagreement(name, kwargs, backend="emulator", grad=True) -> str:
         if not comparison:
             return f"{key}: {comparison}"
     return ""
-
-
-def caught(name, kwargs, grad=True) -> str:
-    """What a finding or a wrong result says."""
-    try:
-        return disagreement(name, kwargs, grad=grad)
-    except tkpy.InternalError as error:
-        return str(error)
 
 
 def few_ctas(monkeypatch, folder, count=1, seed=0, counters=False):

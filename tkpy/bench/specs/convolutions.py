@@ -109,6 +109,10 @@ SHORT_CONV = OpRows(
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     defaults={"silu": 0},
     small={"c": 32, "length": 256},
+    counted=tuple(
+        Counted({"b": 1, "c": c, "length": length, "k": k, "silu": silu})
+        for c, length, k, silu in ((64, 2048, 3, 0), (32, 1023, 4, 1))
+    ),
 )
 MODAL_CONV = OpRows(
     op="modal_conv",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tkpy.arguments import Arguments
+from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Maker, Op
 
 MAX_TAPS = 8
@@ -78,6 +79,17 @@ def nbytes(call: Call) -> int:
     return 2 * x.numel() * x.element_size() + weight.numel() * weight.element_size()
 
 
+def supports(backend: str, call: Call) -> list[Refusal]:
+    """What the compiled kernels cannot take."""
+    reasons = list[Refusal]()
+    if backend == "emulator" and any(t.dtype == torch.float64 for t in call.tensors):
+        reasons.append(Refusal("dtype", "needs float32, float16 or bfloat16, got float64"))
+    _, channels, length = call["x"].shape
+    if backend in ("cuda", "emulator") and (channels >= 2**28 or length >= 2**30):
+        reasons.append(Refusal("size", f"needs fewer than 2^28 channels and 2^30 samples, got {(channels, length)}"))
+    return reasons
+
+
 def _case(batch: int, channels: int, length: int, taps: int, *, bias=True, state=True, activation: str | None = None):
     def make(m: Maker):
         kwargs: dict[str, Any] = {
@@ -136,4 +148,6 @@ OP = Op(
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    supports=supports,
+    kernel="short_conv_forward",
 )
