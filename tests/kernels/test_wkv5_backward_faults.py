@@ -14,69 +14,76 @@ import tkpy  # noqa: E402
 
 SEEDS = range(3)
 RELEASE = "      __syncwarp();\n      release(shared.filled, at);\n      write_rows"
-ROW_POWER = "const int exponent = Backwards ? max(n - 1 - tile_row(e), 0) : tile_row(e);"
+READ = "        __syncthreads();  // what was passed of the chunk before has been read\n"
+NEAR = "near = backwards ? level_of(col, g) | level_of(col + 1, g) << 8 : "
+GIVEN = "const float* given = backwards ? p.g_final : p.initial;\n    stage()"
 FAULTS = [
-    Fault("a chunk read before it is there", "      await(shared.filled, at);\n      const Chunk",
-          "      const Chunk", "gr"),
-    Fault("a slot filled while it is read", "      acquire(*filled, at);\n", "", "gk"),
-    Fault("a slot released too early", RELEASE, "      release(shared.filled, at);\n      write_rows", "gk"),
-    Fault("tables read before they are there", "    __syncthreads();\n    if (warp_index() == 0)",
-          "    if (warp_index() == 0)", "gr"),
-    Fault("a tail's decay kept", "if (n == length) return;", "if (length) return;", "gk"),
+    Fault("a chunk read before it is there", "      await(shared.filled, at);\n      Chunk&", "      Chunk&"),
+    Fault("a slot filled while it is read", "      acquire(*filled, at);\n", ""),
+    Fault("a slot released too early", RELEASE, "      release(shared.filled, at);\n      write_rows"),
+    Fault("tables read before they are there", "shared.task = task;\n    __syncthreads();", "shared.task = task;"),
+    Fault("a chunk passed while one is read", READ, ""),
+    Fault("read before it is passed", "        pass(chunk);\n        __syncthreads();", "        pass(chunk);"),
+    Fault("sums read before they are there", "keep(total);\n    __syncthreads();", "keep(total);"),
+    Fault("a tail's decay kept", "if (n == length) return;", "if (length) return;"),
     Fault("the diagonal of the other half", "g % 2 ? between.x[0][7] : between.x[0][6]",
-          "g % 2 ? between.x[0][1] : between.x[0][0]", "gr"),
-    Fault("who has the diagonal", "(g / 2 % 4)", "(g % 4)", "gk"),
-    Fault("no bonus", "self * shared.u[at] * x.x[0][e]", "0.0f", "gk"),
-    Fault("powers of queries", ROW_POWER, "const int exponent = tile_row(e);", "gk"),
-    Fault("powers of a tail's queries", ": n == kChunk ? power_of.write(e)", ": true ? power_of.write(e)", "gk"),
-    Fault("dL/dw of queries", "static_cast<float>(exponent) * from.x[0][e]", "0.0f", "gr"),
-    Fault("dL/dw of whole chunks", "along += carried.x[0][e];", "along += 0.0f;", "gr"),
-    Fault("dL/dw of the end", "if (p.g_final && task.last()) meet_end", "if (false) meet_end", "gr"),
-    Fault("dL/dw of the end, every segment", "if (p.g_final && task.last()) meet_end", "if (p.g_final) meet_end", "gr"),
-    Fault("dL/dw of levels", "static_cast<float>(exponent) * other.x[0][e], share",
-          "0.0f * other.x[0][e], share", "gk"),
-    Fault("place in a level", "Backwards ? level - 1 - place : place", "place", "gk"),
-    Fault("gu of one row", "sums.u[q] = fmaf(self * other.x[0][e], x.x[0][e], sums.u[q]);",
-          "sums.u[q] = self * other.x[0][e] * x.x[0][e];", "gr"),
-    Fault("sums of some lanes", "for (int lanes = 4; lanes < 32; lanes *= 2)",
-          "for (int lanes = 4; lanes < 16; lanes *= 2)", "gr"),
-    Fault("state rounded once", "      Parts<2> state;", "      Parts<1> state;", "gr"),
+          "g % 2 ? between.x[0][1] : between.x[0][0]"),
+    Fault("who has the diagonal", "(g / 2 % 4)", "(g % 4)"),
+    Fault("no bonus", "self * shared.of.u[mine + at] * x.x[0][e]", "0.0f"),
+    Fault("powers of a tail's queries", "max(tile_row(e) - (kChunk - n), 0)", "tile_row(e)"),
+    Fault("a tail as a chunk", "backwards || n == kChunk ? power_of.whole(e)", "true ? power_of.whole(e)"),
+    Fault("dL/dw of keys", "exponent = backwards ? kChunk - 1 - tile_row(e)", "exponent = backwards ? tile_row(e)"),
+    Fault("dL/dw of queries", "fmaf(static_cast<float>(exponent), from.x[0][e], carried.x[0][e])",
+          "carried.x[0][e]"),
+    Fault("dL/dw of whole chunks", "fmaf(static_cast<float>(exponent), from.x[0][e], carried.x[0][e])",
+          "static_cast<float>(exponent) * from.x[0][e]"),
+    Fault("dL/dw of the end", "ends ? sum + shared.end[i] : sum", "sum"),
+    Fault("dL/dw of the end, every segment", "!backwards && p.g_final && task.last()", "!backwards && p.g_final"),
+    Fault("dL/dw of levels", "exponent * other.x[0][e], share", "0.0f * other.x[0][e], share"),
+    Fault("place in a level", "backwards ? level - 1 - place : place", "place"),
+    Fault("gu of one row", "sums.x[4 + q] = fmaf(self * other.x[0][e], x.x[0][e], sums.x[4 + q]);",
+          "sums.x[4 + q] = self * other.x[0][e] * x.x[0][e];"),
+    Fault("sums of some lanes", "for (int lane = 0; lane < 32; lane += 4)",
+          "for (int lane = 0; lane < 28; lane += 4)"),
+    Fault("state rounded once", "      Parts<2> state;", "      Parts<1> state;"),
     Fault("scores rounded once", "    Parts<2> met;\n    split(met, between);",
-          "    Parts<2> met;\n    split(met, between);\n    zero(met.part[1]);", "gr"),
+          "    Parts<2> met;\n    split(met, between);\n    zero(met.part[1]);"),
     Fault("pairs of all levels", "here.part[i].x[0][w] = met.part[i].x[0][w] & mask;",
-          "here.part[i].x[0][w] = met.part[i].x[0][w];", "gr"),
-    Fault("half a word of a level", "? 0xffff0000u : 0u);", "? 0xffffffffu : 0u);", "gk"),
-    Fault("level 2 of sources", "l == 0 && (e % 2 != 0) != Backwards ? wide.x[0][e]", "l == 0 ? wide.x[0][e]", "gr"),
-    Fault("level 4 of sources", "tile_col(e) % 4 : 3 - tile_col(e) % 4", "tile_col(e) % 4 : tile_col(e) % 4", "gr"),
+          "here.part[i].x[0][w] = met.part[i].x[0][w];"),
+    Fault("half a word of a level", "? 0xffff0000u : 0u);", "? 0xffffffffu : 0u);"),
+    Fault("level 2 of sources", "(e % 2 != 0) != backwards ? 1.0f : source_power.near[h]", "1.0f"),
+    Fault("level 4 of sources", "tile_col(e) % 4 : 3 - tile_col(e) % 4", "tile_col(e) % 4 : tile_col(e) % 4"),
     Fault("level 8 of sources", "backwards ? tile_col(e) : 7 - tile_col(e)",
-          "backwards ? tile_col(e) : 8 - tile_col(e)", "gr"),
-    Fault("neighbours forgotten", "        add(out, out, through);\n", "", "gk"),
-    Fault("second half of sources", "(e / 4 != 0) == backwards ? near * eight[h] : near;", "near;", "gk"),
-    Fault("dS/dw not decayed", "      decay(spread[c]);\n", "", "gr"),
+          "backwards ? tile_col(e) : 8 - tile_col(e)"),
+    Fault("neighbours forgotten", "        add(out, out, through);\n", ""),
+    Fault("second half of sources", "(e / 4 != 0) == backwards ? near * eight[h] : near;", "near;"),
+    Fault("powers of a tail's sources", "max(tile_col(e) - (kChunk - length), 0)", "tile_col(e)"),
+    Fault("dS/dw not decayed", "      decay(spread[c]);\n", ""),
     Fault("dS/dw after the state", "static_cast<float>(length) * state[c].x[0][e];",
-          "static_cast<float>(length - 1) * state[c].x[0][e];", "gr"),
+          "static_cast<float>(length - 1) * state[c].x[0][e];"),
     Fault("dS/dw lost between segments", "      p.spread[at] = spread;", "      p.spread[at] = 0.0f;", "join"),
     Fault("segments of dS/dw not decayed", "spread = fmaf(sum, kept, sum) + alone_spread;",
           "spread = sum + alone_spread;", "join"),
     Fault("a tail's segment decayed as a whole", "segment == count - 1 ? fade_of(rate, tail) : fade", "fade", "join"),
     Fault("segments first to last", "backwards ? count - 1 - i : i", "i", "join"),
-    Fault("no gradient of the final state", "const float* given = Backwards ? p.g_final : p.initial;",
-          "const float* given = Backwards ? nullptr : p.initial;", "gk"),
-    Fault("gradient of every segment's start", "(Backwards ? task.segment == 0 : task.last())",
-          "(Backwards ? true : task.last())", "gv"),
-    Fault("gv of the upper triangle", "(query > key) != Backwards && level == 8", "(query > key) && level == 8", "gv"),
-    Fault("gv's neighbours the wrong way", "backwards ? level_of(col, g) : level_of(g, col)", "level_of(g, col)", "gv"),
-    Fault("gv with r and k not exchanged", "leave(out.query, Backwards ? write : read, warp);",
-          "leave(out.query, read, warp);", "gv"),
+    Fault("no gradient of the final state", GIVEN, GIVEN.replace("p.g_final", "nullptr")),
+    Fault("gradient of every segment's start", "p.g_initial && task.segment == 0", "p.g_initial"),
+    Fault("gv of the upper triangle", "(query > key) != backwards && level == 8", "(query > key) && level == 8"),
+    Fault("gv's neighbours the wrong way", NEAR, "near = "),
+    Fault("gv with r and k not exchanged", "k_raw, r_raw, power_of, RowPowers(rate, true)",
+          "r_raw, k_raw, RowPowers(rate, true), power_of"),
+    Fault("gv's later tokens", "RowPowers(rate, true)", "RowPowers(rate, false)"),
+    Fault("gv without decay", "k.x[0][e] *= power_of.whole(e);", ""),
+    Fault("gv by the wrong rows", "state.part[i], mine, 16 * c);", "state.part[i], 16 * c, mine);"),
+    Fault("gv of the next chunk's end", "      rows.step(chunk.x[kX], chunk.x[kA], mine);\n", ""),
 ]  # fmt: skip
 CONTROL = Fault("none", "", "")
-FILES = ("params.h", "chunk.cuh", "outputs.cuh", "states.cuh", "keys.cuh")
-KERNELS = {
-    "gr": "Keys<tk::bf16, 32, false>::run",
-    "gk": "Keys<tk::bf16, 32, true>::run",
-    "gv": "Sweep<tk::bf16, 32, true>::run",
-    "join": "join",
-}
+FILES = ("params.h", "chunk.cuh", "scores.cuh", "states.cuh", "keys.cuh")
+KERNELS = {"backward": "Keys<tk::bf16, 32>::run", "join": "join"}
+
+
+def kernel(fault: Fault) -> str:
+    return fault.kernel if fault.kernel in KERNELS else "backward"
 
 
 def source(number: int) -> str:
@@ -91,7 +98,7 @@ def source(number: int) -> str:
         f'extern "C" __global__ void __launch_bounds__(128) {name}_{number}'
         f"(const __grid_constant__ tkpy::wkv5::Params p) {{ tkpy::wkv5::{call}(p); }}\n"
         for name, call in KERNELS.items()
-        if fault is CONTROL or name == fault.kernel
+        if fault is CONTROL or name == kernel(fault)
     )
     return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
 
@@ -127,15 +134,14 @@ def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
 
 
 def found(text: str, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    names, fault = {}, [*FAULTS, CONTROL][number]
-    for name in ("gr", "gk", "gv"):
-        names[f"{name}_{number if name == fault.kernel else len(FAULTS)}"] = f"wkv5_{name}_bf16_32"
+    seeded = kernel([*FAULTS, CONTROL][number])
+    names = {f"backward_{number if seeded == 'backward' else len(FAULTS)}": "wkv5_backward_bf16_32"}
     write_module(tmp_path, "wkv5_backward", module(text, names))
     gather(tmp_path, [right])
-    if fault.kernel == "join":
+    if seeded == "join":
         head, _, tail = (right / "wkv5.ptx").read_text().partition(".visible .entry wkv5_join(")
-        seeded = module(text, {f"join_{number}": "wkv5_join"})
-        entry = seeded[seeded.index(".visible .entry wkv5_join(") :]
+        wrong = module(text, {f"join_{number}": "wkv5_join"})
+        entry = wrong[wrong.index(".visible .entry wkv5_join(") :]
         entry = entry[: entry.index("\n}\n") + 3]
         write_module(tmp_path, "wkv5", head + entry + tail[tail.index("\n}\n") + 3 :])
     for seed in seeds:

@@ -14,7 +14,11 @@ import tkpy  # noqa: E402
 
 SEEDS = range(3)
 RELEASE = "      __syncwarp();\n      release(shared.filled, at);\n"
-FULL = "  if (n == kChunk) return;\n#pragma unroll\n  for (int i = 0; i < 4; ++i)"
+MEET = "      }\n      __syncthreads();\n"
+INSIDE = "if (row >= kChunk - feed.tokens(step) && at < p.size)"
+OUT = "    each_four([&](int row, int col) {\n      if (row"
+LEVEL_2 = "((lane_index() & 4) != 0) == later ? x * one[q] : x"
+HALF = "(e / 2 % 2 != 0) == later ? half * eight[channel_of(e)] : half"
 FAULTS = [
     Fault("a chunk read before it is there", "await(*feed.filled, ahead);", ""),
     Fault("a slot filled while it is read", "      acquire(*filled, at);\n", ""),
@@ -23,39 +27,45 @@ FAULTS = [
     Fault("bytes of a tensor forgotten", "Tensors * st<T, kChunk, N>::bytes",
           "(Tensors - 1) * st<T, kChunk, N>::bytes"),
     Fault("barriers used before they are ready", "      publish_barriers();\n    }\n    __syncthreads();", "    }"),
-    Fault("computed before all have prepared", "    if (chunks > 0) make_ready(0);\n    __syncthreads();",
-          "    if (chunks > 0) make_ready(0);"),
-    Fault("prepared while it is read", "shared.scratch[warp]);\n      __syncthreads();", "shared.scratch[warp]);"),
-    Fault("one buffer", "prepare(shared, shared.prepared[step % 2]", "prepare(shared, shared.prepared[0]"),
-    Fault("rows past the end not cleared", FULL + "\n    if (tile_row",
-          "  return;\n  for (int i = 0; i < 4; ++i)\n    if (tile_row"),
-    Fault("values past the end not cleared", FULL + " {", "  return;\n  for (int i = 0; i < 4; ++i) {"),
-    Fault("half a word not cleared", "if (tile_col(2 * i + 1) >= n) dst.x[0][i] &= 0xffffu;", ""),
-    Fault("powers of a tail", "max(n - 1 - tile_row(e), 0)", "(15 - tile_row(e))"),
-    Fault("decay of a tail", "      fade = fade_of(shared.rate[mine], n);\n", ""),
-    Fault("later keys seen", "(query > key) != Backwards && level == 8", "query != key && level == 8"),
+    Fault("computed before all have prepared", MEET, "      }\n      if (step >= 0) __syncthreads();\n"),
+    Fault("prepared while it is read", MEET, "      }\n      if (step < 0) __syncthreads();\n"),
+    Fault("one buffer", "shared.prepared[(step + 1) % 2]", "shared.prepared[0]"),
+    Fault("a tail not cleaned", "    if (n == kChunk) return;\n    constexpr", "    return;\n    constexpr"),
+    Fault("values of a tail not cleaned", "for (int i = 0; i < Tensors; ++i)\n        *re",
+          "for (int i = 0; i < Tensors - 1; ++i)\n        *re"),
+    Fault("a row of a tail not cleaned", "piece < (kChunk - n) * pieces", "piece < (kChunk - n - 1) * pieces"),
+    Fault("a tail read before it is clean", "  // TMA writes there again\n    __syncthreads();\n", "\n"),
+    Fault("a tail cleaned under TMA", "    publish_tile();  // TMA writes there again\n", ""),
+    Fault("tails at the end", "task.first + task.tokens - kChunk * (after(step) + 1)",
+          "task.first + kChunk * (task.chunks() - 1 - after(step))"),
+    Fault("powers of a tail", "max(tile_row(e) - (kChunk - n), 0)", "tile_row(e)"),
+    Fault("decay of a tail", "shared.fade[mine] : fade_of(shared.of.rate[mine], n)",
+          "shared.fade[mine] : shared.fade[mine]"),
+    Fault("later keys seen", "(query > key) != backwards && level == 8", "query != key && level == 8"),
     Fault("levels of neighbours", "near & level << 8 * (e % 2)", "near & level"),
-    Fault("level 2 of queries", "lane_index() & 4 ? x * one[q] : x;", "x;"),
-    Fault("level 2 of keys", "lane_index() & 4 ? x : x * one[q];", "x;"),
+    Fault("level 2 of queries", LEVEL_2, f"later ? x : {LEVEL_2}"),
+    Fault("level 2 of keys", LEVEL_2, f"later ? ({LEVEL_2}) : x"),
     Fault("a power too many", "(4 << l) - 1 - g % (4 << l)", "(4 << l) - g % (4 << l)"),
-    Fault("second half of the queries", "late[1][q] * eight[q] : late[1][q]", "late[1][q] : late[1][q]"),
-    Fault("second half of the keys", "early[1][q] : early[1][q] * eight[q]", "early[1][q] : early[1][q]"),
-    Fault("no bonus", "r.x[0][e] * u[tile_col(e)] * k.x[0][e]", "r.x[0][e] * k.x[0][e]"),
-    Fault("scores of one warp", "for (int w = 1; w < warps; ++w)", "for (int w = 1; w < 1; ++w)"),
+    Fault("second half of the queries", HALF, f"later ? half : {HALF}"),
+    Fault("second half of the keys", HALF, f"later ? ({HALF}) : half"),
+    Fault("no bonus", "query.x[0][e] * u[tile_col(e)] * key.x[0][e]", "query.x[0][e] * key.x[0][e]"),
+    Fault("scores of one warp", "for (int w = 1; w < Warps; ++w)", "for (int w = 1; w < 1; ++w)"),
     Fault("decays of the wrong channels", "in.fade[16 * c + tile_col(e)]", "in.fade[tile_col(e)]"),
     Fault("no decay", "state[c].x[0][e] = fmaf(state[c].x[0][e], fade, state[c].x[0][e]);", ""),
-    Fault("state in bf16", "      Parts<2> key;\n#pragma unroll\n      for (int i = 0; i < 2; ++i) {",
-          "      Parts<1> key;\n      for (int i = 0; i < 1; ++i) {"),
+    Fault("state in bf16", "      Parts<2> key;\n#pragma unroll\n      for (int i = 0; i < 2; ++i)",
+          "      Parts<1> key;\n      for (int i = 0; i < 1; ++i)"),
     Fault("segments in bf16", "    Parts<2> key;\n    split(key, wide);", "    Parts<1> key;\n    split(key, wide);"),
-    Fault("rows past the end written", "if (row < n && at < p.size)", "if (at < p.size)"),
-    Fault("columns past the end written", "if (row < n && at < p.size)", "if (row < n)"),
+    Fault("rows of others written", INSIDE, "if (at < p.size)"),
+    Fault("columns past the end written", INSIDE, "if (row >= kChunk - feed.tokens(step))"),
     Fault("rows read before they are written", "  store(scratch, narrow);\n  __syncwarp();",
           "  store(scratch, narrow);"),
-    Fault("no initial state", "if (from) read_state", "if (false) read_state"),
-    Fault("states beyond the head", "if (i < p.size && j < p.size) f(", "f("),
-    Fault("final state of every segment", "(Backwards ? task.segment == 0 : task.last())", "true"),
-    Fault("states of the wrong segment", "states + matrix_at(p, slot, head)\n",
-          "states + matrix_at(p, task.sequence, head)\n"),
+    Fault("no initial state", "const bool inside = from && row < size && col < size;", "const bool inside = false;"),
+    Fault("a state read before it is there", "    });\n    __syncthreads();\n#pragma", "    });\n#pragma"),
+    Fault("a state written before it is there", f"    __syncthreads();\n{OUT}", OUT),
+    Fault("states beyond the head", "      if (row < size && col < size)\n        *re", "      *re"),
+    Fault("final state of every segment", "if (p.final && task.last())", "if (p.final)"),
+    Fault("states of the wrong segment", "p.states + matrix_at(p, slot, head)\n",
+          "p.states + matrix_at(p, task.sequence, head)\n"),
     Fault("segments not joined", "    states[at] = state;", "    states[at] = alone;"),
     Fault("segments not decayed", "state = fmaf(state, kept, state) + alone;", "state = state + alone;"),
     Fault("slots of two sequences", "offset_of(p, i) / p.segment + i", "offset_of(p, i) / p.segment"),
@@ -65,13 +75,14 @@ FAULTS = [
     Fault("powers of segments", "backwards ? tile_col(e) : 7 - tile_col(e)", "8 - tile_col(e)"),
 ]  # fmt: skip
 CONTROL = Fault("none", "", "")
-FILES = ("params.h", "chunk.cuh", "outputs.cuh", "states.cuh", "kernel.cu")
-KERNELS = {"forward": "Sweep<tk::bf16, 32, false>::run", "states": "States<tk::bf16, 32>::run", "join": "join"}
+FILES = ("params.h", "chunk.cuh", "scores.cuh", "outputs.cuh", "states.cuh", "kernel.cu")
+KERNELS = {"forward": "Outputs<tk::bf16, 32>::run", "states": "States<tk::bf16, 32>::run", "join": "join"}
 
 
 def changed(fault: Fault) -> list[str]:
     """The kernels that a fault may change; the others are the right ones."""
-    of_file = {"outputs.cuh": ["forward"], "kernel.cu": ["forward"], "states.cuh": ["states", "join"]}
+    of_file = {name: ["forward"] for name in ("scores.cuh", "outputs.cuh", "kernel.cu")}
+    of_file["states.cuh"] = ["states", "join"]
     texts = {name: (ROOT / "csrc/kernels/wkv5" / name).read_text() for name in FILES}
     return of_file.get(next(name for name in FILES if fault.old in texts[name]), list(KERNELS))
 

@@ -3,34 +3,27 @@
 //   gu = sum r k (v . gy)      dL / d ln w = sum over pairs s < t of (t-1-s) w^(t-1-s) k_s r_t (v_s . gy_t), and of states
 // in   r k v gy [B,T,H,N], w u, initial, g_final (dL/d(final state)), cu_seqlens as kernel.cu has them
 // out  gr gk gv [B,T,H,N], g_initial [S,H,N,N], shares of gu and dL/d ln w [slots,H,N] that torch adds, in their order
-// kernels  wkv5_gr_<type>_<N>   first to last token: gr, gu and a share of dL/d ln w                             keys.cuh
-//          wkv5_gk_..           last to first: gk and the other share                                             keys.cuh
-//          wkv5_gv_..           last to first: the forward with r and k, v and gy exchanged: gv, g_initial      outputs.cuh
-//          before gr, of several segments, wkv5_states and wkv5_join of S and dS / d ln w; before gk of G       states.cuh
-//          No state is stored for another kernel but at the segments' starts: each carries its own
-// workers, barriers, grid  as in kernel.cu; warps of gr and gk share nothing but the slots
-// registers  wkv5_gr_fp16_128 keeps 20 bytes a thread in local memory; nothing else does
+// kernels  wkv5_backward_<type>_<N>, two sweeps of one body (keys.cuh): first to last with S: gr, gu, a share of dL/d ln w;
+//          last to first with G: gk, gv, the other share, g_initial. Of several segments wkv5_states and wkv5_join come
+//          before each: of S and dS / d ln w, of G (states.cuh)
+//          No state is stored for another kernel but at the segments' starts: each sweep carries its own. To join the two,
+//          S must be kept on its way: N / 8 tensors written and read, of every 16 tokens. Kept of every 256 and made again
+//          in between, S would cost 1 tensor at N 64 and a sweep over k and v: 10 tensors instead of 11
+// workers, barriers, grid  as in kernel.cu; on the way back warps also meet twice a chunk, about what they pass for gv
 // precision  in keys.cuh; gv is rounded as y is. The same call gives the same bits: no atomics
-// cost     bytes: gr and gk 5 tensors of B T H N, gv 4, states 2 + 2 more where there are segments: at B8 T4096 H64 N64
-//          3.76 GB (each of seven tensors once would be 1.88 GB); flops B T H (4 + 2 parts ..) N^2: a third of the time
+// cost     bytes: 4 tensors of B T H N in, 1 out; 4 in, 2 out: 11, where each of seven once would be 7; states 2 + 2 more
+//          where there are segments. At B8 T4096 H64 N64 bf16 a tensor is 268 MB: 2.95 GB, 0.88 ms at 3.35 TB/s; with the
+//          forward's four 1.20 ms, where the goal is 2.2 ms. flops B T H (4 + 2 parts ..) N^2: a third of the time
 #include "keys.cuh"
 
-#define TKPY_WKV5_BACKWARD(T, N, GR, GK, GV)                                                                        \
-  extern "C" __global__ void __launch_bounds__(2 * N, GR)                                                           \
-      wkv5_gr_##T##_##N(const __grid_constant__ tkpy::wkv5::Params p) {                                             \
-    tkpy::wkv5::Keys<tk::T, N, false>::run(p);                                                                      \
-  }                                                                                                                 \
-  extern "C" __global__ void __launch_bounds__(2 * N, GK)                                                           \
-      wkv5_gk_##T##_##N(const __grid_constant__ tkpy::wkv5::Params p) {                                             \
-    tkpy::wkv5::Keys<tk::T, N, true>::run(p);                                                                       \
-  }                                                                                                                 \
-  extern "C" __global__ void __launch_bounds__(2 * N, GV)                                                           \
-      wkv5_gv_##T##_##N(const __grid_constant__ tkpy::wkv5::Params p) {                                             \
-    tkpy::wkv5::Sweep<tk::T, N, true>::run(p);                                                                      \
+#define TKPY_WKV5_BACKWARD(T, N, RESIDENT)                                                                          \
+  extern "C" __global__ void __launch_bounds__(2 * N, RESIDENT)                                                     \
+      wkv5_backward_##T##_##N(const __grid_constant__ tkpy::wkv5::Params p) {                                       \
+    tkpy::wkv5::Keys<tk::T, N>::run(p);                                                                             \
   }
-TKPY_WKV5_BACKWARD(bf16, 32, 4, 6, 8)
-TKPY_WKV5_BACKWARD(bf16, 64, 2, 3, 3)
-TKPY_WKV5_BACKWARD(bf16, 128, 1, 1, 1)
-TKPY_WKV5_BACKWARD(fp16, 32, 4, 4, 6)
-TKPY_WKV5_BACKWARD(fp16, 64, 2, 2, 2)
-TKPY_WKV5_BACKWARD(fp16, 128, 1, 1, 1)
+TKPY_WKV5_BACKWARD(bf16, 32, 4)
+TKPY_WKV5_BACKWARD(bf16, 64, 2)
+TKPY_WKV5_BACKWARD(bf16, 128, 1)
+TKPY_WKV5_BACKWARD(fp16, 32, 4)
+TKPY_WKV5_BACKWARD(fp16, 64, 2)
+TKPY_WKV5_BACKWARD(fp16, 128, 1)

@@ -65,6 +65,17 @@ TK_DEVICE float rate_of(const Params& p, int head, int channel) {
 TK_DEVICE float bonus_of(const Params& p, int head, int channel) {
   return channel < p.size ? p.u[head * p.size + channel] : 0.0f;
 }
+// Of all channels, in shared memory; a barrier follows.
+template <int N>
+struct Rates {
+  float rate[N], u[N];
+  TK_DEVICE void begin(const Params& p, int head) {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i >= N) return;
+    rate[i] = rate_of(p, head, i);
+    u[i] = bonus_of(p, head, i);
+  }
+};
 // w^n; w^0 = 1 whatever w is.
 TK_DEVICE float power(float rate, int n) { return fn::exp2(-rate * static_cast<float>(n)); }
 // w^n - 1, to the last bits where w^n is close to 1: thousands of chunks multiply a state by it.
@@ -90,7 +101,12 @@ TK_DEVICE void split(Parts<Count>& dst, const Tile& src) {
   copy(dst.part[0], src);
   if constexpr (Count == 2) {
     Tile rest;
-    sub(rest, src, dst.part[0]);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const u32 two = dst.part[0].x[0][w];
+      rest.x[0][2 * w] = src.x[0][2 * w] - __uint_as_float(two << 16);
+      rest.x[0][2 * w + 1] = src.x[0][2 * w + 1] - __uint_as_float(two & 0xffff0000u);
+    }
     copy(dst.part[1], rest);
   }
 }
@@ -111,27 +127,12 @@ TK_DEVICE void multiply(Tile& d, const Parts<A>& a, const Parts<B>& b) {
       if (i + j < 2) mma_ABt(d, a.part[i], b.part[j]);
 }
 
-// 16 x 16 of a tile in shared memory, and its transpose; rows (columns of the transpose) from n on are zero, whatever
-// lies there.
+// 16 x 16 of a tile in shared memory, transposed.
 template <class T, class Shared>
-TK_DEVICE void fetch(rt<T, 16, 16>& dst, const Shared& src, int col, int n) {
-  load(dst, src, 0, col);
-  if (n == kChunk) return;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (tile_row(2 * i) >= n) dst.x[0][i] = 0;
-}
-template <class T, class Shared>
-TK_DEVICE void fetch_transposed(rt<T, 16, 16>& dst, const Shared& src, int col, int n) {
+TK_DEVICE void load_transposed(rt<T, 16, 16>& dst, const Shared& src, int row, int col) {
   rt<T, 16, 16, Layout::col> turned;
-  load(turned, src, 0, col);
+  load(turned, src, row, col);
   transpose(dst, turned);
-  if (n == kChunk) return;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (tile_col(2 * i) >= n) dst.x[0][i] = 0;
-    if (tile_col(2 * i + 1) >= n) dst.x[0][i] &= 0xffffu;
-  }
 }
 
 // The level L = 1, 2, 4, 8 at which tokens `late` > `early` of a chunk meet: late is in an odd block of L tokens, early in
@@ -155,15 +156,17 @@ struct Feed {
   using Chunk = Slot<T, N, Tensors>;
   Chunk* slots;
   channel<kStages>* filled;
-  const tensor_map* maps[Tensors];
+  const Params& p;
+  int tensors[Tensors];  // which of the data; backwards those that they change places with
   Task task;
   int head;
   bool backwards;
   int filled_chunks = 0;
 
-  TK_DEVICE int index(int step) const { return backwards ? task.chunks() - 1 - step : step; }
-  TK_DEVICE int tokens(int step) const { return min(task.tokens - kChunk * index(step), kChunk); }
-  TK_DEVICE int first(int step) const { return task.first + kChunk * index(step); }
+  // Chunks end where the segment does, so that its first one may be a tail: n tokens in its last rows.
+  TK_DEVICE int after(int step) const { return backwards ? step : task.chunks() - 1 - step; }  // chunks
+  TK_DEVICE int tokens(int step) const { return min(task.tokens - kChunk * after(step), kChunk); }
+  TK_DEVICE int first(int step) const { return task.first + task.tokens - kChunk * (after(step) + 1); }  // of the rows
 
   // One chunk more, where there is one: by warp 0, once every warp has done with the chunk that it replaces.
   TK_DEVICE void fill() {
@@ -175,27 +178,41 @@ struct Feed {
       arrive_expect(bar, Tensors * st<T, kChunk, N>::bytes);
 #pragma unroll
       for (int i = 0; i < Tensors; ++i)
-        load(slots[at.slot].x[i], gl<st<T, kChunk, N>, 4>(*maps[i]), {task.batch, first(filled_chunks), head, 0}, bar);
+        load(slots[at.slot].x[i], gl<st<T, kChunk, N>, 4>(p.data[tensors[i] ^ (backwards ? 1 : 0)]),
+             {task.batch, first(filled_chunks), head, 0}, bar);
     }
     __syncwarp();
     ++filled_chunks;
   }
-  // Fills all slots but one: that one is filled in the first step.
+  // What lies before the tokens of a tail is another's, or not known: all warps make it zero.
+  TK_DEVICE void clean(Chunk& chunk, int n) const {
+    if (n == kChunk) return;
+    constexpr int pieces = N / 8;  // of a row; at most 15 rows are fewer than there are threads
+    const int piece = static_cast<int>(threadIdx.x);
+    if (piece < (kChunk - n) * pieces) {
+#pragma unroll
+      for (int i = 0; i < Tensors; ++i)
+        *reinterpret_cast<uint4*>(&chunk.x[i].at(piece / pieces, piece % pieces * 8)) = {};
+    }
+    publish_tile();  // TMA writes there again
+    __syncthreads();
+  }
+  // Before the first step, which is 1 - kStages: steps below 0 only fill, all slots but one. Slots may hold what a Stage
+  // left there: publish_barriers tells TMA, and it has been read when all meet.
   TK_DEVICE void begin(int warps) {
     if (threadIdx.x == 0) {
       init(*filled, 1, warps);
       publish_barriers();
     }
     __syncthreads();
-    if (warp_index() == 0)
-      for (int i = 0; i < kStages - 1; ++i) fill();
   }
 };
 
 // ---- Global memory -------------------------------------------------------------------------------------------------
-// 16 x 16 of an output: rows of 32 bytes, through a warp's own piece of shared memory. The warp meets between two calls.
-template <class T>
-TK_DEVICE void write_rows(void* out, const Params& p, const Task& t, int first, int n, int head, int col, const Tile& x,
+// 16 x 16 of an output, the tokens of a chunk: 32 bytes each, through a warp's own piece of shared memory. The warp meets
+// between two calls.
+template <class T, class Feed>
+TK_DEVICE void write_rows(void* out, const Params& p, const Feed& feed, int step, int col, const Tile& x,
                           st<T, 16, 16>& scratch) {
   rt<T, 16, 16> narrow;
   copy(narrow, x);
@@ -203,33 +220,74 @@ TK_DEVICE void write_rows(void* out, const Params& p, const Task& t, int first, 
   __syncwarp();
   const int row = lane_index() / 2, at = col + 8 * (lane_index() % 2);
   const uint4 piece = *reinterpret_cast<const uint4*>(&scratch.at(row, 8 * (lane_index() % 2)));
-  if (row < n && at < p.size) {
-    const long long token = static_cast<long long>(t.batch) * p.length + first + row;
-    *reinterpret_cast<uint4*>(static_cast<T*>(out) + (token * p.heads + head) * p.size + at) = piece;
+  if (row >= kChunk - feed.tokens(step) && at < p.size) {
+    const long long token = static_cast<long long>(feed.task.batch) * p.length + feed.first(step) + row;
+    *reinterpret_cast<uint4*>(static_cast<T*>(out) + (token * p.heads + feed.head) * p.size + at) = piece;
   }
 }
 
-// Elements of a 16 x 16 piece of a matrix N x N, rows from `row`, columns from `col`; turned: of its transpose.
-template <bool Turned = false, class F>
-TK_DEVICE void each_place(const Params& p, int row, int col, F f) {
-#pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    const int i = row + tile_row(e), j = col + tile_col(e);
-    if (i < p.size && j < p.size) f(e, Turned ? j * p.size + i : i * p.size + j);
-  }
-}
 // Where matrix `index` of [.., H, N, N] begins.
 TK_DEVICE long long matrix_at(const Params& p, int index, int head) {
   return (static_cast<long long>(index) * p.heads + head) * p.size * p.size;
 }
-template <bool Turned = false>
-TK_DEVICE void read_state(Tile& dst, const float* from, const Params& p, int row, int col) {
-  zero(dst);
-  each_place<Turned>(p, row, col, [&](int e, int at) { dst.x[0][e] = from[at]; });
-}
-template <bool Turned = false>
-TK_DEVICE void write_state(float* to, const Tile& src, const Params& p, int row, int col) {
-  each_place<Turned>(p, row, col, [&](int e, int at) { to[at] = src.x[0][e]; });
-}
+// A matrix of fp32, zero beyond the head, on its way between global memory and the tiles of warps: where chunks are before
+// the first and after the last of them. All threads call, and meet.
+template <int N>
+struct Stage {
+  float x[N][N + 8];  // two rows of tiles in different banks
+
+  // f(row, column) for every four elements: 8 rows at a time.
+  template <class F>
+  TK_DEVICE static void each_four(F f) {
+    const int row = static_cast<int>(threadIdx.x) / (N / 4), col = static_cast<int>(threadIdx.x) % (N / 4) * 4;
+#pragma unroll 4
+    for (int i = 0; i < N; i += 8) f(row + i, col);
+  }
+  // Tile c of this warp: its rows and columns 16 c .. Turned: its columns and rows 16 c .., transposed.
+  template <bool Turned, class F>
+  TK_DEVICE void each_pair(int c, F f) {
+    const int mine = 16 * warp_index();
+#pragma unroll
+    for (int e = 0; e < 8; e += 2) {
+      const int i = mine + tile_row(e), j = 16 * c + tile_col(e);
+      if constexpr (Turned)
+        f(e, x[j][i], x[j + 1][i]);
+      else
+        f(e, x[i][j], x[i][j + 1]);
+    }
+  }
+  // Zeros where there is no matrix.
+  template <bool Turned = false>
+  TK_DEVICE void read(Tile (&dst)[N / 16], const float* from, int size) {
+    __syncthreads();
+    each_four([&](int row, int col) {
+      const bool inside = from && row < size && col < size;
+      *reinterpret_cast<float4*>(&x[row][col]) =
+          inside ? *reinterpret_cast<const float4*>(from + row * size + col) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    });
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < N / 16; ++c)
+      each_pair<Turned>(c, [&](int e, float first, float second) {
+        dst[c].x[0][e] = first;
+        dst[c].x[0][e + 1] = second;
+      });
+  }
+  template <bool Turned = false>
+  TK_DEVICE void write(float* to, const Tile (&src)[N / 16], int size) {
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < N / 16; ++c)
+      each_pair<Turned>(c, [&](int e, float& first, float& second) {
+        first = src[c].x[0][e];
+        second = src[c].x[0][e + 1];
+      });
+    __syncthreads();
+    each_four([&](int row, int col) {
+      if (row < size && col < size)
+        *reinterpret_cast<float4*>(to + row * size + col) = *reinterpret_cast<const float4*>(&x[row][col]);
+    });
+  }
+};
 
 }  // namespace tkpy::wkv5

@@ -59,8 +59,9 @@ struct Call {
   }
   void check_f32(const char* what, const Optional& v_, std::int64_t elements) const {
     if (!v_) return;
-    check(v_->dtype == DType::f32 && v_->elements() == elements && contiguous(*v_) && v_->device == r.device, what,
-          std::to_string(elements) + " contiguous elements of f32 on the device of r", *v_);
+    check(v_->dtype == DType::f32 && v_->elements() == elements && contiguous(*v_) && v_->device == r.device &&
+              reinterpret_cast<std::uintptr_t>(v_->data) % 16 == 0,
+          what, std::to_string(elements) + " contiguous elements of f32 on the device of r, at a multiple of 16 bytes", *v_);
   }
   void check_inputs() const {
     check_data("r", r);
@@ -86,7 +87,8 @@ struct Call {
     if (!states_) check(!cu_seqlens && segments() == 1, what, "states where a sequence may have two segments", r);
   }
 
-  int sweep_bytes() const { return kShared[shape_of(width())].sweep[r.dtype == DType::f16]; }
+  const Shared& shared() const { return kShared[shape_of(width())]; }
+  int parts() const { return r.dtype == DType::f16; }  // beyond one
   int width() const { return *std::lower_bound(std::begin(kWidths), std::end(kWidths), static_cast<int>(size())); }
   std::string suffix() const { return (r.dtype == DType::bf16 ? "_bf16_" : "_fp16_") + std::to_string(width()); }
 };
@@ -146,8 +148,7 @@ struct Run {
   void states(bool backwards) const {
     Params given = p;
     given.backwards = backwards;
-    const int width = call.width();
-    kernel("wkv5", "wkv5_states" + call.suffix(), p.slots, p.heads, 2 * width, kShared[shape_of(width)].states, given);
+    kernel("wkv5", "wkv5_states" + call.suffix(), p.slots, p.heads, 2 * call.width(), call.shared().states, given);
     const std::int64_t elements = call.size() * call.size();
     kernel("wkv5", "wkv5_join", (elements + 127) / 128, p.sequences * call.heads(), 128, 0, given);
   }
@@ -160,9 +161,9 @@ std::string launch_forward(Machine& machine, void* stream, const Call& call, con
   call.check_f32("final_state", final, call.states(call.sequences()));
   call.check_states("states", states);
   Params p = params_of(call);
-  p.r = map_of(machine, call, call.r);
-  p.k = map_of(machine, call, call.k);
-  p.v = map_of(machine, call, call.v);
+  p.data[kR] = map_of(machine, call, call.r);
+  p.data[kK] = map_of(machine, call, call.k);
+  p.data[kV] = map_of(machine, call, call.v);
   p.y = y.data;
   p.final = data_of<float>(final);
   p.states = data_of<float>(states);
@@ -174,8 +175,7 @@ std::string launch_forward(Machine& machine, void* stream, const Call& call, con
     if (*extra) run.views.push_back(**extra);
   if (states) run.states(false);
   const std::string name = "wkv5_forward" + call.suffix();
-  const int shared = call.sweep_bytes();
-  run.kernel("wkv5", name, p.slots, p.heads, 2 * call.width(), shared, p);
+  run.kernel("wkv5", name, p.slots, p.heads, 2 * call.width(), call.shared().outputs[call.parts()], p);
   return name;
 }
 
@@ -217,10 +217,10 @@ void check_gradients(const Call& call, const Gradients& to) {
 std::string launch_backward(Machine& machine, void* stream, const Call& call, const Gradients& to) {
   check_gradients(call, to);
   Params p = params_of(call);
-  p.r = map_of(machine, call, call.r);
-  p.k = map_of(machine, call, call.k);
-  p.v = map_of(machine, call, call.v);
-  p.gy = map_of(machine, call, to.gy);
+  p.data[kR] = map_of(machine, call, call.r);
+  p.data[kK] = map_of(machine, call, call.k);
+  p.data[kV] = map_of(machine, call, call.v);
+  p.data[kGy] = map_of(machine, call, to.gy);
   p.gr = to.gr.data;
   p.gk = to.gk.data;
   p.gv = to.gv.data;
@@ -238,13 +238,12 @@ std::string launch_backward(Machine& machine, void* stream, const Call& call, co
     if (*extra) run.views.push_back((*extra)->read_only());
   for (const Optional* extra : {&to.g_initial, &to.states, &to.spread, &to.g_states})
     if (*extra) run.views.push_back(**extra);
-  const int block = 2 * call.width(), keys = kShared[shape_of(call.width())].keys;
-  if (to.states) run.states(false);
-  const std::string name = "wkv5_gr" + call.suffix();
-  run.kernel("wkv5_backward", name, p.slots, p.heads, block, keys, p);
-  if (to.g_states) run.states(true);
-  run.kernel("wkv5_backward", "wkv5_gk" + call.suffix(), p.slots, p.heads, block, keys, p);
-  run.kernel("wkv5_backward", "wkv5_gv" + call.suffix(), p.slots, p.heads, block, call.sweep_bytes(), p);
+  const std::string name = "wkv5_backward" + call.suffix();
+  for (const bool backwards : {false, true}) {  // gr; gk and gv
+    if (backwards ? to.g_states : to.states) run.states(backwards);
+    p.backwards = backwards;
+    run.kernel("wkv5_backward", name, p.slots, p.heads, 2 * call.width(), call.shared().backward[call.parts()], p);
+  }
   return name;
 }
 

@@ -11,15 +11,19 @@ constexpr int kWidths[] = {32, 64, 128};  // head sizes of the kernels; multiple
 
 // Dynamic shared memory of the kernels, by width; fp16 keeps what bf16 does in two parts.
 struct Shared {
-  int states, sweep[2], keys;
+  int states, outputs[2], backward[2];
 };
-constexpr Shared kShared[] = {{8704, {25600, 27648}, 17920}, {17408, {51200, 55296}, 35840}, {33792, {99328, 107520}, 79872}};
+constexpr Shared kShared[] = {{13824, {25600, 27648}, {25600, 28672}},
+                              {35840, {50176, 54272}, {54272, 64512}},
+                              {104448, {98304, 106496}, {124928, 161792}}};
 constexpr int shape_of(int width) { return width == 32 ? 0 : width == 64 ? 1 : 2; }
+
+enum { kR, kK, kV, kGy };  // backwards r and k, v and gy change places: i ^ 1
 
 // Sequences are cut into segments of `segment` tokens, a multiple of 16, each a CTA's work. Packed sequence i has the
 // slots from cu_seqlens[i] / segment + i on: enough for any length, and found by a binary search.
 struct Params {
-  tk::tensor_map r, k, v, gy;  // [B, T, H, N], boxes of 16 tokens of a head
+  tk::tensor_map data[4];      // r, k, v, gy: [B, T, H, N], boxes of 16 tokens of a head
   void* y;                     // contiguous [B, T, H, N], as all outputs
   void *gr, *gk, *gv;
   const float *w, *u;          // [H, N]: raw decay (w = exp(-exp(w))), bonus
@@ -35,7 +39,7 @@ struct Params {
   const int* cu_seqlens;       // [sequences + 1] or null: sequence b is row b
   int sequences, length, heads, size;
   int segment, segments, slots;  // segments: of a row, where there is no cu_seqlens
-  int backwards;               // of wkv5_states and wkv5_join: which of S and G
+  int backwards;               // of wkv5_states, wkv5_join and wkv5_backward: which way, S or G
 };
 
 }  // namespace tkpy::wkv5

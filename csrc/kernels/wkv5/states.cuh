@@ -11,34 +11,34 @@ namespace tkpy::wkv5 {
 template <class T, int N>
 struct KeyRows {
   static constexpr int raw = raw_parts<T>;
+  const float* rate;  // of the 16 channels
+  const bool backwards;
   // Of rows g and g + 8: w^(7 - t mod 8), backwards w^(t mod 8), for the tokens t of columns e % 2; w^8; w^n - 1.
   float last[2][2], eight[2], fade[2];
-  bool backwards;
   int length = 0;  // n, for which `fade` is
 
   Tile state[N / 16];
 
-  TK_DEVICE KeyRows(const Params& p, int head, int channel, bool backwards_) : backwards(backwards_) {
+  TK_DEVICE KeyRows(const float* rate_, bool backwards_) : rate(rate_), backwards(backwards_) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float rate = rate_of(p, head, channel + tile_row(2 * h));
-      eight[h] = power(rate, 8);
+      const float of = rate[tile_row(2 * h)];
+      eight[h] = power(of, 8);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) last[h][e] = power(rate, backwards ? tile_col(e) : 7 - tile_col(e));
+      for (int e = 0; e < 2; ++e) last[h][e] = power(of, backwards ? tile_col(e) : 7 - tile_col(e));
     }
   }
-  TK_DEVICE void prepare(const Params& p, int head, int channel, int n) {
+  TK_DEVICE void prepare(int n) {
     if (n == length) return;
     length = n;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) fade[h] = fade_of(rate_of(p, head, channel + tile_row(2 * h)), n);
+    for (int h = 0; h < 2; ++h) fade[h] = fade_of(rate[tile_row(2 * h)], n);
   }
-  // x, [channel x token], times w^(n-1-t), backwards w^t.
-  TK_DEVICE void weigh(Tile& x, const Params& p, int head, int channel) const {
-    if (!backwards && length < kChunk) {
+  // x, [channel x token], times w^(15 - t), backwards w^t, t counted from the first token on.
+  TK_DEVICE void weigh(Tile& x) const {
+    if (backwards && length < kChunk) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e)
-        x.x[0][e] *= power(rate_of(p, head, channel + tile_row(e)), max(length - 1 - tile_col(e), 0));
+      for (int e = 0; e < 8; ++e) x.x[0][e] *= power(rate[tile_row(e)], max(tile_col(e) - (kChunk - length), 0));
       return;
     }
 #pragma unroll
@@ -50,18 +50,18 @@ struct KeyRows {
   }
   // S <- w^n S + (x w^..)^T a; x and a are tiles [tokens x channels] of a slot.
   template <class Shared>
-  TK_DEVICE void step(const Shared& x, const Shared& a, const Params& p, int head, int channel, int n) {
+  TK_DEVICE void step(const Shared& x, const Shared& a, int channel) {
     rt<T, 16, 16> x_raw;
-    fetch_transposed(x_raw, x, channel, n);
+    load_transposed(x_raw, x, 0, channel);
     Tile wide;
     copy(wide, x_raw);
-    weigh(wide, p, head, channel);
+    weigh(wide);
     Parts<2> key;
     split(key, wide);
 #pragma unroll
     for (int c = 0; c < N / 16; ++c) {
       rt<T, 16, 16> a_raw;
-      fetch_transposed(a_raw, a, 16 * c, n);
+      load_transposed(a_raw, a, 0, 16 * c);
       Parts<raw> value;
       split(value, a_raw);
       decay(state[c]);
@@ -89,6 +89,8 @@ struct States {
   struct Shared {
     Slot<T, N, 2> slots[kStages];
     channel<kStages> filled;
+    Rates<N> of;
+    Stage<N> stage;
   };
   static_assert(sizeof(Shared) == kShared[shape_of(N)].states, "what the launcher asks for must be the truth");
 
@@ -100,10 +102,10 @@ struct States {
     const int slot = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), warp = warp_index();
     Task task;
     if (!find(task, p, slot)) return;
-    Feed<T, N, 2> feed{shared.slots, &shared.filled, {backwards ? &p.r : &p.k, backwards ? &p.gy : &p.v}, task, head,
-                       backwards};
+    Feed<T, N, 2> feed{shared.slots, &shared.filled, p, {kK, kV}, task, head, backwards};
+    shared.of.begin(p, head);
     feed.begin(warps);
-    KeyRows<T, N> rows(p, head, 16 * warp, backwards);
+    KeyRows<T, N> rows(shared.of.rate + 16 * warp, backwards);
     const bool spreads = !backwards && p.spread != nullptr;
     Tile spread[N / 16];
 #pragma unroll
@@ -112,23 +114,21 @@ struct States {
       zero(spread[c]);
     }
 #pragma unroll 1
-    for (int step = 0; step < task.chunks(); ++step) {
-      const ring<kStages> at = place_of(step);
+    for (int step = 1 - kStages; step < task.chunks(); ++step) {
       if (warp == 0) feed.fill();
+      if (step < 0) continue;
+      const ring<kStages> at = place_of(step);
       await(shared.filled, at);
       const int n = feed.tokens(step);
-      rows.prepare(p, head, 16 * warp, n);
+      feed.clean(shared.slots[at.slot], n);
+      rows.prepare(n);
       if (spreads) rows.carry(spread);
-      rows.step(shared.slots[at.slot].x[0], shared.slots[at.slot].x[1], p, head, 16 * warp, n);
+      rows.step(shared.slots[at.slot].x[0], shared.slots[at.slot].x[1], 16 * warp);
       __syncwarp();
       release(shared.filled, at);
     }
-    float* to = (backwards ? p.g_states : p.states) + matrix_at(p, slot, head);
-#pragma unroll
-    for (int c = 0; c < N / 16; ++c) {
-      write_state(to, rows.state[c], p, 16 * warp, 16 * c);
-      if (spreads) write_state(p.spread + matrix_at(p, slot, head), spread[c], p, 16 * warp, 16 * c);
-    }
+    shared.stage.write((backwards ? p.g_states : p.states) + matrix_at(p, slot, head), rows.state, p.size);
+    if (spreads) shared.stage.write(p.spread + matrix_at(p, slot, head), spread, p.size);
   }
 };
 

@@ -85,10 +85,7 @@ def _fla(name: str) -> Peer:
 _PARTS = "operands in two parts of bf16, pairs of a chunk level by level: bytes bind"
 _SEGMENTS = "segments side by side read k and v twice, and states: chosen where a head would be one CTA"
 _SHARES = "runs of few tokens, so that so small a call fills a GPU, each with a share of the mixes' gradient"
-_SWEEPS = (
-    "gr, gk and gv are three sweeps, each with its state in registers: 14 tensors move, not 7; "
-    "at 128 sums go to shared memory"
-)
+_SWEEPS = "gr first to last, gk and gv last to first, each sweep with its state in registers: 11 tensors move, not 7"
 
 ROTARY = OpRows(
     op="rotary",
@@ -139,7 +136,7 @@ WKV5 = OpRows(
             Counted(
                 {"b": 1, "t": 128, "h": 2, "n": n, "state": 0},
                 Promise(flops=None, why=_PARTS),
-                Promise(flops=None, bytes=2.2, conflicts=None if n == 128 else 0, why=_SWEEPS),
+                Promise(flops=None, bytes=1.7, why=_SWEEPS),
             )
             for n in (32, 64, 128)
         ),

@@ -34,7 +34,10 @@ def _operand(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _as(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(dtype).contiguous()
+    if tensor is None:
+        return None
+    tensor = tensor.to(dtype).contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 @functools.lru_cache(maxsize=4096)
