@@ -196,6 +196,7 @@ def count(
     which: str = "forward",
     backward: float = 2.0,
     promise: Promise | None = None,
+    expect: Expect = reference,
 ) -> Callable[[], Count]:
     """Runs the op's CUDA kernels of one pass in the emulator, with counters."""
 
@@ -211,7 +212,7 @@ def count(
             )
         with machine.counting() as counted:
             output = call()
-        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, reference, which, dtype)(output)
+        gate = _gate(op, kwargs, TOLERANCE[dtype] * tol, expect, which, dtype)(output)
         flops, nbytes = _cost(op, kwargs, which, backward)
         done = counted()
         total = dataclasses.asdict(machine.total(done))
@@ -322,7 +323,7 @@ class OpRows:
             else tuple(_differentiated(p, which, DTYPES[dtype]) for p in peers if p.differentiable),
             published=self.published(full, dtype) if forward else (),
             rank=self.rank(full) + PASS_RANK[which],
-            count=count(op, make, full, DTYPES[dtype], self.tol, which, self.backward, promise),
+            count=count(op, make, full, DTYPES[dtype], self.tol, which, self.backward, promise, self.expect),
         )
 
     def benchmarks(self) -> list[Benchmark]:

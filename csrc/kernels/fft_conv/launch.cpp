@@ -223,6 +223,7 @@ std::string convolve_long(Machine& machine, void* stream, const View& u, const O
   p.correlate = correlate;
   p.outer = static_cast<int>(outer);
   p.inner = static_cast<int>(inner);
+  p.half_turn = 0.5f / static_cast<float>(outer * inner);
   std::vector<View> views = {u.read_only(),          spectrum.read_only(),   tables.read_only(), out, work,
                              matrix_in.read_only(), matrix_out.read_only()};
   for (const Optional* v : {&pre, &post, &post2, &skip})

@@ -55,7 +55,7 @@ struct OuterStrip {
 
 // w^(n' (j0 + 1/4)), w = exp(-2 pi i / (N0 M')).
 TK_DEVICE float2 outer_twiddle(const LongParams& p, int column, int j0) {
-  const float turns = static_cast<float>(column * (4 * j0 + 1)) / (2.0f * p.outer * p.inner);  // halves: a power of two
+  const float turns = static_cast<float>(column * (4 * j0 + 1)) * p.half_turn;
   float sine, cosine;
   sincospif(turns, &sine, &cosine);
   return {cosine, -sine};

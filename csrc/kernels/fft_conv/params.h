@@ -74,6 +74,7 @@ struct LongParams {
   const void* tables;     // those of M', at whole frequencies
   int batch, channels, length, half, correlate;
   int outer, inner;       // N0, M'
+  float half_turn;        // 1 / (2 N0 M'), a power of two if N0 is one
 };
 
 // The spectrum of a circle of taps: k from 0 on, k_reverse backwards from the end. Float, contiguous.

@@ -151,6 +151,11 @@ FFT_PROMISES = (
     Promise(flops=None, why=DFT),
     Promise(flops=None, bytes=2.5, why=f"{DFT}; u and dy are transformed once for every gradient that needs them"),
 )
+THROUGH = "rows longer than a CTA holds go through memory as float, twice there and twice back"
+LONG_FFT_PROMISES = (
+    Promise(flops=None, bytes=5.5, why=f"{DFT}; {THROUGH}"),
+    Promise(flops=None, bytes=6.5, why=f"{DFT}; {THROUGH}, once for every gradient; those of the filters are torch.fft's"),
+)
 FFT_CONV = OpRows(
     op="fft_conv",
     sizes=("b", "h", "length"),
@@ -173,8 +178,9 @@ FFT_CONV = OpRows(
     what="gated causal convolution as long as the sequence (Hyena, M2-BERT)",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     expect=wide_fft,
-    counted=tuple(
-        Counted({"b": b, "h": h, "length": length}, *FFT_PROMISES) for b, h, length in ((32, 4, 1024), (16, 2, 4096))
+    counted=(
+        *(Counted({"b": b, "h": h, "length": length}, *FFT_PROMISES) for b, h, length in ((32, 4, 1024), (16, 2, 4096))),
+        Counted({"b": 4, "h": 1, "length": 65536}, *LONG_FFT_PROMISES),
     ),
 )
 
