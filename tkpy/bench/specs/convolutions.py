@@ -154,7 +154,7 @@ FFT_PROMISES = (
 THROUGH = "rows longer than a CTA holds go through memory as float, twice there and twice back"
 LONG_FFT_PROMISES = (
     Promise(flops=None, bytes=5.5, why=f"{DFT}; {THROUGH}"),
-    Promise(flops=None, bytes=6.5, why=f"{DFT}; {THROUGH}, once for every gradient; those of the filters are torch.fft's"),
+    Promise(flops=None, bytes=6.5, why=f"{DFT}; {THROUGH}, once for every gradient; filters are left to torch.fft"),
 )
 FFT_CONV = OpRows(
     op="fft_conv",
@@ -179,7 +179,10 @@ FFT_CONV = OpRows(
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     expect=wide_fft,
     counted=(
-        *(Counted({"b": b, "h": h, "length": length}, *FFT_PROMISES) for b, h, length in ((32, 4, 1024), (16, 2, 4096))),
+        *(
+            Counted({"b": b, "h": h, "length": length}, *FFT_PROMISES)
+            for b, h, length in ((32, 4, 1024), (16, 2, 4096))
+        ),
         Counted({"b": 4, "h": 1, "length": 65536}, *LONG_FFT_PROMISES),
     ),
 )
