@@ -32,6 +32,7 @@ SIZES = {
     "wkv5": "2x9x3x8x1",
     "short_conv": "2x5x11x3x1",
     "modal_conv": "2x5x4x33",
+    "hyena_mixer": "2x33x6x4x3x2",
     "fft_conv": "2x5x33",
     "hyena_filter": "37x10x16x2",
     "blockdiag_linear": "7x3x10x6",

@@ -82,7 +82,7 @@ def test_a_model_that_fails_leaves_no_hooks_behind():
     "name, ops",
     [
         ("rwkv-5", {"layer_norm": 50, "wkv5": 24}),
-        ("evo-1-8k", {"modal_conv": 29, "short_conv": 29, "attention": 3, "rms_norm": 65}),
+        ("evo-1-8k", {"hyena_mixer": 29, "attention": 3, "rms_norm": 65}),
         ("llama-2", {"attention": 32, "rotary": 64}),
         ("m2-bert", {"fft_conv": 24, "short_conv": 12}),
     ],

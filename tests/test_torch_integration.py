@@ -69,6 +69,11 @@ BY_LENGTH = {
         | {"poles": torch.full((4, 2), 0.5 + 0.2j), "residues": torch.full((4, 2), 1 - 0.5j)}
         | {"fir_state": m.randn(n, 12, 2), "state": torch.complex(m.randn(n, 4, 2), m.randn(n, 4, 2))}
     ),
+    "hyena_mixer": lambda m, n: (
+        {"z": m.randn(2, n, 12), "weight": m.randn(12, 3), "skip": m.randn(4), "groups": 2, "output_final_state": True}
+        | {"poles": torch.full((4, 2), 0.5 + 0.2j), "residues": torch.full((4, 2), 1 - 0.5j)}
+        | {"fir_state": m.randn(2, 12, 2)}
+    ),
     "linear": lambda m, n: {"x": m.randn(2, n, 8), "weight": m.randn(5, 8), "activation": "gelu"},
 }
 OPS = registry.ops()
@@ -81,6 +86,7 @@ LOWERED = [
     "blockdiag_mlp",
     "fft_conv",
     "gated_mlp",
+    "hyena_mixer",
     "hyena_step",
     "linear",
     "modal_conv",

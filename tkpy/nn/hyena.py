@@ -2,11 +2,11 @@
 
     z = projections(x)                                      (B, T, 3 width)
     x2, x1, v = split(short_conv(z))                        causal, a few taps a channel
-    y = x2 * (h * (x1 v) + D x1 v)                          h_t = Re sum_s R_s p_s^t: tkpy.modal_conv
+    y = x2 * (h * (x1 v) + D x1 v)                          h_t = Re sum_s R_s p_s^t, as of tkpy.modal_conv
     out = out_filter_dense(y)
 
-A sequence may come in pieces of any length; what is carried is of fixed size. A single token takes all but the
-projections in one op, tkpy.hyena_step.
+What lies between the projections is one op, tkpy.hyena_mixer, and for a single token tkpy.hyena_step. A sequence may
+come in pieces of any length; what is carried is of fixed size.
 """
 
 from __future__ import annotations
@@ -119,15 +119,6 @@ class ModalFilter(torch.nn.Module):
             poles = _Inside.apply(poles, self.max_radius)
         return poles, residues
 
-    def split(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3 width, T) -> x2, x1, v, each (B, width, T)."""
-        if not self.column_split:
-            x2, x1, v = z.chunk(3, dim=1)
-        else:
-            heads = z.unflatten(1, (self.groups, 3, -1))
-            x2, x1, v = (heads[:, :, i].flatten(1, 2) for i in range(3))
-        return x2, x1, v
-
     def forward(
         self, z: torch.Tensor, cache: Mapping[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -136,26 +127,19 @@ class ModalFilter(torch.nn.Module):
         Returns (B, T, width) and {"fir": (B, 3 width, taps - 1), the last inputs; "iir": (B, width, S) complex64}.
         """
         fir, iir = (None, None) if cache is None else (cache["fir"].to(z.dtype), cache["iir"])
+        weight, modes = self.short_filter_weight[:, 0], self.modes()
+        options = {
+            "bias": self.short_filter_bias,
+            "skip": self.D,
+            "groups": self.groups if self.column_split else 1,
+            "fir_state": fir,
+        }
         if z.shape[1] == 1:
-            y, fir, iir = tkpy.hyena_step(
-                z[:, 0],
-                self.short_filter_weight[:, 0],
-                *self.modes(),
-                bias=self.short_filter_bias,
-                skip=self.D,
-                groups=self.groups if self.column_split else 1,
-                fir_state=fir,
-                state=iir,
-            )
-            return y[:, None], {"fir": fir, "iir": iir}
-        filtered, fir = tkpy.short_conv(
-            z.mT, self.short_filter_weight[:, 0], self.short_filter_bias, initial_state=fir, output_final_state=True
-        )
-        x2, x1, v = self.split(filtered)
-        y, iir = tkpy.modal_conv(
-            v, *self.modes(), self.D, pre_gate=x1, post_gate=x2, initial_state=iir, output_final_state=True
-        )
-        return y.mT, {"fir": fir, "iir": iir}
+            y, fir, iir = tkpy.hyena_step(z[:, 0], weight, *modes, state=iir, **options)
+            y = y[:, None]
+        else:
+            y, fir, iir = tkpy.hyena_mixer(z, weight, *modes, initial_state=iir, output_final_state=True, **options)
+        return y, {"fir": fir, "iir": iir}
 
 
 class HyenaMixer(torch.nn.Module):

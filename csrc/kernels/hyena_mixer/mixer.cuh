@@ -1,0 +1,301 @@
+// hyena_mixer: a Hyena layer between its projections, z = [x2 | x1 | v] per group of channels
+//   x2, x1, v <- bias + sum_j weight_j z_{t-(K-1)+j}          causal filters of a few taps
+//   x_t = p x_{t-1} + x1 v,   y = x2 (Re sum_s R x_t + D x1 v)   S complex states a channel: modal_conv/conv.cuh
+// in   z [B,L,3W] bf16, fp16 or f32, channels side by side; the K-1 inputs before [B,3W,K-1]; weight [3W,K], bias [3W] of
+//      z's type or f32; p R [W,S] and the state before [B,W,S] complex64; D [W] f32
+// out  y [B,L,W]; the last inputs; the state after the last sample
+// why  samples of a channel lie 6 W bytes apart, and the products want them side by side. Short filter, split and modal
+//      convolution one after the other move 3 + 3, 3 + 3 (the split copies) and 3 + 1 elements a sample and channel, and
+//      leave y with samples side by side, which the next projection turns once more (1 + 1); this moves 3 + 1
+// CTA  16 bytes of neighbouring channels (8, of f32 4), a warp for each; a segment of tiles of 1024 samples, in order:
+//      A  all threads: rows of x1 and v (16 bytes a sample) -> filters -> x1 v, fp32, with a channel's samples side by side
+//      B  a warp its channel: Toeplitz products, states and scan as in modal_conv; y takes the place of x1 v
+//      C  all threads: rows of x2 -> filter -> times y -> rows of the output
+// data z --cp.async--> rows[x2, x1, v], K-1 rows of halo before each tile. x1 and v of the next tile are on their way
+//      during B and C, x2 during A and B
+// barriers  top: x1 and v have landed for all; work and x2 of the tile before have been read
+//           after A: work is whole, x1 and v may be fetched over          before C: y is whole, x2 has landed for all
+// banks   a thread filters four samples in a row, so that it writes 16 bytes a channel; row r lies in place
+//         r ^ (r / 4 mod 8), where eight threads' rows are in different banks
+// segments  where channels are few: modal_conv's two passes; the first reads x1 and v
+// precision  filters and gates fp32, nothing rounded between them; the rest is modal_conv's. The end: the state that the
+//      last chunk finds, taken on through its samples in double
+// limits  S <= 8 and K <= 8; groups and pitches that do not allow 16 bytes a row are read element by element
+// cost  a sample and channel: 4 elements moved, 6 K + 4 flops, and modal_conv's products; two CTAs share each sector of z
+#pragma once
+
+#include "kernels/modal_conv/conv.cuh"
+#include "kernels/rows/rows.cuh"
+#include "params.h"
+
+namespace tkpy::hyena_mixer {
+
+using namespace tk;
+
+enum Part : int { kX2, kX1, kV };
+
+template <class T>
+struct Mixer {
+  using Conv = modal_conv::Conv<T, false>;
+  using Work = st<float, modal_conv::kRows, modal_conv::kChunk>;  // chunks x samples of a channel
+  static constexpr int kChannels = channels_of(sizeof(T)), kThreads = 32 * kChannels;
+  static constexpr int kRun = 4;  // samples that a thread filters at a time
+  using Row = rows::raw<T, kChannels>;
+
+  struct Filter {
+    float tap[kMostTaps][kChannels], bias[kChannels];
+  };
+  struct Shared {
+    Work work[kChannels];
+    uint4 row[3][kHalo + kSamples];
+    typename Conv::Shared tables[kChannels];
+    Filter filter[3];
+  };
+  static_assert(sizeof(Shared) == shared_bytes(sizeof(T)), "the launcher asks for shared_bytes()");
+  static_assert(kChannels * sizeof(modal_conv::Powers) <= sizeof(Shared::row), "powers lie where rows will");
+
+  const Params& p;
+  Shared& shared;
+  const int b, first, segment;  // the sequence, the first channel
+  const int kept = p.taps - 1;
+
+  // The channel of z that is this part of channel c of the output.
+  TK_DEVICE int input(int part, int c) const { return (c / p.part * 3 + part) * p.part + c % p.part; }
+  TK_DEVICE static int place(int row) { return row ^ (row >> 2 & 7); }
+
+  // An input of this sequence: what lay before the first for t < 0.
+  TK_DEVICE T sample(int t, int channel) const {
+    if (t >= 0) return static_cast<const T*>(p.z)[b * p.z_batch + t * p.z_time + channel];
+    if (!p.before) return T{};
+    return static_cast<const T*>(p.before)[(static_cast<long long>(b) * 3 * p.conv.channels + channel) * kept + kept + t];
+  }
+
+  // ---- Rows of z --------------------------------------------------------------------------------------------------
+  TK_DEVICE void gather(uint4& to, int part, int t) const {
+    T each[kChannels];
+#pragma unroll
+    for (int e = 0; e < kChannels; ++e) each[e] = t < p.length && first + e < p.conv.channels ? sample(t, input(part, first + e)) : T{};
+    Row row;
+#pragma unroll
+    for (int i = 0; i < Row::words; ++i) {
+      if constexpr (is_16bit<T>)
+        row.word[i] = each[2 * i].bits | static_cast<u32>(each[2 * i + 1].bits) << 16;
+      else
+        row.word[i] = __float_as_uint(each[i]);
+    }
+    ptx::st_shared_v4(ptx::shared_address(&to), make_uint4(row.word[0], row.word[1], row.word[2], row.word[3]));
+  }
+  // The rows of a tile and of its halo; those past the end are 0. Eight neighbouring threads begin at a multiple of 8.
+  TK_DEVICE void fetch(int part, int tile) const {
+    const T* const from = static_cast<const T*>(p.z) + b * p.z_batch + input(part, first);
+#pragma unroll 1
+    for (int r = static_cast<int>(threadIdx.x); r < kHalo + kSamples; r += kThreads) {
+      if (r < kHalo - kept) continue;
+      const int t = kSamples * tile + r - kHalo;
+      uint4& to = shared.row[part][place(r)];
+      if (p.vectors && t >= 0)
+        ptx::cp_async_16(ptx::shared_address(&to), t < p.length ? from + t * p.z_time : p.z, t < p.length ? kRowBytes : 0);
+      else
+        gather(to, part, t);
+    }
+  }
+
+  // ---- Short filters ----------------------------------------------------------------------------------------------
+  TK_DEVICE void fetch_filters() const {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < 3 * kChannels; i += kThreads) {
+      const int part = i / kChannels, e = i % kChannels, c = min(first + e, p.conv.channels - 1), from = input(part, c);
+      float value[1];
+#pragma unroll 1
+      for (int j = 0; j < p.taps; ++j) {
+        rows::parameters<T>(value, p.weight, from * p.taps + j, from * p.taps + j + 1, 0.0f);
+        shared.filter[part].tap[j][e] = value[0];
+      }
+      rows::parameters<T>(value, p.bias, from, from + 1, 0.0f);
+      shared.filter[part].bias[e] = value[0];
+    }
+  }
+  TK_DEVICE static void load(float (&to)[kChannels], const float (&from)[kChannels]) {
+#pragma unroll
+    for (int e = 0; e < kChannels; e += 4) {
+      const uint4 x = ptx::ld_shared_v4(ptx::shared_address(&from[e]));
+      to[e] = __uint_as_float(x.x), to[e + 1] = __uint_as_float(x.y);
+      to[e + 2] = __uint_as_float(x.z), to[e + 3] = __uint_as_float(x.w);
+    }
+  }
+  // A part's filter at samples at .. at + 3 of the tile.
+  TK_DEVICE void apply(float (&out)[kRun][kChannels], int part, int at) const {
+    const Filter& filter = shared.filter[part];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) load(out[i], filter.bias);
+#pragma unroll 1
+    for (int j = 0; j < p.taps; ++j) {
+      float tap[kChannels];
+      load(tap, filter.tap[j]);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        const uint4 x = ptx::ld_shared_v4(ptx::shared_address(&shared.row[part][place(kHalo + at + i + j - kept)]));
+        Row row;
+        row.word[0] = x.x, row.word[1] = x.y, row.word[2] = x.z, row.word[3] = x.w;
+        float value[kChannels];
+        row.get(value);
+#pragma unroll
+        for (int e = 0; e < kChannels; ++e) out[i][e] = fmaf(tap[e], value[e], out[i][e]);
+      }
+    }
+  }
+  TK_DEVICE u32 work_at(int e, int at) const {
+    return shared.work[e].address(at / modal_conv::kChunk, at % modal_conv::kChunk);
+  }
+  // A: x1 v of a tile. Past the end it is finite, and reaches nothing that is kept.
+  TK_DEVICE void gate() const {
+#pragma unroll 1
+    for (int at = kRun * static_cast<int>(threadIdx.x); at < kSamples; at += kRun * kThreads) {
+      float x1[kRun][kChannels], v[kRun][kChannels];
+      apply(x1, kX1, at);
+      apply(v, kV, at);
+#pragma unroll
+      for (int e = 0; e < kChannels; ++e) {
+        u32 word[kRun];
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) word[i] = __float_as_uint(x1[i][e] * v[i][e]);
+        ptx::st_shared_v4(work_at(e, at), make_uint4(word[0], word[1], word[2], word[3]));
+      }
+    }
+  }
+  // C: x2 y of a tile.
+  TK_DEVICE void write(int tile) const {
+#pragma unroll 1
+    for (int at = kRun * static_cast<int>(threadIdx.x); at < kSamples; at += kRun * kThreads) {
+      float out[kRun][kChannels];
+      apply(out, kX2, at);
+#pragma unroll
+      for (int e = 0; e < kChannels; ++e) {
+        const uint4 y = ptx::ld_shared_v4(work_at(e, at));
+        const u32 word[kRun] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) out[i][e] *= __uint_as_float(word[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        const long long t = static_cast<long long>(kSamples) * tile + at + i;
+        if (t >= p.length) break;
+        Row row;
+        row.put(out[i]);
+        row.store(static_cast<T*>(p.y) + (static_cast<long long>(b) * p.length + t) * p.conv.channels, first, p.conv.channels, p.grain);
+      }
+    }
+  }
+
+  // ---- States -----------------------------------------------------------------------------------------------------
+  // The state after the last sample: x has what the chunks (rows) of the last tile find. A lane takes one mode.
+  TK_DEVICE void leave_end(const rt_fl<16, 16>& x, const Work& work, int channel) const {
+    const int lane = lane_index(), row = (p.conv.chunks - 1) % modal_conv::kRows, half = row / 8;
+    float2 found[2];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const float2 mine = half ? make_float2(x.x[0][4 * m + 2], x.x[0][4 * m + 3]) : make_float2(x.x[0][4 * m], x.x[0][4 * m + 1]);
+      found[m] = modal_conv::shuffle(mine, row % 8 * 4 + lane % 4);
+    }
+    if (lane >= p.conv.modes) return;
+    double2 state = modal_conv::wide(lane < 4 ? found[0] : found[1]);
+    const double2 pole = modal_conv::wide(modal_conv::load(p.conv.poles, static_cast<long long>(channel) * p.conv.modes + lane, true));
+    const int samples = p.length - modal_conv::kChunk * (p.conv.chunks - 1);
+#pragma unroll 1
+    for (int j = 0; j < samples; ++j) {
+      using modal_conv::operator*, modal_conv::operator+;
+      state = pole * state + make_double2(ptx::ld_shared(work.address(row, j)), 0.0);
+    }
+    p.end[Conv::state_at(p.conv, 0, b, channel) + lane] = {static_cast<float>(state.x), static_cast<float>(state.y)};
+  }
+  TK_DEVICE void leave_inputs() const {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < 3 * kChannels * kept; i += kThreads) {
+      const int k = i % kept, c = first + i / kept % kChannels, channel = input(i / kept / kChannels, c);
+      if (c >= p.conv.channels) continue;
+      static_cast<T*>(p.after)[(static_cast<long long>(b) * 3 * p.conv.channels + channel) * kept + k] = sample(p.length - kept + k, channel);
+    }
+  }
+
+  // B: y of a warp's channel before its gate in the place of x1 v, if `speaks`; its states.
+  TK_DEVICE void convolve(int tile, int channel, bool live, bool speaks) const {
+    constexpr int Parts = Conv::Parts;
+    Work& work = shared.work[warp_index()];
+    typename Conv::Shared& tables = shared.tables[warp_index()];
+    rt_fl<16, modal_conv::kChunk> whole;
+    tk::load(whole, work);
+    rt_bf<16, modal_conv::kChunk> v[Parts];
+    modal_conv::cut(v, whole);
+    rt_fl<16, 16> y[4];
+    if (speaks) Conv::convolve(y, v, tables);
+    if (p.conv.groups) {
+      typename Conv::Group& group = tables.group[0];
+      rt_fl<16, 16> states;
+      modal_conv::into_states(states, v, group.into);
+      modal_conv::scan<false>(states, group.strides, 0);
+      if (!speaks) return;
+      if (p.end && live && tile == p.conv.tiles - 1) leave_end(states, work, channel);
+      rt_bf<16, 16> piece[Parts];
+      modal_conv::cut(piece, states);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        modal_conv::BlockPiece block[Parts];
+        modal_conv::load(block, group.out_of[c]);
+        modal_conv::multiply(y[c], piece, block);
+      }
+    }
+    if (!speaks) return;
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) whole.x[0][8 * c + e] = y[c].x[0][e];
+    __syncwarp();
+    store(work, whole);
+  }
+
+  TK_DEVICE void run() const {
+    const int channel = min(first + warp_index(), p.conv.channels - 1);
+    const bool live = first + warp_index() < p.conv.channels, speaks = !p.conv.only_local;
+    const int begin = segment * p.conv.segment_tiles, end = min(begin + p.conv.segment_tiles, p.conv.tiles);
+    Conv::make_tables(shared.tables[warp_index()], reinterpret_cast<modal_conv::Powers*>(shared.row)[warp_index()], p.conv, channel);
+    Conv::find_carry(shared.tables[warp_index()], p.conv, segment, b, channel);
+    fetch_filters();
+    __syncthreads();
+    fetch(kX1, begin);
+    fetch(kV, begin);
+    commit_loads();
+#pragma unroll 1
+    for (int tile = begin; tile < end; ++tile) {
+      wait_loads<0>();
+      __syncthreads();
+      if (speaks) fetch(kX2, tile);
+      commit_loads();
+      gate();
+      __syncthreads();
+      if (tile + 1 < end) {
+        fetch(kX1, tile + 1);
+        fetch(kV, tile + 1);
+      }
+      commit_loads();
+      convolve(tile, channel, live, speaks);
+      if (!speaks) continue;
+      wait_loads<1>();
+      __syncthreads();
+      write(tile);
+    }
+    wait_loads<0>();
+    if (!speaks && live) Conv::leave_carry(p.conv.local, shared.tables[warp_index()], p.conv, segment, b, channel);
+    if (speaks && p.after && end == p.conv.tiles) leave_inputs();
+  }
+};
+
+template <class T>
+TK_DEVICE void mix(const Params& p) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const int block = static_cast<int>(blockIdx.x) % p.blocks, outer = static_cast<int>(blockIdx.x) / p.blocks;
+  Mixer<T>{p, *reinterpret_cast<typename Mixer<T>::Shared*>(memory), outer % p.conv.batch, Mixer<T>::kChannels * block,
+           outer / p.conv.batch}
+      .run();
+}
+
+}  // namespace tkpy::hyena_mixer

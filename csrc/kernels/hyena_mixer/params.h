@@ -1,0 +1,37 @@
+// What the two sides of hyena_mixer share: the parameter block, and the shared memory that a CTA asks for.
+#pragma once
+
+#include "kernels/modal_conv/params.h"
+#include "kernels/rows/params.h"
+
+namespace tkpy::hyena_mixer {
+
+constexpr int kMostTaps = 8, kMostModes = modal_conv::kGroup;
+constexpr int kRowBytes = 16;                                         // of z: one sample of neighbouring channels
+constexpr int kSamples = modal_conv::kRows * modal_conv::kChunk;      // of a tile
+constexpr int kHalo = 8;                                              // rows before a tile, of which taps - 1 are used
+
+// Channels of a CTA, which has a warp for each.
+constexpr int channels_of(int sample_bytes) { return kRowBytes / sample_bytes; }
+constexpr int shared_bytes(int sample_bytes) {
+  const int filters = 3 * (kMostTaps + 1) * 4, channel = 4 * kSamples + modal_conv::conv_bytes(sample_bytes, 0, 1) + filters;
+  const int bytes = channels_of(sample_bytes) * channel + 3 * (kHalo + kSamples) * kRowBytes;
+  return (bytes + 1023) / 1024 * 1024;  // tiles begin at multiples of 1024
+}
+
+struct Params {
+  modal_conv::Params conv;         // poles, residues, skip, start, local, their sizes, tiles and segments; no signals
+  const void* z;                   // [B, L, 3 W], channels side by side; strides in elements
+  long long z_batch, z_time;
+  rows::Vector weight, bias;       // [3 W, taps], [3 W]
+  const void* before;              // [B, 3 W, taps - 1] the inputs before the first, or null: zeros
+  void* after;                     // the last inputs, or null: not wanted
+  void* y;                         // [B, L, W]
+  modal_conv::Complex* end;        // [B, W, S] the state after the last sample, or null
+  int length, part, taps;          // part: neighbouring channels of x2, x1 or v: W / groups
+  int blocks;                      // of channels
+  int vectors;                     // a row of z is 16 bytes that begin at a multiple of them
+  int grain;                       // bytes of an access to y
+};
+
+}  // namespace tkpy::hyena_mixer
