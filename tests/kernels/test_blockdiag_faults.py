@@ -2,19 +2,14 @@
 result must give it away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit, first_wrong
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import on_machine  # noqa: E402  (after the skips)
-
-import tkpy  # noqa: E402
-from tkpy import conformance, registry  # noqa: E402
+from tkpy import conformance, registry  # noqa: E402  (after the skips)
 from tkpy.registry import Case  # noqa: E402
 
 OP = registry.get("blockdiag_linear")
-SEEDS = range(3)
 NT, NN, TN = "mk_nk_tma", "mk_kn_tma", "km_kn_tma"  # y, dx and dW of whole blocks
 GENERIC = "mk_nk_generic"
 WAIT = "        wait_cluster(shared.full[at.slot], at.parity);\n"
@@ -58,36 +53,14 @@ FAULTS = [
     Fault("the bias of the first block", BIAS + "pair", BIAS + "Pair(p, 0, col + lane_col)", NT),
     Fault("no bias", "if (p.bias) read_pair", "if (false) read_pair", NT),
 ]  # fmt: skip
-CONTROL = [Fault("none", "", "", name) for name in (NT, NN, TN, GENERIC)]
 
 
-def text_of(path: str) -> str:
-    return (ROOT / "csrc/kernels/gemm" / path).read_text()
-
-
-def source(number: int) -> str:
-    """The GEMM in a namespace of its own, with one fault, as one kernel."""
-    fault = [*FAULTS, *CONTROL][number]
-    whole = text_of("params.h") + text_of("epilogue.cuh") + text_of("gemm.cuh")
-    if fault.old:
-        assert whole.count(fault.old) == 1, (fault.what, whole.count(fault.old))
-        whole = whole.replace(fault.old, fault.new)
-    body = "\n".join(line for line in whole.splitlines() if not line.startswith(("#include", "#pragma once")))
-    a, b, route = fault.kernel.split("_")
+def unit(kernel: str) -> Unit:
+    a, b, route = kernel.split("_")
     majors = {"mk": "k", "km": "mn", "nk": "k", "kn": "mn"}
     gemm = f"tkpy::gemm::Gemm<tk::bf16, tk::Major::{majors[a]}, tk::Major::{majors[b]}, tkpy::gemm::Route::{route}>"
-    entry = (
-        'extern "C" __global__ void __launch_bounds__(tkpy::gemm::kThreads, 1)'
-        f" gemm_{number}(const __grid_constant__ tkpy::gemm::Params p) {{ {gemm}::run(p); }}"
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{entry}\n}}\n"
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(FAULTS) + len(CONTROL)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "blockdiag_faults", whole)
+    entry = Entry(f"gemm_bf16_{kernel}", "gemm", "tkpy::gemm::Params", f"{gemm}::run(p)", "tkpy::gemm::kThreads, 1")
+    return Unit(("gemm/params.h", "gemm/epilogue.cuh", "gemm/gemm.cuh"), [entry])
 
 
 def case(name: str, rows: int, blocks: int, o: int, i: int, lost: int = 0, **more) -> Case:
@@ -109,32 +82,16 @@ MASKED = [
 ]
 
 
-def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    """The first finding or wrong result of the kernel with this fault; the others are right."""
-    kernel = [*FAULTS, *CONTROL][number].kernel
-    rest = {f"gemm_{len(FAULTS) + j}": f"gemm_bf16_{c.kernel}" for j, c in enumerate(CONTROL) if c.kernel != kernel}
-    write_module(tmp_path, "gemm", module(text, {f"gemm_{number}": f"gemm_bf16_{kernel}", **rest}))
-    for seed in seeds:
-        on_machine(monkeypatch, tmp_path, seed, multiprocessors=4)
-        for one in MASKED if kernel == GENERIC else WHOLE:
-            try:
-                results = list(conformance.check_case(OP, one, backend="emulator", dtype=torch.bfloat16,
-                                                      grad=kernel != GENERIC))  # fmt: skip
-            except tkpy.InternalError as error:
-                return str(error)
-            for result in results:
-                if not result.comparison:
-                    return str(result)
-    return ""
+def wrong(case: Case) -> str:
+    options = {"backend": "emulator", "dtype": torch.bfloat16, "grad": case in WHOLE}
+    return first_wrong(conformance.check_case(OP, case, **options))
 
 
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
-    what = found(text, tmp_path, monkeypatch, number, SEEDS)
-    print(what)
-    assert what
-
-
-@pytest.mark.parametrize("number", range(len(CONTROL)), ids=lambda number: CONTROL[number].kernel)
-def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, len(FAULTS) + number, SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "blockdiag",
+    {kernel: unit(kernel) for kernel in (NT, NN, TN, GENERIC)},
+    FAULTS,
+    calls=lambda kernel: MASKED if kernel == GENERIC else WHOLE,
+    wrong=wrong,
+    multiprocessors=4,
+).tests()

@@ -4,17 +4,12 @@ it away on a few small calls and schedules. The faulty kernel works beside the r
 import importlib
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
-from fft_conv_runs import disagreement, inputs  # noqa: E402
+from fft_conv_runs import disagreement, inputs  # noqa: E402  (after the skips)
 
-import tkpy  # noqa: E402
-
-SEEDS = range(3)
 POINTS = 2048  # three factors, of which the second and the third differ: all barriers count
 #: The module and the name of a kernel, its parameters, how it is entered.
 KERNELS = {
@@ -25,8 +20,8 @@ KERNELS = {
     "inner": ("fft_conv_long", f"fft_conv_long_inner_{POINTS}", "LongParams", "long_inner<2>(p, memory)"),
     "out": ("fft_conv_long", "fft_conv_long_out", "LongParams", "long_out(p, memory)"),
 }
-LONG = ("in", "inner", "out")
-SOURCES = ("params.h", "transform.cuh", "filter.cuh", "rows.cuh", "kernel.cu", "spectrum.cu", "gradient.cu", "long.cu")
+MODULES = ("kernel", "spectrum", "gradient", "long")
+FILES = ("params.h", "transform.cuh", "filter.cuh", "rows.cuh", *(f"{name}.cu" for name in MODULES))
 
 
 def fault(what: str, old: str, new: str, kernel: str = "convolution") -> Fault:
@@ -162,46 +157,17 @@ FAULTS = [
     fault("a row tile left out", "m < p.outer / 16; m", "m < p.outer / 16 - 1; m", "out"),
     fault("skip left out", "p.skip ? p.skip[t.channel] : 0.0f", "0.0f", "out"),
 ]
-CONTROLS = [fault("none", "", "", kernel) for kernel in KERNELS]
-ALL = [*FAULTS, *CONTROLS]
 
 
-def source(number: int) -> str:
-    """The kernels with the fault, in a namespace of their own."""
-    seeded = ALL[number]
-    text = "".join((ROOT / "csrc/kernels/fft_conv" / name).read_text() for name in SOURCES)
-    lines = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body = "\n".join(lines)
-    assert seeded.old in body, f"{seeded}: the source has changed"
-    body = body.replace(seeded.old, seeded.new, 1)
-    for macro in ("CONV", "SPECTRUM", "GRADIENT", "LONG"):  # the instantiations
-        begin = body.index(f"#define TKPY_{macro}")
-        end = body.index("\n", body.rindex(f"\nTKPY_{macro}(") + 1) if macro != "LONG" else len(body)
-        body = body[:begin] + body[end:]
-    _, _, params, call = KERNELS[seeded.kernel]
-    entry = (
-        f'extern "C" __global__ void __launch_bounds__(256) faulty_{number}'
-        f"(const __grid_constant__ tkpy::fft_conv::{params} p) {{\n"
-        f"  extern __shared__ __align__(1024) unsigned char memory[];\n  tkpy::fft_conv::{call};\n}}\n"
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{entry}}}\n"
+def unit(kernel: str) -> Unit:
+    module, name, params, call = KERNELS[kernel]
+    run = f"extern __shared__ __align__(1024) unsigned char memory[]; tkpy::fft_conv::{call}"
+    entry = Entry(name, module, f"tkpy::fft_conv::{params}", run, "256")
+    return Unit([f"fft_conv/{file}" for file in FILES], [entry])
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(ALL)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "fft_conv_faults", whole)
-
-
-@pytest.fixture(scope="module")
-def right(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in ("kernel", "spectrum", "gradient", "long")]
-    return gather(tmp_path_factory.mktemp("fft_conv"), parts)
-
-
-def calls(long: bool) -> list[dict]:
-    if long:
+def calls(kernel: str) -> list[dict]:
+    if kernel in ("in", "inner", "out"):
         return [inputs(2, 1, 30001, "reverse", "skip", "gates")]
     poisoned = inputs(3, 2, 1100, "reverse", "skip", taps=1200, reverse=1200)
     wide = torch.full((3, 2, 1104), float("nan"), dtype=torch.bfloat16)
@@ -215,39 +181,22 @@ def calls(long: bool) -> list[dict]:
     ]
 
 
-def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
-    on_machine(monkeypatch, folder, seed)
+def few_shares(monkeypatch, fault: Fault) -> None:
     cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
     monkeypatch.setattr(cuda, "shares_for", lambda batch, *_: min(batch, 2))
+
+
+def wrong(kwargs: dict) -> str:
     importlib.import_module("tkpy.ops.fft_conv.spectra").forget()
-    try:
-        return disagreement(kwargs, grad=kwargs["u"].shape[-1] <= POINTS)
-    except tkpy.InternalError as error:
-        return str(error)
+    return disagreement(kwargs, grad=kwargs["u"].shape[-1] <= POINTS)
 
 
-def found(text, right, tmp_path, monkeypatch, number: int, seeds) -> str:
-    kernel = ALL[number].kernel
-    long = kernel in LONG
-    names = {f"faulty_{number}": KERNELS[kernel][1]}
-    for i, control in enumerate(CONTROLS, len(FAULTS)):  # the module's other kernels
-        if long and control.kernel in LONG and control.kernel != kernel:
-            names[f"faulty_{i}"] = KERNELS[control.kernel][1]
-    write_module(tmp_path, KERNELS[kernel][0], module(text, names))
-    gather(tmp_path, [right])
-    for seed in seeds:
-        for kwargs in calls(long):
-            if what := caught(kwargs, monkeypatch, tmp_path, seed):
-                print(what)
-                return what
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(ALL[number]))
-def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS), len(ALL)), ids=lambda number: ALL[number].kernel)
-def test_the_right_kernels_are_not_accused(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
+    "fft_conv",
+    {kernel: unit(kernel) for kernel in KERNELS},
+    FAULTS,
+    calls,
+    wrong,
+    right=[f"fft_conv/{name}.cu" for name in MODULES],
+    arrange=few_shares,
+).tests()

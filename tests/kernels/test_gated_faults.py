@@ -2,18 +2,14 @@
 source, and a finding or a wrong result must give it away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit, first_wrong
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
-from test_gated_cuda import OPS, blocks, dense  # noqa: E402
+from test_gated_cuda import OPS, blocks, dense  # noqa: E402  (after the skips)
 
-import tkpy  # noqa: E402
 from tkpy import conformance  # noqa: E402
 
-SEEDS = range(3)
 SHARED, TWO, MASKED = "shared_tma", "two_tma", "two_generic"
 WAIT = "        wait_cluster(shared.full[at.slot], at.parity);\n"
 FREE = "        wait_cluster(shared.free[at.slot], at.parity ^ 1);\n"
@@ -54,7 +50,6 @@ FAULTS = [
     Fault("masked: the value's weights over the gate's", VALUE, VALUE.replace("1)", "0)"), MASKED),
     Fault("masked: not published", "    publish_tile();\n    arrive", "    arrive", MASKED),
 ]  # fmt: skip
-CONTROL = [Fault("none", "", "", name) for name in (SHARED, TWO, MASKED)]
 CALLS = {
     SHARED: [dense(300, c=264, i=200)],
     TWO: [blocks(290, 3, c=264, i=40)],
@@ -62,61 +57,26 @@ CALLS = {
 }
 
 
-def source(number: int) -> str:
-    """The GEMM in a namespace of its own, with one fault, as one gated kernel."""
-    fault = [*FAULTS, *CONTROL][number]
-    whole = "".join((ROOT / "csrc/kernels/gemm" / n).read_text() for n in ("params.h", "epilogue.cuh", "gemm.cuh"))
-    if fault.old:
-        assert whole.count(fault.old) == 1, (fault.what, whole.count(fault.old))
-        whole = whole.replace(fault.old, fault.new)
-    body = "\n".join(line for line in whole.splitlines() if not line.startswith(("#include", "#pragma once")))
-    gate, route = fault.kernel.split("_")
-    entry = (
-        'extern "C" __global__ void __launch_bounds__(tkpy::gemm::kThreads, 1)'
-        f" gated_{number}(const __grid_constant__ tkpy::gemm::Params p) {{ using namespace tkpy::gemm;"
-        f" Gemm<tk::bf16, tk::Major::k, tk::Major::k, Route::{route}, Gate::{gate}>::run(p); }}"
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{entry}\n}}\n"
+def unit(kernel: str) -> Unit:
+    gate, route = kernel.split("_")
+    gemm = f"Gemm<tk::bf16, tk::Major::k, tk::Major::k, Route::{route}, Gate::{gate}>"
+    run, bounds = f"using namespace tkpy::gemm; {gemm}::run(p)", "tkpy::gemm::kThreads, 1"
+    entry = Entry(f"gemm_gated_bf16_{kernel}", "gemm_gated", "tkpy::gemm::Params", run, bounds)
+    return Unit(("gemm/params.h", "gemm/epilogue.cuh", "gemm/gemm.cuh"), [entry])
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(FAULTS) + len(CONTROL)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "gated_faults", whole)
+def wrong(call: tuple) -> str:
+    name, case = call
+    options = {"backend": "emulator", "dtype": torch.bfloat16, "grad": False}
+    return first_wrong(conformance.check_case(OPS[name], case, **options))
 
 
-@pytest.fixture
-def folder(kernel_folder, tmp_path):
-    """The right GEMM, for the last product."""
-    return gather(tmp_path, [kernel_folder("kernels/gemm/kernel.cu")])
-
-
-def found(text: str, folder, monkeypatch, number: int, seeds: range) -> str:
-    kernel = [*FAULTS, *CONTROL][number].kernel
-    write_module(folder, "gemm_gated", module(text, {f"gated_{number}": f"gemm_gated_bf16_{kernel}"}))
-    for seed in seeds:
-        on_machine(monkeypatch, folder, seed, multiprocessors=4)
-        for name, case in CALLS[kernel]:
-            try:
-                results = conformance.check_case(
-                    OPS[name], case, backend="emulator", dtype=torch.bfloat16, grad=False, seed=seed
-                )
-                wrong = [str(result) for result in results if not result.comparison]
-            except tkpy.InternalError as error:
-                return str(error)
-            if wrong:
-                return wrong[0]
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, folder, monkeypatch, number):
-    what = found(text, folder, monkeypatch, number, SEEDS)
-    print(what)
-    assert what
-
-
-@pytest.mark.parametrize("number", range(len(CONTROL)), ids=lambda number: CONTROL[number].kernel)
-def test_the_right_kernel_is_not_accused(text, folder, monkeypatch, number):
-    assert found(text, folder, monkeypatch, len(FAULTS) + number, SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "gated",
+    {kernel: unit(kernel) for kernel in (SHARED, TWO, MASKED)},
+    FAULTS,
+    calls=CALLS.get,
+    wrong=wrong,
+    right=["gemm/kernel.cu"],  # for the last product
+    multiprocessors=4,
+).tests()

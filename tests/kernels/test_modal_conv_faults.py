@@ -4,20 +4,15 @@ gradient must give it away on a few small calls and schedules."""
 import functools
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
-from modal_runs import MODULES, OP, inputs  # noqa: E402
+from modal_runs import MODULES, OP, inputs  # noqa: E402  (after the skips)
 
-import tkpy  # noqa: E402
 from tkpy import conformance, numerics  # noqa: E402
 
-SEEDS = range(3)
 SLOW = (0.999, 0.9999)  # radii of poles whose states outlast a tile
-SOURCES = ("params.h", "tables.cuh", "conv.cuh", "gradient.cuh", "steps.cu")
 # What a fault is compiled into: the type that runs, its parameters, the module, the entry.
 KERNELS = {
     "forward": ("Conv<tk::bf16, false>::run", "Params", "modal_conv", "modal_conv_bf16"),
@@ -109,40 +104,14 @@ FAULTS = [
         ("a lane's sum only", "bit < kLanes; bit *= 2", "bit < 4; bit *= 2"),
     ),
 ]  # fmt: skip
-CONTROLS = [Fault("none", "", "", kernel) for kernel in KERNELS]
 
 
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own."""
-    fault = [*FAULTS, *CONTROLS][number]
-    folder = ROOT / "csrc/kernels/modal_conv"
-    names = [n for n in SOURCES if (n == "steps.cu") == (fault.kernel == "steps") or n == "params.h"]
-    text = "".join((folder / name).read_text().split("#define TKPY_MODAL")[0] for name in names)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body, (call, params, *_) = "\n".join(kept), KERNELS[fault.kernel]
-    threads = 128 if fault.kernel == "steps" else 32
-    return f"""namespace seeded_{number} {{
-{body}
-extern "C" __global__ void __launch_bounds__({threads})
-    fault_{number}(const __grid_constant__ tkpy::modal_conv::{params} p) {{
-  tkpy::modal_conv::{call}(p);
-}}
-}}
-"""
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(FAULTS) + len(CONTROLS)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "modal_conv_faults", whole)
-
-
-@pytest.fixture(scope="module")
-def parts(kernel_folder):
-    return [kernel_folder(f"kernels/modal_conv/{name}.cu") for name in MODULES]
+def unit(kernel: str) -> Unit:
+    call, params, module, name = KERNELS[kernel]
+    files = ("steps.cu",) if kernel == "steps" else ("tables.cuh", "conv.cuh", "gradient.cuh")
+    run, bounds = f"tkpy::modal_conv::{call}(p)", "128" if kernel == "steps" else "32"
+    entry = Entry(name, module, f"tkpy::modal_conv::{params}", run, bounds)
+    return Unit([f"modal_conv/{file}" for file in ("params.h", *files)], [entry])
 
 
 def _poisoned() -> dict:
@@ -182,36 +151,17 @@ def disagreement(name: str) -> str:
     return ""
 
 
-def found(text, parts, tmp_path, monkeypatch, numbers: dict[str, int], seeds: range) -> str:
-    """What gives a fault away; `numbers`: which entry serves each kernel, the right one where none is named."""
-    right = {kernel: len(FAULTS) + i for i, kernel in enumerate(KERNELS)} | numbers
-    entries: dict[str, dict[str, str]] = {}
-    for kernel, (*_, name, entry) in KERNELS.items():
-        entries.setdefault(name, {})[f"fault_{right[kernel]}"] = entry
-    gather(tmp_path, parts)
-    for name, names in entries.items():
-        for suffix in (".cubin", ".json"):
-            (tmp_path / name).with_suffix(suffix).unlink(missing_ok=True)
-        write_module(tmp_path, name, module(text, names))
+def short_segments(monkeypatch, fault: Fault) -> None:
     monkeypatch.setattr(OP.module("cuda"), "segment_tiles_for", lambda *_: 2)
     monkeypatch.setattr(OP.module("cuda"), "FEWEST_TILES", 2)
-    for seed in seeds:
-        on_machine(monkeypatch, tmp_path, seed)
-        for name in CALLS:
-            try:
-                what = disagreement(name)
-            except tkpy.InternalError as error:
-                what = str(error)
-            if what:
-                print(what)
-                return what
-    return ""
 
 
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda n: f"{FAULTS[n].kernel}: {FAULTS[n]}")
-def test_every_fault_is_caught(text, parts, tmp_path, monkeypatch, number):
-    assert found(text, parts, tmp_path, monkeypatch, {FAULTS[number].kernel: number}, SEEDS)
-
-
-def test_the_right_kernels_are_not_accused(text, parts, tmp_path, monkeypatch):
-    assert found(text, parts, tmp_path, monkeypatch, {}, SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
+    "modal_conv",
+    {kernel: unit(kernel) for kernel in KERNELS},
+    FAULTS,
+    calls=lambda kernel: list(CALLS),
+    wrong=disagreement,
+    right=[f"modal_conv/{name}.cu" for name in MODULES],
+    arrange=short_segments,
+).tests()

@@ -2,21 +2,16 @@
 must give it away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit, first_wrong
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import on_machine  # noqa: E402  (after the skips)
-from test_monarch_cuda import sized  # noqa: E402
+from test_monarch_cuda import sized  # noqa: E402  (after the skips)
 
-import tkpy  # noqa: E402
 from tkpy import conformance, machine, registry  # noqa: E402
 
 OP = registry.get("monarch_multiply")
-SEEDS = range(3)
 FORWARD, BACKWARD, STRIDED, CONSECUTIVE = "forward", "backward", "gradient_strided", "gradient_consecutive"
-PARTS = (FORWARD, BACKWARD, STRIDED, CONSECUTIVE)
 
 MEET = "  meet();\n"
 FIRST = "if (m < tiles)\n#pragma unroll\n          for"
@@ -77,39 +72,22 @@ FAULTS = [
     Fault("the first of eight channels", "place() % 8 * 8 + j", "place() % 8 * 8", CONSECUTIVE),
     Fault("the first eight blocks", "int block = 8 * group + warp;", "int block = warp;", CONSECUTIVE),
 ]  # fmt: skip
-CONTROL = Fault("none", "", "")
 
 
-def source(number: int) -> str:
-    """The kernels with the fault, in a namespace of their own; of the right ones all."""
-    fault = [*FAULTS, CONTROL][number]
-    names = ("params.h", "monarch.cuh", "gradient.cu" if fault.kernel in (STRIDED, CONSECUTIVE) else "kernel.cu")
-    names = ("params.h", "monarch.cuh", "kernel.cu", "gradient.cu") if fault == CONTROL else names
-    text = ""
-    for name in names:
-        lines = (ROOT / "csrc/kernels/monarch" / name).read_text().split("#define TKPY_MONARCH")[0].splitlines()
-        text += "\n".join(line for line in lines if not line.startswith(("#include", "#pragma once"))) + "\n"
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    body = text.replace(fault.old, fault.new, 1)
-    entries = ""
-    for part in PARTS if fault == CONTROL else (fault.kernel,):
-        gradient = part in (STRIDED, CONSECUTIVE)
-        call = f"gradient<tk::bf16, {'true' if part == STRIDED else 'false'}>" if gradient else f"{part}<tk::bf16>"
-        more = "" if gradient else ", tkpy::monarch::first_row_of(p)"
-        entries += (
-            f'extern "C" __global__ void __launch_bounds__(256, 1) {part}_{number}'
-            f"(const __grid_constant__ tkpy::monarch::{'Gradient' if gradient else 'Params'} p) {{\n"
-            f"  extern __shared__ __align__(128) unsigned char memory[];\n"
-            f"  tkpy::monarch::{call}(p, tk::ptx::shared_address(memory){more});\n}}\n"
-        )
-    return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = "".join(source(i) for i in range(len(FAULTS) + 1))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "monarch_faults", whole)
+def unit(part: str) -> Unit:
+    gradient = part in (STRIDED, CONSECUTIVE)
+    call = f"gradient<tk::bf16, {'true' if part == STRIDED else 'false'}>" if gradient else f"{part}<tk::bf16>"
+    more = "" if gradient else ", tkpy::monarch::first_row_of(p)"
+    entry = Entry(
+        f"monarch_{part}_bf16",
+        "monarch_gradient" if gradient else "monarch",
+        f"tkpy::monarch::{'Gradient' if gradient else 'Params'}",
+        "extern __shared__ __align__(128) unsigned char memory[];"
+        f" tkpy::monarch::{call}(p, tk::ptx::shared_address(memory){more})",
+        "256, 1",
+    )
+    files = ("params.h", "monarch.cuh", "gradient.cu" if gradient else "kernel.cu")
+    return Unit([f"monarch/{name}" for name in files], [entry])
 
 
 # Rows of a tile, CTAs of a cluster: several of both; rows, granules and blocks that do not divide.
@@ -120,33 +98,24 @@ CASES = [
 ]
 
 
-def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    chosen, launch = [0, 0], machine.launch
-    seeded = [*FAULTS, CONTROL][number].kernel
-    entry = {part: f"{part}_{number if part == seeded else len(FAULTS)}" for part in PARTS}
-    for name, parts in (("monarch", PARTS[:2]), ("monarch_gradient", PARTS[2:])):
-        write_module(tmp_path, name, module(text, {entry[part]: f"monarch_{part}_bf16" for part in parts}))
+def wrong(call: tuple) -> str:
+    """Of a case, with a tile and a cluster of the given sizes."""
+    chosen, case = call
 
     def cut(name, *args, **more):
-        return launch(name, *((*args[:-2], *chosen) if name != "monarch_gradient" else args), **more)
+        return machine.launch(name, *((*args[:-2], *chosen) if name != "monarch_gradient" else args), **more)
 
-    monkeypatch.setattr(OP.module("cuda"), "launch", cut)
-    for seed in seeds:
-        on_machine(monkeypatch, tmp_path, seed)
-        for chosen[:], case in CASES:
-            try:
-                for result in conformance.check_case(OP, case, backend="emulator", dtype=torch.bfloat16):
-                    if not result.comparison:
-                        return str(result)
-            except tkpy.InternalError as error:
-                return str(error)
-    return ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OP.module("cuda"), "launch", cut)
+        return first_wrong(conformance.check_case(OP, case, backend="emulator", dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, number, SEEDS)
-
-
-def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch):
-    assert found(text, tmp_path, monkeypatch, len(FAULTS), SEEDS) == ""
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "monarch",
+    {part: unit(part) for part in (FORWARD, BACKWARD, STRIDED, CONSECUTIVE)},
+    FAULTS,
+    calls=lambda part: CASES,
+    wrong=wrong,
+    right_seeds=3,
+    tried=(FORWARD,),  # beside the other right ones
+).tests()
