@@ -47,6 +47,8 @@ class CMakeBuild(build_ext):
         replace_file(build / target.name, target)
         shutil.rmtree(target.parent / "kernels", ignore_errors=True)  # of an earlier build, with another nvcc
         run("cmake", "--install", build, "--prefix", target.parents[1], "--component", "kernels")
+        if not (self.inplace or self.editable_mode):  # beside the sources the images stay as they are
+            run(sys.executable, ROOT / "cmake/pack_kernels.py", target.parent / "kernels")
 
     def copy_extensions_to_source(self) -> None:
         """Editable installs: what was built goes beside the sources."""

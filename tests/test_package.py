@@ -76,7 +76,8 @@ def test_a_wheel_holds_its_kernels_or_the_reason(wheel, tmp_path):
     if "reason" in json.loads((kernels / "toolchain.json").read_text()):
         assert made == {"toolchain.json"}
     else:
-        assert {f"gemm.{end}" for end in ("ptx", "cubin", "json")} <= made
+        assert {f"gemm.{end}" for end in ("ptx.gz", "cubin.gz", "json")} <= made
+        assert sum(path.stat().st_size for path in kernels.iterdir()) < 45e6
     use = """
 import torch, tkpy
 x = torch.eye(16, dtype=torch.float16)

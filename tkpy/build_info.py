@@ -21,9 +21,14 @@ def reports(folder: Path = KERNELS) -> dict[str, Report]:
     """Module name -> report, for every module whose files are all here."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        if path.stem != "toolchain" and path.with_suffix(".ptx").exists() and path.with_suffix(".cubin").exists():
+        if path.stem != "toolchain" and all(_is_there(path.with_suffix(end)) for end in (".ptx", ".cubin")):
             found[path.stem] = json.loads(path.read_text())
     return found
+
+
+def _is_there(image: Path) -> bool:
+    """As it was made, or packed, as in an installed package."""
+    return image.exists() or image.with_name(f"{image.name}.gz").exists()
 
 
 def missing_reason(module: str, folder: Path = KERNELS) -> str | None:

@@ -3,6 +3,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "gunzip.h"
+
 namespace tkpy::runtime {
 
 const char* dtype_name(DType dtype) {
@@ -44,10 +46,17 @@ std::string describe(const Kernel& kernel, const LaunchSpec& spec) {
 
 std::string read_image(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
+  const bool packed = !file;
+  if (packed) file.open(path + ".gz", std::ios::binary);
   if (!file) throw MachineError(path + ": no such kernel image; was the package built without nvcc?");
   std::ostringstream bytes;
   bytes << file.rdbuf();
-  return bytes.str();
+  if (!packed) return bytes.str();
+  try {
+    return Gunzip(bytes.view()).run();
+  } catch (const std::runtime_error& error) {
+    throw MachineError(path + ".gz: " + error.what());
+  }
 }
 
 namespace {

@@ -92,6 +92,6 @@ std::span<const std::byte> bytes_of(const Params& params) {
 
 // Text for messages: "kernel gemm, grid (4, 1, 1), block .."
 std::string describe(const Kernel& kernel, const LaunchSpec& spec);
-std::string read_image(const std::string& path);
+std::string read_image(const std::string& path);  // or of <path>.gz, where only that is
 
 }  // namespace tkpy::runtime

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tkpy.emulator.module import read_text
 from tkpy.emulator.run import Counters
 from tkpy.machine import KernelCount
 
@@ -40,7 +41,7 @@ class KernelWork:
     def of(cls, count: KernelCount) -> KernelWork:
         """What a counted kernel did, its main loops found in its PTX."""
         total, counters = count.counters.total, count.counters
-        loops = main_loops(count.module.read_text().splitlines(), counters)
+        loops = main_loops(read_text(count.module).splitlines(), counters)
         products = counters.select("wgmma.mma").issues // 4 + counters.select("mma").issues
         inside = [row for row in counters.rows if not products or any(a <= row.ptx_line <= b for a, b in loops)]
         return cls(

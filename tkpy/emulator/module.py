@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,12 +223,26 @@ class Module:
         return g, b, c
 
 
+def read_text(path: Path) -> str:
+    """The PTX of a file; `<name>.gz` serves for a `<name>` that is not there, as in an installed package."""
+    if path.suffix != ".gz" and not path.exists():
+        packed = path.with_name(f"{path.name}.gz")
+        path = packed if packed.exists() else path
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    return data.decode("utf-8", errors="surrogateescape").replace("\r\n", "\n")
+
+
 def load(ptx: str | os.PathLike[str]) -> Module:
-    """Load PTX text, or the file at a path. A malformed text raises ValueError with its line."""
+    """Load PTX text, or the file at a path (.ptx, .ptx.gz). A malformed text raises ValueError with its line."""
     if isinstance(ptx, os.PathLike):
-        return Module(Path(ptx).read_text(encoding="utf-8", errors="surrogateescape"), str(ptx))
+        return Module(read_text(Path(ptx)), str(ptx))
     if not isinstance(ptx, str):
         raise TypeError(f"load() takes PTX text or a path, got {type(ptx).__name__}")
-    if "\n" not in ptx and ptx.endswith(".ptx"):
-        return Module(Path(ptx).read_text(encoding="utf-8", errors="surrogateescape"), ptx)
+    if "\n" not in ptx and ptx.endswith((".ptx", ".ptx.gz")):
+        return Module(read_text(Path(ptx)), ptx)
     return Module(ptx)
