@@ -16,9 +16,10 @@ from tkpy.ops.short_conv import eager as short_eager
 
 
 def _parts(filtered: torch.Tensor, groups: int) -> list[torch.Tensor]:
-    """(B, 3 W, L) -> x2, x1, v, each (B, W, L)."""
+    """(B, 3 W, L) of any strides -> x2, x1, v, each (B, W, L) with samples side by side."""
     split = filtered.unflatten(1, (groups, 3, filtered.shape[1] // (3 * groups)))
-    return [part.flatten(1, 2) for part in split.unbind(2)]
+    parts = [part.flatten(1, 2) for part in split.unbind(2)]
+    return [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
 
 
 def forward_by(
@@ -26,7 +27,7 @@ def forward_by(
     z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, output_final_state,
 ):  # fmt: skip
     filtered, inputs = short.forward(z.mT, weight, bias, fir_state, "", output_final_state)
-    x2, x1, v = _parts(filtered.contiguous(), groups)
+    x2, x1, v = _parts(filtered, groups)
     y, state = modal.forward(v, poles, residues, skip, x1, x2, initial_state, output_final_state)
     return y.mT, inputs, state
 
@@ -38,11 +39,11 @@ def backward_by(
     dy, dinputs, dstate = grads
     short_args = (z.mT, weight, bias, fir_state, "")
     filtered, _ = short.forward(*short_args, False)
-    x2, x1, v = _parts(filtered.contiguous(), groups)
+    x2, x1, v = _parts(filtered, groups)
     inner = needs[0] or needs[1] or needs[2] or needs[6]
     needed = [inner, needs[3], needs[4], needs[5], inner, inner, needs[7]]
     dv, dpoles, dresidues, dskip, dx1, dx2, dbefore = modal.backward(
-        [None if dy is None else dy.mT, dstate], [], v, poles, residues, skip, x1, x2, initial_state,
+        [None if dy is None else dy.mT.contiguous(), dstate], [], v, poles, residues, skip, x1, x2, initial_state,
         output_final_state, needs=needed,
     )  # fmt: skip
     found = [None, None, None, None]
@@ -61,5 +62,6 @@ def forward(*args):
     return forward_by(short_eager, modal_eager, *args)
 
 
-def backward(grads, outputs, *args, needs):
-    return backward_by(short_eager, modal_eager, grads, *args, needs=needs)
+def backward(grads, outputs, z, *args, needs):
+    z = z.mT.contiguous().mT  # what it meets in the backward lies so
+    return backward_by(short_eager, modal_eager, grads, z, *args, needs=needs)
