@@ -18,6 +18,7 @@ from tkpy import conformance, machine  # noqa: E402
 
 CASES = [case for case in OP.cases if not case.bench]
 DTYPES = [torch.bfloat16, torch.float16]
+STEMS = ("kernel", "spectrum", "gradient", "long", "long_filter")
 EVERYTHING = ("reverse", "skip", "gates")
 cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
 spectra = importlib.import_module("tkpy.ops.fft_conv.spectra")
@@ -25,7 +26,7 @@ spectra = importlib.import_module("tkpy.ops.fft_conv.spectra")
 
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in ("kernel", "spectrum", "gradient", "long")]
+    parts = [kernel_folder(f"kernels/fft_conv/{stem}.cu") for stem in STEMS]
     return gather(tmp_path_factory.mktemp("fft_conv"), parts)
 
 
@@ -80,7 +81,9 @@ def test_every_plan(ran, length, points):
 )
 def test_rows_longer_than_a_cta_holds(ran, dtype, length, options):
     assert disagreement(inputs(2, 2, length, *options, dtype=dtype)) == ""
-    assert set(ran) == {f"fft_conv_long_inner_{2048 if length <= 32768 else 4096}"}
+    inner = 2048 if length <= 32768 else 4096
+    ends = {"fft_conv_long_in", "fft_conv_long_filter_out"}
+    assert set(ran) == ends | {f"fft_conv_long_{name}_{inner}" for name in ("inner", "filter_values", "filter_sum")}
 
 
 def test_factors_of_long_rows():
@@ -95,8 +98,8 @@ def test_factors_of_long_rows():
 def test_other_factors_of_long_rows(ran, monkeypatch, outer, inner):
     """Whatever the number of outer rows and the inner kernel, mostly of zeros."""
     monkeypatch.setattr(cuda, "factors_for", lambda length: (outer, inner))
-    assert disagreement(inputs(1, 1, 16999, "reverse", "skip", "gates"), grad=False) == ""
-    assert ran == [f"fft_conv_long_inner_{inner}"]
+    assert disagreement(inputs(2, 1, 16999, "reverse", "skip", "gates"), grad=inner > 4096) == ""
+    assert ran[:2] == [f"fft_conv_long_filter_values_{inner}", f"fft_conv_long_inner_{inner}"]
 
 
 @pytest.mark.parametrize("options", [(), ("skip",), ("pre_gate",), ("post_gate", "skip"), ("reverse", "pre_gate")])
@@ -330,6 +333,40 @@ def test_the_launcher_checks_again(built):
         with pytest.raises(tkpy.InternalError, match=words):
             call(**wrong)
     assert (transform(), convolve(), gradient()) == ("fft_conv_spectrum_256", "fft_conv_256", "fft_conv_gradient_256")
+
+
+def test_the_launchers_of_long_rows_check_again(built):
+    tables = importlib.import_module("tkpy.ops.fft_conv.tables")
+    u, work, sums = torch.randn(2, 3, 100).bfloat16(), torch.randn(2, 3, 16, 2, 2048), torch.empty(1, 3, 16, 2, 2048)
+    k, spectrum = torch.randn(3, 100), torch.empty(3, 16, 2048, 2)
+    inner = tables.tables(2048, u.device, 0.0)
+    (real, _), (there, back) = (tables.outer_matrices(16, u.device, real) for real in (True, False))
+    calls = {
+        "rows": {"u": u, "pre": None, "work": work, "matrix": real},
+        "spectrum": {
+            "k": k, "k_reverse": None, "used": 100, "used_reverse": 0, "work": sums, "spectrum": spectrum,
+            "matrix": there, "tables": inner,
+        },
+        "gradient": {"v_work": work, "g_work": work, "work": sums, "scratch": None, "tables": inner},
+        "taps": {"work": sums, "dk": torch.empty(3, 5), "dk_reverse": torch.empty(3, 0), "matrix": back},
+    }  # fmt: skip
+    for name, words, wrong in (
+        ("rows", "work: need the rows of u", {"work": work[:1]}),
+        ("rows", "work: need .rows, channels, outer", {"work": work[0]}),
+        ("rows", "an inner size of 2048, 4096 or 16384", {"work": torch.empty(2, 3, 16, 2, 1024)}),
+        ("rows", "matrix: need 512 contiguous", {"matrix": there}),
+        ("spectrum", "work: need one row", {"work": work}),
+        ("spectrum", "k: need .channels, taps., at least those that count", {"used": 101}),
+        ("spectrum", "k_reverse: need .channels, taps", {"used_reverse": 1}),
+        ("spectrum", "spectrum: need 196608 contiguous", {"spectrum": spectrum[:2]}),
+        ("gradient", "g_work: need the shape of v_work", {"g_work": work[:1]}),
+        ("gradient", "work: need the shape of v_work but for the rows", {"work": sums[:, :2].contiguous()}),
+        ("gradient", "tables: need", {"tables": inner[:-1]}),
+        ("taps", "dk: need .channels, taps", {"dk": torch.empty(2, 5)}),
+        ("taps", "matrix: need 1024 contiguous", {"matrix": real}),
+    ):
+        with pytest.raises(tkpy.InternalError, match=words):
+            machine.launch(f"fft_conv_long_{name}", *(calls[name] | wrong).values(), op="fft_conv")
 
 
 @pytest.mark.gpu

@@ -15,13 +15,29 @@ POINTS = 2048  # three factors, of which the second and the third differ: all ba
 KERNELS = {
     "convolution": ("fft_conv", f"fft_conv_{POINTS}", "ConvParams", "Convolution<2>(memory, p.tables).run(p)"),
     "spectrum": ("fft_conv_spectrum", f"fft_conv_spectrum_{POINTS}", "SpectrumParams", "spectrum<2>(p, memory)"),
-    "gradient": ("fft_conv_gradient", f"fft_conv_gradient_{POINTS}", "GradientParams", "Gradient<2>(memory, p).run(p)"),
+    "gradient": ("fft_conv_gradient", f"fft_conv_gradient_{POINTS}", "GradientParams", "gradient<2>(p, memory)"),
     "in": ("fft_conv_long", "fft_conv_long_in", "LongParams", "long_in(p, memory)"),
     "inner": ("fft_conv_long", f"fft_conv_long_inner_{POINTS}", "LongParams", "long_inner<2>(p, memory)"),
     "out": ("fft_conv_long", "fft_conv_long_out", "LongParams", "long_out(p, memory)"),
+    "taps in": ("fft_conv_long_filter", "fft_conv_long_filter_in", "LongFilterParams", "filter_in(p, memory)"),
+    "taps' values": (
+        "fft_conv_long_filter",
+        f"fft_conv_long_filter_values_{POINTS}",
+        "LongFilterParams",
+        "filter_values<2>(p, memory)",
+    ),
+    "taps' sums": (
+        "fft_conv_long_filter",
+        f"fft_conv_long_filter_sum_{POINTS}",
+        "LongFilterParams",
+        "filter_sum<2>(p, memory)",
+    ),
+    "taps out": ("fft_conv_long_filter", "fft_conv_long_filter_out", "LongFilterParams", "filter_out(p, memory)"),
 }
-MODULES = ("kernel", "spectrum", "gradient", "long")
-FILES = ("params.h", "transform.cuh", "filter.cuh", "rows.cuh", *(f"{name}.cu" for name in MODULES))
+MODULES = ("kernel", "spectrum", "gradient", "long", "long_filter")
+HEADERS = [f"{name}.cuh" for name in ("transform", "filter", "rows", "outer", "gradient")]
+FILES = ("params.h", *HEADERS, *(f"{name}.cu" for name in MODULES))
+LONG = 30001  # samples of the rows whose kernels are shown by what comes out alone
 
 
 def fault(what: str, old: str, new: str, kernel: str = "convolution") -> Fault:
@@ -33,7 +49,8 @@ TO, FROM, THIRD = "TK_DEVICE void to_values() const {\n", "      second_back();\
 STRIPS = "s < columns / 2; s += Warps) {\n      const Strip strip = outer_strip(s);\n#pragma"
 CONJUGATE = "const float2 x = times_conj({g.x, g.y}, {a.x, a.y}), y = times_conj({g.z, g.w}, {a.z, a.w});"
 NEXT = "      use(i, warp_index() + i * Warps, z);\n    }\n"
-PUT, IMAGINARY = "    strip.put(0, 1, i / 8, i % 8, x);\n  }\n", "    strip.put(1, 3, j0, i % 8, im);\n  }\n"
+PUT, IMAGINARY = "    strip.put(0, 1, i / 8, i % 8, x);\n  }\n", "    strip.put(1, 3, i / 8, i % 8, im);\n  }\n"
+WORK = "  get_work(p, t, strip);\n"
 FAULTS = [
     # The passes
     fault("no barrier before the second pass", TO + SYNC, TO),
@@ -123,16 +140,16 @@ FAULTS = [
         "make_float4(x.x, x.y, y.x, y.y)",
         "gradient",
     ),
-    fault("a share beyond the batch", "end = min(begin + rows, p.batch)", "end = begin + rows", "gradient"),
-    fault("shares of the wrong size", "begin = share * rows", "begin = share", "gradient"),
+    fault("a share beyond the batch", "end = min(begin + each, rows)", "end = begin + each", "gradient"),
+    fault("shares of the wrong size", "begin = share * each", "begin = share", "gradient"),
     fault("dy without its gate", "row(second ? p.post : p.pre)", "row(p.pre)", "gradient"),
-    fault("lag of a tap behind, back", "back = M - lag;", "back = M - lag - 1;", "gradient"),
+    fault("lag of a tap behind, back", "back = G::M - lag;", "back = G::M - lag - 1;", "gradient"),
     fault("one tap too many", "if (lag < p.used)", "if (lag <= p.used)", "gradient"),
     fault("real for imaginary parts", "+ back - 1] = z[e].y;", "+ back - 1] = z[e].x;", "gradient"),
-    fault("sums not divided", "constexpr float scale = 1.0f / M;", "constexpr float scale = 1.0f;", "gradient"),
+    fault("sums not divided", "constexpr float scale = 1.0f / G::M;", "constexpr float scale = 1.0f;", "gradient"),
     # Long rows
     fault("strip read before it is there", PUT + SYNC[2:], PUT, "in"),
-    fault("values read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "out"),
+    fault("values read before they are there", WORK + SYNC[2:] + "  const Gated", WORK + "  const Gated", "out"),
     fault("upper terms for lower ones", "plane = Complex ? lane / 8 : lane / 16;", "plane = 0;", "in"),
     fault("whole frequencies", "column * (4 * j0 + 1)", "column * 4 * j0", "in"),
     fault("factor of a neighbour's column", "outer_twiddle(p, column + 1, j0)", "outer_twiddle(p, column, j0)", "in"),
@@ -156,6 +173,27 @@ FAULTS = [
     fault("upper rows only", "8 * (quad / 2), n = n0", "0 * (quad / 2), n = n0", "out"),
     fault("a row tile left out", "m < p.outer / 16; m", "m < p.outer / 16 - 1; m", "out"),
     fault("skip left out", "p.skip ? p.skip[t.channel] : 0.0f", "0.0f", "out"),
+    # Filters of long rows
+    fault("taps read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "taps in"),
+    fault("taps that reach nothing", "ahead < p.used ?", "ahead < p.taps ?", "taps in"),
+    fault("reversed taps out of reach", "back <= p.used_reverse ?", "back <= p.taps_reverse ?", "taps in"),
+    fault("lag of a tap behind", "back = points - ahead;", "back = points - ahead + 1;", "taps in"),
+    fault("taps of one channel", "static_cast<long long>(t.channel) * p.taps + ahead", "ahead", "taps in"),
+    fault("points of one row", "1.0f / static_cast<float>(p.outer * F::M)", "1.0f / F::M", "taps' values"),
+    fault("values of one row", "+ row * (F::M / 2),", "+ 0 * (F::M / 2),", "taps' values"),
+    fault("v correlated with itself", "second ? p.g_work : p.v_work", "p.v_work", "taps' sums"),
+    fault("sums of one batch entry", "(static_cast<long long>(batch) * rows + row)", "(row)", "taps' sums"),
+    fault("sums not divided", "static_cast<float>(p.outer * G::M)", "1.0f", "taps' sums"),
+    fault(
+        "real for imaginary parts, to work",
+        "(to + G::M + n) = make_float2(z[0].y",
+        "(to + G::M + n) = make_float2(z[0].x",
+        "taps' sums",
+    ),
+    fault("sums read before they are there", WORK + SYNC[2:] + "  const int", WORK + "  const int", "taps out"),
+    fault("one tap too many", "if (lag < p.used) dk[lag]", "if (lag <= p.used) dk[lag]", "taps out"),
+    fault("imaginary for real parts", "dk[lag] = acc[s][e];", "dk[lag] = acc[s][2 + e];", "taps out"),
+    fault("lag of a tap behind, back", "back = points - lag;", "back = points - lag - 1;", "taps out"),
 ]
 
 
@@ -168,7 +206,11 @@ def unit(kernel: str) -> Unit:
 
 def calls(kernel: str) -> list[dict]:
     if kernel in ("in", "inner", "out"):
-        return [inputs(2, 1, 30001, "reverse", "skip", "gates")]
+        return [inputs(2, 1, LONG, "reverse", "skip", "gates")]
+    if kernel.startswith("taps"):
+        beyond = inputs(2, 2, 17001, "reverse", taps=17100, reverse=17100)
+        beyond["k"][:, 17001:] = beyond["k_reverse"][:, 17000:] = float("nan")
+        return [beyond]
     poisoned = inputs(3, 2, 1100, "reverse", "skip", taps=1200, reverse=1200)
     wide = torch.full((3, 2, 1104), float("nan"), dtype=torch.bfloat16)
     wide[..., :1100] = poisoned["u"]
@@ -188,7 +230,7 @@ def few_shares(monkeypatch, fault: Fault) -> None:
 
 def wrong(kwargs: dict) -> str:
     importlib.import_module("tkpy.ops.fft_conv.spectra").forget()
-    return disagreement(kwargs, grad=kwargs["u"].shape[-1] <= POINTS)
+    return disagreement(kwargs, grad=kwargs["u"].shape[-1] != LONG)
 
 
 test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(

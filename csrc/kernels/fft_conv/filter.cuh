@@ -1,4 +1,5 @@
-// The middle of a convolution: the third pass, its values times those of the taps, and the third pass back.
+// The middle of a convolution: the third pass, its values times those of the taps, and the third pass back; and where
+// the values of the taps come from.
 #pragma once
 
 #include "transform.cuh"
@@ -27,6 +28,26 @@ TK_DEVICE void filter(const Transform<Index>& transform, const float4* spectrum,
         z.im[b][e] = x.y;
       }
     transform.third_back(pass, z, unit);
+  }
+}
+
+// The third pass, and its values times a factor, in the order in which `filter` reads them.
+template <int Index>
+TK_DEVICE void put_values(const Transform<Index>& transform, float4* out, float scale) {
+  using F = Transform<Index>;
+  const typename F::Third pass(transform.tables);
+#pragma unroll 1
+  for (int i = 0; i < F::units; ++i) {
+    const int unit = warp_index() + i * F::Warps;
+    typename F::Values z;
+    transform.third(pass, z, unit);
+#pragma unroll
+    for (int b = 0; b < F::chunks; ++b)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        out[F::value_at(unit, b, half)] =
+            make_float4(scale * z.re[b][2 * half], scale * z.im[b][2 * half], scale * z.re[b][2 * half + 1],
+                        scale * z.im[b][2 * half + 1]);
   }
 }
 

@@ -86,6 +86,23 @@ struct SpectrumParams {
   const void* tables;
 };
 
+// The filter of rows of N0 M' points: its taps to work and to values, and sums over the batch back to taps.
+struct LongFilterParams {
+  const float *k, *k_reverse;      // as in SpectrumParams
+  int taps, taps_reverse;
+  float *dk, *dk_reverse;          // [channels, used], [channels, used_reverse]
+  int used, used_reverse;
+  float* work;                     // of the outer passes [channels, N0, 2, M'], of the gradient [shares, channels, N0, 2, M']
+  const float *v_work, *g_work;    // of the gradient: [batch, channels, N0, 2, M']
+  void* scratch;                   // of the gradient: [shares, channels, N0, 2, M'] complex, as in GradientParams
+  void* spectrum;                  // [channels, N0, M']
+  const void* matrix;              // 2 N0 x 2 N0 as fragments, or its transpose
+  const void* tables;              // those of M', at whole frequencies
+  int batch, channels, shares;     // of the outer passes a batch of 1
+  int outer, inner;
+  float half_turn;                 // as in LongParams
+};
+
 // Sums over a share of the batch of v (pre u) correlated with g (post dy), for taps of lag 0.. and of lag -1..
 struct GradientParams {
   Rows u, pre, dy, post;

@@ -4,7 +4,7 @@
 // A tap of lag -j is sample 2 M - j of the circle, which wraps with a minus sign: z at M - j is its imaginary part. The
 // factor 1/M of the inverse transform is here. grid a CTA a channel; passes, barriers, precision as in transform.cuh
 // cost  bytes 4 (taps + taps_reverse) + 8 M a channel: once for all rows of the batch, or less (kept between calls)
-#include "transform.cuh"
+#include "filter.cuh"
 
 namespace tkpy::fft_conv {
 
@@ -25,22 +25,8 @@ TK_DEVICE void spectrum(const SpectrumParams& p, const void* memory) {
     }
   });
   transform.to_values();
-  float4* out = static_cast<float4*>(p.spectrum) + channel * (F::M / 2);
   constexpr float scale = 1.0f / F::M;
-  const typename F::Third pass(p.tables);
-#pragma unroll 1
-  for (int i = 0; i < F::units; ++i) {
-    const int unit = warp_index() + i * F::Warps;
-    typename F::Values z;
-    transform.third(pass, z, unit);
-#pragma unroll
-    for (int b = 0; b < F::chunks; ++b)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        out[F::value_at(unit, b, half)] =
-            make_float4(scale * z.re[b][2 * half], scale * z.im[b][2 * half], scale * z.re[b][2 * half + 1],
-                        scale * z.im[b][2 * half + 1]);
-  }
+  put_values(transform, static_cast<float4*>(p.spectrum) + channel * (F::M / 2), scale);
 }
 
 }  // namespace tkpy::fft_conv

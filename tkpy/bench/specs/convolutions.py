@@ -153,8 +153,8 @@ FFT_PROMISES = (
 )
 THROUGH = "rows longer than a CTA holds go through memory as float, twice there and twice back"
 LONG_FFT_PROMISES = (
-    Promise(flops=None, bytes=5.5, why=f"{DFT}; {THROUGH}"),
-    Promise(flops=None, bytes=6.5, why=f"{DFT}; {THROUGH}, once for every gradient; filters are left to torch.fft"),
+    Promise(flops=None, bytes=6.0, why=f"{DFT}; {THROUGH}"),
+    Promise(flops=None, bytes=10.0, why=f"{DFT}; {THROUGH}, anew for each of two convolutions and for the filters"),
 )
 FFT_CONV = OpRows(
     op="fft_conv",

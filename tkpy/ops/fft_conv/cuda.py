@@ -3,8 +3,8 @@
 The spectrum of the filters is made once a call (or kept, spectra.py), in float32; gradients.py has the backward, whose
 sums over the batch are one more kernel's. The order of all sums follows from shapes: the same call gives the same bits.
 
-Rows longer than a CTA holds go through an outer factor in global memory (long.cu); the spectrum of their filters, and
-the filters' gradients, are made by torch.fft.
+Rows longer than a CTA holds go through an outer factor in global memory (long.cu), as do the spectrum of their filters
+and the filters' gradients (long_filter.cu).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tkpy.machine import launch
 from tkpy.ops.fft_conv import eager, gradients
 from tkpy.ops.fft_conv.gradients import multiprocessors, reach, shares_for
 from tkpy.ops.fft_conv.spectra import kept
-from tkpy.ops.fft_conv.tables import PLANS, order, outer_matrices, tables
+from tkpy.ops.fft_conv.tables import PLANS, outer_matrices, tables
 
 INNER = (2048, 4096, 16384)  # of long rows, and
 OUTER = (16, 32, 64, 128, 256)  # their first factors
@@ -43,39 +43,27 @@ def _rows(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _spectrum(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> torch.Tensor:
-    used = reach(u, k, k_reverse)
-    filters = [k] if k_reverse is None else [k, k_reverse]
-    if is_long(u.shape[-1]):
-        outer, inner = factors_for(u.shape[-1])
-        return kept(filters, (outer, inner, *used), lambda: _long_spectrum(outer, inner, used, k, k_reverse))
-    points = points_for(u.shape[-1])
+    """[H, points, 2], of long rows [H, outer, inner, 2]."""
+    used, channels = reach(u, k, k_reverse), u.shape[1]
+    factors = factors_for(u.shape[-1]) if is_long(u.shape[-1]) else (points_for(u.shape[-1]),)
 
     def make() -> torch.Tensor:
-        spectrum = torch.empty(u.shape[1], points, 2, dtype=torch.float32, device=u.device)
+        spectrum = torch.empty(channels, *factors, 2, dtype=torch.float32, device=u.device)
         taps = [None if t is None else t.float().contiguous() for t in (k, k_reverse)]
-        launch("fft_conv_spectrum", *taps, *used, spectrum, tables(points, u.device), op="fft_conv")
+        if len(factors) == 1:
+            launch("fft_conv_spectrum", *taps, *used, spectrum, tables(*factors, u.device), op="fft_conv")
+        else:
+            work, there = _work(u, 1, channels, factors), outer_matrices(factors[0], u.device, False)[0]
+            constants = (there, tables(factors[1], u.device, 0.0))
+            launch("fft_conv_long_spectrum", *taps, *used, work, spectrum, *constants, op="fft_conv")
         return spectrum
 
-    return kept(filters, (points, *used), make)
+    return kept([k] if k_reverse is None else [k, k_reverse], (*factors, *used), make)
 
 
-def _long_spectrum(outer, inner, used, k, k_reverse):
-    """[H, outer, inner, 2], a block of channels at a time: what fft_conv_spectrum does, by torch.fft."""
-    points, channels = outer * inner, k.shape[0]
-    spectrum = torch.empty(channels, outer, inner, 2, dtype=torch.float32, device=k.device)
-    quarter = torch.arange(points, dtype=torch.float64, device=k.device) * (-torch.pi / (2 * points))
-    shift = torch.polar(torch.full_like(quarter, 1 / points), quarter).to(torch.complex64)
-    step = max(1, eager.BLOCK_ELSEWHERE // points)
-    for start in range(0, channels, step):
-        block = slice(start, start + step)
-        circle = torch.zeros(len(k[block]), points, 2, dtype=torch.float32, device=k.device)
-        circle[:, : used[0], 0] = k[block, : used[0]]
-        if used[1]:
-            circle[:, points - used[1] :, 1] = k_reverse[block, : used[1]].flip(-1)
-        values = torch.fft.fft(torch.view_as_complex(circle) * shift)  # at j = j0 + outer j'
-        values = values.view(-1, inner, outer).transpose(1, 2)[..., order(inner, k.device)]
-        spectrum[block] = torch.view_as_real(values.contiguous())
-    return spectrum
+def _work(u: torch.Tensor, rows: int, channels: int, factors: tuple[int, ...]) -> torch.Tensor:
+    outer, inner = factors
+    return torch.empty(rows, channels, outer, 2, inner, dtype=torch.float32, device=u.device)
 
 
 def _convolve(u, pre, post, skip, spectrum, *, correlate=False, post2=None, wanted=(True, False)):
@@ -92,7 +80,7 @@ def _convolve(u, pre, post, skip, spectrum, *, correlate=False, post2=None, want
         launch("fft_conv", u, pre, *gates, *outs, skip, spectrum, *constants, correlate, op="fft_conv")
     else:
         _, outer, inner, _ = spectrum.shape
-        work = torch.empty(*u.shape[:2], outer, 2, inner, dtype=torch.float32, device=u.device)
+        work = _work(u, u.shape[0], u.shape[1], (outer, inner))
         constants = (*outer_matrices(outer, u.device), tables(inner, u.device, 0.0))
         launch("fft_conv_long", u, pre, *gates, *outs, skip, spectrum, work, *constants, correlate, op="fft_conv")
     return outs if wanted[0] else outs[::-1]
@@ -121,17 +109,34 @@ def _filters(u, pre, dy, post, used, used_reverse):
     return dk.sum(0), dk_reverse.sum(0)
 
 
+def _long_filters(u, pre, dy, post, used, used_reverse):
+    """The same for long rows, a block of channels at a time, whose work is there at the same time."""
+    batch, channels, length = u.shape
+    outer, inner = factors_for(length)
+    there, (_, back) = outer_matrices(outer, u.device)[0], outer_matrices(outer, u.device, False)
+    dk, dk_reverse = (torch.empty(channels, n, dtype=torch.float32, device=u.device) for n in (used, used_reverse))
+    step = max(1, eager.BLOCK_ELSEWHERE // (batch * outer * inner))
+    for block in (slice(start, start + step) for start in range(0, channels, step)):
+        works = []
+        for rows, gate in ((u[:, block], pre), (dy[:, block], post)):
+            works.append(_work(u, batch, rows.shape[1], (outer, inner)))
+            part = None if gate is None else gate[:, block]
+            launch("fft_conv_long_rows", rows, part, works[-1], there, op="fft_conv")
+        count = works[0].shape[1]
+        sums = _work(u, shares_for(batch, count * outer, multiprocessors(u.device)), count, (outer, inner))
+        scratch = torch.empty(2, *sums.shape, dtype=sums.dtype, device=u.device) if inner > IN_REGISTERS else None
+        launch("fft_conv_long_gradient", *works, sums, scratch, tables(inner, u.device, 0.0), op="fft_conv")
+        total = sums if len(sums) == 1 else sums.sum(0, keepdim=True)
+        launch("fft_conv_long_taps", total, dk[block], dk_reverse[block], back, op="fft_conv")
+    return dk, dk_reverse
+
+
 def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, needs):
     (dy,) = grads
     if dy is None or u.numel() == 0:
         return [None] * 6
     u, dy, pre_gate, post_gate = map(_rows, (u, dy, pre_gate, post_gate))
-    arguments = (u, k, k_reverse, skip, pre_gate, post_gate)
-    if not is_long(u.shape[-1]):
-        return gradients.backward(_spectrum, _convolve, _filters, dy, *arguments, needs)
-    of_rows = [n and i in (0, 4, 5) for i, n in enumerate(needs)]
-    found = gradients.backward(_spectrum, _convolve, _filters, dy, *arguments, of_rows)
-    of_filters = [n and i in (1, 2, 3) for i, n in enumerate(needs)]
-    if any(of_filters):
-        found[1:4] = eager.backward(grads, outputs, *arguments, needs=of_filters)[1:4]
-    return found
+    filters = _long_filters if is_long(u.shape[-1]) else _filters
+    return gradients.backward(
+        _spectrum, _convolve, filters, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
+    )  # fmt: skip

@@ -83,19 +83,10 @@ def tables(points: int, device: torch.device, shift: float = 0.25) -> torch.Tens
 
 
 @functools.lru_cache(maxsize=64)
-def outer_matrices(outer: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first factor of a long row, from real samples and back to them (csrc/kernels/fft_conv/long.cu)."""
-    matrix = _of_real_input(_waves(_range(outer) + 0.25, _range(outer), outer))
+def outer_matrices(outer: int, device: torch.device, real: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first factor of a long row, from real samples and back to them (csrc/kernels/fft_conv/long.cu); of a filter,
+    from complex ones (long_filter.cu)."""
+    waves = _waves(_range(outer) + 0.25, _range(outer), outer)
+    matrix = _of_real_input(waves) if real else _real(waves)
     there, back = (_left(m).view(torch.int32).to(device) for m in (matrix, matrix.T))
     return there, back
-
-
-@functools.lru_cache(maxsize=64)
-def order(points: int, device: torch.device) -> torch.Tensor:
-    """The frequency of every value of a spectrum, in the order in which the kernels hold them (Transform::value_at)."""
-    n1, n2, n3 = PLANS[points]
-    unit, b, half, lane, pair = torch.meshgrid(
-        *(torch.arange(n) for n in (points // (16 * n3), n3 // 8, 2, 32, 2)), indexing="ij"
-    )
-    row, j3 = 16 * unit + 8 * half + lane // 4, 8 * b + 2 * (lane % 4) + pair
-    return (row // n2 + n1 * (row % n2 + n2 * j3)).flatten().to(device)
