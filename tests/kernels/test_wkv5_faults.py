@@ -29,7 +29,7 @@ FAULTS = [
     Fault("barriers used before they are ready", "      publish_barriers();\n    }\n    __syncthreads();", "    }"),
     Fault("computed before all have prepared", MEET, "      }\n      if (step >= 0) __syncthreads();\n"),
     Fault("prepared while it is read", MEET, "      }\n      if (step < 0) __syncthreads();\n"),
-    Fault("one buffer", "shared.prepared[(step + 1) % 2]", "shared.prepared[0]"),
+    Fault("one buffer", "shared.prepared[(step + 1) & 1]", "shared.prepared[0]"),
     Fault("a tail not cleaned", "    if (n == kChunk) return;\n    constexpr", "    return;\n    constexpr"),
     Fault("values of a tail not cleaned", "for (int i = 0; i < Tensors; ++i)\n        *re",
           "for (int i = 0; i < Tensors - 1; ++i)\n        *re"),

@@ -102,10 +102,9 @@ TK_DEVICE void split(Parts<Count>& dst, const Tile& src) {
   if constexpr (Count == 2) {
     Tile rest;
 #pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const u32 two = dst.part[0].x[0][w];
-      rest.x[0][2 * w] = src.x[0][2 * w] - __uint_as_float(two << 16);
-      rest.x[0][2 * w + 1] = src.x[0][2 * w + 1] - __uint_as_float(two & 0xffff0000u);
+    for (int e = 0; e < 8; ++e) {
+      const u32 two = dst.part[0].x[0][e / 2];
+      rest.x[0][e] = src.x[0][e] - __uint_as_float(e % 2 ? two & 0xffff0000u : two << 16);
     }
     copy(dst.part[1], rest);
   }
@@ -148,7 +147,10 @@ struct Slot {
 };
 
 // Where chunk `step` of a segment goes.
-TK_DEVICE ring<kStages> place_of(int step) { return {step % kStages, static_cast<u32>(step / kStages % 2)}; }
+TK_DEVICE ring<kStages> place_of(int step) {
+  const u32 at = static_cast<u32>(step);
+  return {static_cast<int>(at % kStages), at / kStages % 2};
+}
 
 // The chunks of a segment, first to last or last to first, through a ring of slots; warp 0 fills it.
 template <class T, int N, int Tensors>
@@ -243,10 +245,9 @@ struct Stage {
 #pragma unroll 4
     for (int i = 0; i < N; i += 8) f(row + i, col);
   }
-  // Tile c of this warp: its rows and columns 16 c .. Turned: its columns and rows 16 c .., transposed.
+  // Tile c of a warp: rows from `mine` on, columns 16 c .. Turned: columns from `mine` on and rows 16 c .., transposed.
   template <bool Turned, class F>
-  TK_DEVICE void each_pair(int c, F f) {
-    const int mine = 16 * warp_index();
+  TK_DEVICE void each_pair(int mine, int c, F f) {
 #pragma unroll
     for (int e = 0; e < 8; e += 2) {
       const int i = mine + tile_row(e), j = 16 * c + tile_col(e);
@@ -258,7 +259,7 @@ struct Stage {
   }
   // Zeros where there is no matrix.
   template <bool Turned = false>
-  TK_DEVICE void read(Tile (&dst)[N / 16], const float* from, int size) {
+  TK_DEVICE void read(Tile (&dst)[N / 16], const float* from, int size, int mine) {
     __syncthreads();
     each_four([&](int row, int col) {
       const bool inside = from && row < size && col < size;
@@ -268,17 +269,17 @@ struct Stage {
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < N / 16; ++c)
-      each_pair<Turned>(c, [&](int e, float first, float second) {
+      each_pair<Turned>(mine, c, [&](int e, float first, float second) {
         dst[c].x[0][e] = first;
         dst[c].x[0][e + 1] = second;
       });
   }
   template <bool Turned = false>
-  TK_DEVICE void write(float* to, const Tile (&src)[N / 16], int size) {
+  TK_DEVICE void write(float* to, const Tile (&src)[N / 16], int size, int mine) {
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < N / 16; ++c)
-      each_pair<Turned>(c, [&](int e, float& first, float& second) {
+      each_pair<Turned>(mine, c, [&](int e, float& first, float& second) {
         first = src[c].x[0][e];
         second = src[c].x[0][e + 1];
       });

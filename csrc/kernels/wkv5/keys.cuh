@@ -103,8 +103,8 @@ struct Keys {
     const float* states = backwards ? p.g_states : p.states;
     const float* given = backwards ? p.g_final : p.initial;
     stage().read(rows.state, states  ? states + matrix_at(p, slot, head)
-                             : given ? given + matrix_at(p, task.sequence, head) : nullptr, p.size);
-    stage().read(spread, backwards || !p.spread ? nullptr : p.spread + matrix_at(p, slot, head), p.size);
+                             : given ? given + matrix_at(p, task.sequence, head) : nullptr, p.size, mine);
+    stage().read(spread, backwards || !p.spread ? nullptr : p.spread + matrix_at(p, slot, head), p.size, mine);
     if constexpr (kept_apart) keep(total);
   }
   TK_DEVICE void keep(const Sums& sums) {
@@ -147,10 +147,11 @@ struct Keys {
     rt<T, 16, 16> k_raw, r_raw;
     load(k_raw, chunk.x[kOther], 0, mine);
     load(r_raw, chunk.x[kX], 0, mine);
-    Tile scores, k;
-    score(scores, k_raw, r_raw, power_of, RowPowers(rate, true), meet, shared.of.u + mine);
-    shared.passed.scores.leave(scores, warp);
+    Tile scores, k, r;
     copy(k, k_raw);
+    copy(r, r_raw);
+    score(scores, k, r, k_raw, r_raw, power_of, RowPowers(rate, true), meet, shared.of.u + mine);
+    shared.passed.scores.leave(scores, warp);
 #pragma unroll
     for (int e = 0; e < 8; ++e) k.x[0][e] *= power_of.whole(e);
     leave(shared.passed.query, k, warp);
@@ -308,11 +309,11 @@ struct Keys {
       else if (!backwards)
         p.g_u[to] = sum;
     }
-    if (backwards && p.g_initial && task.segment == 0) stage().write(p.g_initial + sequence, rows.state, p.size);
+    if (backwards && p.g_initial && task.segment == 0) stage().write(p.g_initial + sequence, rows.state, p.size, mine);
   }
   // D . g_final, by rows.
   TK_DEVICE void meet_end(const float* g_final) {
-    stage().read(rows.state, g_final, p.size);  // S is not needed any more
+    stage().read(rows.state, g_final, p.size, mine);  // S is not needed any more
     float sum[2] = {};
 #pragma unroll
     for (int c = 0; c < N / 16; ++c)

@@ -43,10 +43,11 @@ struct Outputs {
     Outputs work;
     auto& stage = reinterpret_cast<Stage<N>&>(shared);
     static_assert(sizeof(stage) <= offsetof(Shared, of), "a state must fit where chunks are");
-    stage.template read<true>(work.state, from, p.size);
+    stage.template read<true>(work.state, from, p.size, 16 * warp);
     feed.begin(warps);
     work.sweep(shared, feed, p, warp);
-    if (p.final && task.last()) stage.template write<true>(p.final + matrix_at(p, task.sequence, head), work.state, p.size);
+    if (p.final && task.last())
+      stage.template write<true>(p.final + matrix_at(p, task.sequence, head), work.state, p.size, 16 * warp);
   }
 
  private:
@@ -67,11 +68,11 @@ struct Outputs {
         await(*feed.filled, ahead);
         const int n = feed.tokens(step + 1);
         feed.clean(feed.slots[ahead.slot], n);
-        prepare(shared, shared.prepared[(step + 1) % 2], feed.slots[ahead.slot], late, early, meet, warp, n);
+        prepare(shared, shared.prepared[(step + 1) & 1], feed.slots[ahead.slot], late, early, meet, warp, n);
       }
       if (step >= 0) {
         Tile y;
-        compute(y, shared.prepared[step % 2], feed.slots[now.slot], warp);
+        compute(y, shared.prepared[step & 1], feed.slots[now.slot], warp);
         __syncwarp();
         release(*feed.filled, now);
         write_rows(p.y, p, feed, step, 16 * warp, y, shared.scratch[warp]);
@@ -87,17 +88,21 @@ struct Outputs {
     load(r_raw, chunk.x[kR], 0, 16 * warp);
     load(k_raw, chunk.x[kK], 0, 16 * warp);
     Tile r, k, scores;
-    score(scores, r_raw, k_raw, late, early, meet, shared.of.u + 16 * warp);
-    out.scores.leave(scores, warp);
     copy(r, r_raw);
     copy(k, k_raw);
+    score(scores, r, k, r_raw, k_raw, late, early, meet, shared.of.u + 16 * warp);
+    out.scores.leave(scores, warp);
     const int mine = 16 * warp + lane_index() % 16;
     out.fade[mine] = n == kChunk ? shared.fade[mine] : fade_of(shared.of.rate[mine], n);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      r.x[0][e] *= n == kChunk ? late.whole(e)
-                               : power(shared.of.rate[16 * warp + tile_col(e)], max(tile_row(e) - (kChunk - n), 0));
-      k.x[0][e] *= early.whole(e);
+    for (int e = 0; e < 8; ++e) k.x[0][e] *= early.whole(e);
+    if (n == kChunk) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) r.x[0][e] *= late.whole(e);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        r.x[0][e] *= power(shared.of.rate[16 * warp + tile_col(e)], max(tile_row(e) - (kChunk - n), 0));
     }
     leave(out.query, r, warp);
     leave(out.key, k, warp);

@@ -54,11 +54,9 @@ struct Meeting {
 
 // A[query, key] over 16 channels; r u k on the diagonal. The queries are r and the keys k, backwards the other way.
 template <class T>
-TK_DEVICE void score(Tile& scores, const rt<T, 16, 16>& query_raw, const rt<T, 16, 16>& key_raw, const RowPowers& of_query,
-                     const RowPowers& of_key, const Meeting& meet, const float* u) {
-  Tile query, key;
-  copy(query, query_raw);
-  copy(key, key_raw);
+TK_DEVICE void score(Tile& scores, const Tile& query, const Tile& key, const rt<T, 16, 16>& query_raw,
+                     const rt<T, 16, 16>& key_raw, const RowPowers& of_query, const RowPowers& of_key, const Meeting& meet,
+                     const float* u) {
   float own[2] = {};
 #pragma unroll
   for (int e = 0; e < 8; ++e) own[e / 2 % 2] += query.x[0][e] * u[tile_col(e)] * key.x[0][e];

@@ -127,8 +127,8 @@ struct States {
       __syncwarp();
       release(shared.filled, at);
     }
-    shared.stage.write((backwards ? p.g_states : p.states) + matrix_at(p, slot, head), rows.state, p.size);
-    if (spreads) shared.stage.write(p.spread + matrix_at(p, slot, head), spread, p.size);
+    shared.stage.write((backwards ? p.g_states : p.states) + matrix_at(p, slot, head), rows.state, p.size, 16 * warp);
+    if (spreads) shared.stage.write(p.spread + matrix_at(p, slot, head), spread, p.size, 16 * warp);
   }
 };
 
