@@ -2,17 +2,12 @@
 away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
-from wkv5_runs import in_segments, inputs, wrong_gradient  # noqa: E402
+from wkv5_runs import in_segments, inputs, wrong_gradient  # noqa: E402  (after the skips)
 
-import tkpy  # noqa: E402
-
-SEEDS = range(3)
 RELEASE = "      __syncwarp();\n      release(shared.filled, at);\n      write_rows"
 READ = "        __syncthreads();  // what was passed of the chunk before has been read\n"
 NEAR = "near = backwards ? level_of(col, g) | level_of(col + 1, g) << 8 : "
@@ -77,46 +72,24 @@ FAULTS = [
     Fault("gv by the wrong rows", "state.part[i], mine, 16 * c);", "state.part[i], 16 * c, mine);"),
     Fault("gv of the next chunk's end", "      rows.step(chunk.x[kX], chunk.x[kA], mine);\n", ""),
 ]  # fmt: skip
-CONTROL = Fault("none", "", "")
-FILES = ("params.h", "chunk.cuh", "scores.cuh", "states.cuh", "keys.cuh")
-KERNELS = {"backward": "Keys<tk::bf16, 32>::run", "join": "join"}
+FILES = [f"wkv5/{name}" for name in ("params.h", "chunk.cuh", "scores.cuh", "states.cuh", "keys.cuh")]
 
 
-def kernel(fault: Fault) -> str:
-    return fault.kernel if fault.kernel in KERNELS else "backward"
+def entry(name: str, run: str, module: str = "wkv5_backward") -> Entry:
+    return Entry(f"wkv5_{name}", module, "tkpy::wkv5::Params", f"tkpy::wkv5::{run}(p)")
 
 
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own; of the right ones all."""
-    fault = [*FAULTS, CONTROL][number]
-    text = "".join((ROOT / "csrc/kernels/wkv5" / name).read_text() for name in FILES)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body = "\n".join(kept)
-    entries = "".join(
-        f'extern "C" __global__ void __launch_bounds__(128) {name}_{number}'
-        f"(const __grid_constant__ tkpy::wkv5::Params p) {{ tkpy::wkv5::{call}(p); }}\n"
-        for name, call in KERNELS.items()
-        if fault is CONTROL or name == kernel(fault)
-    )
-    return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
+UNITS = {
+    "backward": Unit(FILES, [entry("backward_bf16_32", "Keys<tk::bf16, 32>::run")]),
+    "join": Unit(FILES, [entry("join", "join", "wkv5")]),
+    "rest of that module": Unit([*FILES, "wkv5/outputs.cuh"], [
+        entry("forward_bf16_32", "Outputs<tk::bf16, 32>::run", "wkv5"),
+        entry("states_bf16_32", "States<tk::bf16, 32>::run", "wkv5"),
+    ]),
+}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    whole = '#include "tk/tensor_map.h"\n' + "".join(source(i) for i in range(len(FAULTS) + 1))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "wkv5_backward_faults", whole)
-
-
-@pytest.fixture(scope="module")
-def right(kernel_folder):
-    """Where the kernels without a fault are: the forward, and states."""
-    return kernel_folder("kernels/wkv5/kernel.cu")
-
-
-def calls() -> list[tuple[dict, int]]:
+def calls(unit: str) -> list[tuple[dict, int]]:
     """(call, tokens of a segment)"""
     return [
         (inputs(1, 135, 2, 32), 4096),
@@ -125,38 +98,13 @@ def calls() -> list[tuple[dict, int]]:
     ]
 
 
-def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
-    on_machine(monkeypatch, folder, seed)
-    try:
+def wrong(call: tuple[dict, int]) -> str:
+    kwargs, segment = call
+    with pytest.MonkeyPatch.context() as patch:
+        in_segments(patch, segment)
         return wrong_gradient(kwargs)
-    except tkpy.InternalError as error:
-        return str(error)
 
 
-def found(text: str, right, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    seeded = kernel([*FAULTS, CONTROL][number])
-    names = {f"backward_{number if seeded == 'backward' else len(FAULTS)}": "wkv5_backward_bf16_32"}
-    write_module(tmp_path, "wkv5_backward", module(text, names))
-    gather(tmp_path, [right])
-    if seeded == "join":
-        head, _, tail = (right / "wkv5.ptx").read_text().partition(".visible .entry wkv5_join(")
-        wrong = module(text, {f"join_{number}": "wkv5_join"})
-        entry = wrong[wrong.index(".visible .entry wkv5_join(") :]
-        entry = entry[: entry.index("\n}\n") + 3]
-        write_module(tmp_path, "wkv5", head + entry + tail[tail.index("\n}\n") + 3 :])
-    for seed in seeds:
-        for kwargs, segment in calls():
-            in_segments(monkeypatch, segment)
-            if what := caught(kwargs, monkeypatch, tmp_path, seed):
-                print(what)
-                return what
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number, SEEDS)
-
-
-def test_the_right_kernel_is_not_accused(text, right, tmp_path, monkeypatch):
-    assert found(text, right, tmp_path, monkeypatch, len(FAULTS), SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "wkv5_backward", UNITS, FAULTS, calls, wrong, right=["wkv5/kernel.cu"], tried=("backward", "join")
+).tests()

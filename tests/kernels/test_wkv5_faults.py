@@ -1,18 +1,17 @@
 """Faults seeded into wkv5's forward: each is one edit of its source, and a finding or a wrong result must give it away
 on a few small calls and schedules."""
 
+from dataclasses import replace
+
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit, text_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import on_machine  # noqa: E402  (after the skips)
-from wkv5_runs import disagreement, in_segments, inputs  # noqa: E402
+from wkv5_runs import disagreement, in_segments, inputs  # noqa: E402  (after the skips)
 
 import tkpy  # noqa: E402
 
-SEEDS = range(3)
 RELEASE = "      __syncwarp();\n      release(shared.filled, at);\n"
 MEET = "      }\n      __syncthreads();\n"
 INSIDE = "if (row >= kChunk - feed.tokens(step) && at < p.size)"
@@ -74,45 +73,30 @@ FAULTS = [
     Fault("no memory is 0 * inf", "return rate > 1e4f ? 1e4f : rate;", "return rate;"),
     Fault("powers of segments", "backwards ? tile_col(e) : 7 - tile_col(e)", "8 - tile_col(e)"),
 ]  # fmt: skip
-CONTROL = Fault("none", "", "")
-FILES = ("params.h", "chunk.cuh", "scores.cuh", "outputs.cuh", "states.cuh", "kernel.cu")
+FILES = [f"wkv5/{name}" for name in ("params.h", "chunk.cuh", "scores.cuh", "outputs.cuh", "states.cuh", "kernel.cu")]
 KERNELS = {"forward": "Outputs<tk::bf16, 32>::run", "states": "States<tk::bf16, 32>::run", "join": "join"}
-
-
-def changed(fault: Fault) -> list[str]:
-    """The kernels that a fault may change; the others are the right ones."""
-    of_file = {name: ["forward"] for name in ("scores.cuh", "outputs.cuh", "kernel.cu")}
-    of_file["states.cuh"] = ["states", "join"]
-    texts = {name: (ROOT / "csrc/kernels/wkv5" / name).read_text() for name in FILES}
-    return of_file.get(next(name for name in FILES if fault.old in texts[name]), list(KERNELS))
-
-
-def source(number: int) -> str:
-    """The kernels with the fault, in a namespace of their own."""
-    fault = [*FAULTS, CONTROL][number]
-    text = "".join((ROOT / "csrc/kernels/wkv5" / name).read_text() for name in FILES)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    body = "\n".join(kept).split("#define TKPY_WKV5")[0]
-    entries = "".join(
-        f'extern "C" __global__ void __launch_bounds__(128) {name}_{number}'
-        f"(const __grid_constant__ tkpy::wkv5::Params p) {{ tkpy::wkv5::{call}(p); }}\n"
-        for name, call in KERNELS.items()
-        if name in changed(fault)
+ENTRIES = {
+    name: Entry(
+        "wkv5_join" if name == "join" else f"wkv5_{name}_bf16_32", "wkv5", "tkpy::wkv5::Params", f"tkpy::wkv5::{run}(p)"
     )
-    return f"namespace seeded_{number} {{\n{body}\n{entries}}}\n"
+    for name, run in KERNELS.items()
+}
+UNITS = {
+    "all": Unit(FILES, list(ENTRIES.values())),
+    "forward": Unit(FILES, [ENTRIES["forward"]]),
+    "states": Unit(FILES, [ENTRIES["states"], ENTRIES["join"]]),
+}
+UNIT_OF = {f"wkv5/{name}": "forward" for name in ("scores.cuh", "outputs.cuh", "kernel.cu")}
+UNIT_OF["wkv5/states.cuh"] = "states"
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    """The PTX of all faults: one run of nvcc, none of ptxas."""
-    head = '#include "tk/tensor_map.h"\n'
-    whole = head + "".join(source(i) for i in range(len(FAULTS) + 1))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "wkv5_faults", whole)
+def of_unit(fault: Fault) -> Fault:
+    """A fault, with the kernels that its file is for."""
+    file = next(name for name in FILES if fault.old in text_of(name))
+    return replace(fault, kernel=UNIT_OF.get(file, "all"))
 
 
-def calls() -> list[tuple[dict, int]]:
+def calls(unit: str) -> list[tuple[dict, int]]:
     """(call, tokens of a segment)"""
     bounds = [0, 1, 18, 18, 81, 86, 118, 151]
     poisoned = inputs(1, 151, 2, 32, bounds=bounds)
@@ -129,45 +113,21 @@ def calls() -> list[tuple[dict, int]]:
     ]
 
 
-def wrong(kwargs: dict) -> str:
+def wrong(call: tuple[dict, int]) -> str:
     """`disagreement`, of sequences without NaN where there are some with."""
-    if kwargs["r"].isfinite().all():
-        return disagreement(kwargs)
-    y, final = tkpy.wkv5(**kwargs, backend="emulator")
-    clean = kwargs | {name: kwargs[name].nan_to_num() for name in "rkv"}
-    wanted, states = tkpy.wkv5(**clean, backend="emulator")
+    kwargs, segment = call
+    with pytest.MonkeyPatch.context() as patch:
+        in_segments(patch, segment)
+        if kwargs["r"].isfinite().all():
+            return disagreement(kwargs)
+        y, final = tkpy.wkv5(**kwargs, backend="emulator")
+        clean = kwargs | {name: kwargs[name].nan_to_num() for name in "rkv"}
+        wanted, states = tkpy.wkv5(**clean, backend="emulator")
     rows, sequences = kwargs["r"][0, :, 0, 0].isfinite(), [0, 1, 2, 4, 5]
     same = torch.equal(y[:, rows], wanted[:, rows]) and torch.equal(final[sequences], states[sequences])
     return "" if same else "a NaN of another sequence"
 
 
-def caught(kwargs: dict, monkeypatch, folder, seed: int) -> str:
-    on_machine(monkeypatch, folder, seed)
-    try:
-        return wrong(kwargs)
-    except tkpy.InternalError as error:
-        return str(error)
-
-
-def found(text: str, tmp_path, monkeypatch, number: int, seeds: range) -> str:
-    names = {}
-    for name in KERNELS:
-        seeded = number if name in changed([*FAULTS, CONTROL][number]) else len(FAULTS)
-        names[f"{name}_{seeded}"] = "wkv5_join" if name == "join" else f"wkv5_{name}_bf16_32"
-    write_module(tmp_path, "wkv5", module(text, names))
-    for seed in seeds:
-        for kwargs, segment in calls():
-            in_segments(monkeypatch, segment)
-            if what := caught(kwargs, monkeypatch, tmp_path, seed):
-                print(what)
-                return what
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, number, SEEDS)
-
-
-def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch):
-    assert found(text, tmp_path, monkeypatch, len(FAULTS), SEEDS[:2]) == ""
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "wkv5", UNITS, [of_unit(fault) for fault in FAULTS], calls, wrong, tried=("all",)
+).tests()
