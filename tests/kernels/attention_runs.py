@@ -9,7 +9,7 @@ import torch
 import tkpy
 from tkpy import build_info, machine, numerics, registry
 
-MODULES = ("hd64", "hd128", "hd192", "hd256")
+MODULES = tuple(f"hd{width}" for width in range(32, 257, 32))
 BLOCK_MODULES = tuple(f"hd{width}_blocks{block}" for width in (64, 128, 256) for block in (64, 128))
 BACKWARD_MODULES = ("rows", "hd64", "hd128", "hd192", "hd256")
 BACKWARD_BLOCK_MODULES = ("hd64_blocks64", "hd64_blocks128", "hd128_blocks64", "hd128_blocks128", "hd256_blocks")

@@ -17,6 +17,7 @@ SOURCES = (
     "params.h",
     "schedule.cuh",
     "softmax.cuh",
+    "output.cuh",
     "forward.cuh",
 )
 SEEDS = range(4)
@@ -33,8 +34,8 @@ FAULTS = [
     Fault("k freed before its product", "      mma_wait<1>(s);\n      " + SWAPPED_K, "      " + SWAPPED_K),
     Fault(
         "v freed before its product",
-        "      mma_wait(o);\n      release(bars.values, at.v);\n      at.v.next();\n      scale",
-        "      release(bars.values, at.v);\n      mma_wait(o);\n      at.v.next();\n      scale",
+        "      mma_wait(o);\n      release(bars.values, at.v);\n      at.v.next();\n      Way::scale",
+        "      release(bars.values, at.v);\n      mma_wait(o);\n      at.v.next();\n      Way::scale",
     ),
     Fault("no wait for the output's product", "      mma_wait(o);\n      release", "      release"),
     Fault("slots freed by one warp of each consumer", "init(bars.keys, 1, 4 * W)", "init(bars.keys, 1, W)"),
@@ -62,7 +63,9 @@ FAULTS = [
     Fault("edge blocks not masked, below", "all_low = lowest(first_row + 63)", "all_low = lowest(first_row)"),
     Fault("top-left alignment", "return seq_k - seq_q;", "return 0;"),
     Fault("old sums not scaled", "total[half] * factor[half] + sum", "total[half] + sum"),
-    Fault("old output not scaled", "      scale_rows(o, factor);\n      copy(weights, s);", "      copy(weights, s);"),
+    Fault(
+        "old output not scaled", "      Way::scale_rows(o, factor);\n      copy(weights, s);", "      copy(weights, s);"
+    ),
     Fault("minus infinity minus itself", "highest == -fn::infinity ? 0.0f : highest * c", "highest * c"),
     Fault("sink without its share", "? share * fn::rcp(sum)", "? fn::rcp(sum)"),
     Fault("log-sum-exp to base 2", "fn::ln2 * (exponent", "1.0f * (exponent"),
@@ -76,14 +79,15 @@ FAULTS = [
     Fault(
         "the output before the bias has it",
         "      if (p.plain_data) {\n",
-        "      move_output(o, p, tile.head);\n      if (p.plain_data) {\n",
+        "      Way::move_output(o, p, tile.head);\n      if (p.plain_data) {\n",
     ),
     Fault("cap without its height", "outer * fn::tanh", "fn::tanh", "64_capped"),
+    Fault("last panel not stored", "col < Columns; col += 32", "col + 32 < Columns; col += 32", "96_plain"),
 ]
 
 
 #: The right kernels, which nothing may accuse.
-CONTROLS = [Fault("none", "", "", kernel) for kernel in ("64_plain", "64_capped", "256_plain")]
+CONTROLS = [Fault("none", "", "", kernel) for kernel in ("64_plain", "64_capped", "96_plain", "256_plain")]
 FAULTS += CONTROLS
 
 
@@ -95,11 +99,12 @@ def source(number: int) -> str:
     text = text.replace(fault.old, fault.new, 1)
     kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
     width, kind = fault.kernel.split("_")
-    made = f"Forward<tk::bf16, {0 if width == '64' else 3}, {'true' if kind == 'capped' else 'false'}>"
+    index = {"64": 1, "96": 2, "256": 8}[width]
+    made = f"Forward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>"
     body = "\n".join(kept).split("#define TKPY_ATTENTION")[0]
     return f"""namespace seeded_{number} {{
 {body}
-extern "C" __global__ void __launch_bounds__({512 if width == "64" else 384}, 1)
+extern "C" __global__ void __launch_bounds__({384 if width == "256" else 512}, 1)
     fault_{number}(const __grid_constant__ tkpy::attention_forward::Params p) {{
   tkpy::attention_forward::{made}::run(p);
 }}
@@ -115,7 +120,7 @@ def text(compile_kernel, toolchain, tmp_path_factory):
 
 def calls(kernel: str) -> list[dict]:
     make = torch.Generator().manual_seed(1)
-    d = 256 if kernel.startswith("256") else 64
+    d = int(kernel.partition("_")[0])
     if kernel.endswith("capped"):
         return [inputs(1, 30, 40, 1, 1, d, softcap=2.0)]
     moved = {"out_scale": torch.randn(2, d, generator=make), "out_bias": torch.randn(2, d, generator=make)}
@@ -145,7 +150,7 @@ def caught(kwargs, monkeypatch, folder, seed: int) -> str:
 def found(text: str, tmp_path, monkeypatch, number: int) -> str:
     fault = FAULTS[number]
     name = f"attention_forward_bf16_{fault.kernel}"
-    for size in ("hd64", "hd256"):
+    for size in ("hd64", "hd96", "hd256"):
         write_module(tmp_path, f"attention_forward_{size}", module(text, {f"fault_{number}": name}))
     for seed in SEEDS if fault not in CONTROLS else SEEDS[:2]:
         for kwargs in calls(fault.kernel):

@@ -54,17 +54,22 @@ def test_head_dimensions(built, d, dv, options):
     assert disagreement(inputs(1, 70, 150, 2, 1, d, dv, **options)) == ""
 
 
-@pytest.mark.parametrize("d, kernel", [(64, "64"), (96, "128"), (128, "128"), (192, "192x128"), (256, "256")])
+@pytest.mark.parametrize(
+    "d, dv, kernel",
+    [
+        (24, 24, "32"), (64, 64, "64"), (32, 96, "96"), (128, 128, "128"), (160, 160, "160"), (192, 128, "192x128"),
+        (168, 136, "192"), (224, 224, "224"), (256, 256, "256"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_the_kernel_that_ran(built, monkeypatch, d, kernel, dtype, softcap):
+def test_the_kernel_that_ran(built, monkeypatch, d, dv, kernel, dtype, softcap):
     ran, launch = [], machine.launch
     module = OP.module("cuda")
     monkeypatch.setattr(module, "launch", lambda *args, **more: ran.append(launch(*args, **more)))
-    kwargs = inputs(1, 3, 5, 2, 2, d, 128 if d == 192 else d, dtype=dtype, softcap=softcap)
-    assert disagreement(kwargs) == ""
-    kind = "bf16" if dtype == torch.bfloat16 else "fp16"
-    assert ran == [f"attention_forward_{kind}_{kernel}_{'capped' if softcap else 'plain'}"]
+    assert disagreement(inputs(1, 3, 5, 2, 2, d, dv, dtype=dtype, softcap=softcap)) == ""
+    dtype, kind = "bf16" if dtype == torch.bfloat16 else "fp16", "capped" if softcap else "plain"
+    assert ran == [f"attention_forward_{dtype}_{kernel}_{'capped' if kernel in ('160', '192', '224') else kind}"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("d, multiprocessors", [(64, 2), (128, 3), (256, 1)])
+@pytest.mark.parametrize("d, multiprocessors", [(64, 2), (96, 2), (128, 3), (224, 1), (256, 1)])
 def test_persistent_ctas_go_round_their_rings(folder, monkeypatch, d, multiprocessors, options, seed):
     """Several tiles for each CTA, more blocks than slots, under several schedules."""
     on_machine(monkeypatch, folder, seed, multiprocessors)
@@ -94,7 +99,7 @@ def test_persistent_ctas_go_round_their_rings(folder, monkeypatch, d, multiproce
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("d, multiprocessors", [(64, 2), (192, 1), (256, 2)])
+@pytest.mark.parametrize("d, multiprocessors", [(32, 2), (64, 2), (160, 2), (192, 1), (256, 2)])
 def test_all_options_together(folder, monkeypatch, d, multiprocessors, seed):
     on_machine(monkeypatch, folder, seed, multiprocessors)
     make = torch.Generator().manual_seed(seed)
@@ -192,20 +197,25 @@ def counted(kwargs):
         return asdict(machine.total(counters()))
 
 
-@pytest.mark.parametrize("d", [64, 128, 256])
-def test_no_more_work_than_needed(folder, monkeypatch, d):
-    """Within 5 % of the formula (softmax included) without a mask, of whole blocks under a causal one; and no bank
-    conflict on the output's way through shared memory: 4 passes for 512 bytes."""
+@pytest.mark.parametrize(
+    "d, rows, keys, softmax",
+    [
+        (32, 192, 128, 0.1), (64, 192, 128, 0.05), (96, 192, 112, 0.05), (128, 128, 128, 0.05), (160, 128, 128, 0.05),
+        (192, 128, 112, 0.05), (224, 128, 96, 0.05), (256, 128, 80, 0.05),
+    ],
+)  # fmt: skip
+def test_no_more_work_than_needed(folder, monkeypatch, d, rows, keys, softmax):
+    """Within 5 % of the formula (softmax included; 10 % where products are short) without a mask, of whole blocks under
+    a causal one; and no bank conflict on the output's way through shared memory: 4 passes for 512 bytes."""
     on_machine(monkeypatch, folder)
-    rows, keys = {64: (192, 128), 128: (128, 128), 256: (128, 80)}[d]
-    sq, sk = 2 * rows, 6 * keys
+    sq, sk = 2 * rows, 3 * keys
     full = counted(inputs(1, sq, sk, 2, 2, d))
     ideal = 4 * d * 2 * sq * sk
-    assert ideal <= full["flops"] <= 1.05 * ideal
+    assert ideal <= full["flops"] <= (1 + softmax) * ideal
     assert full["shared_wavefronts"] == 4 * full["shared_requests"] > 0
     causal = counted(inputs(1, 4 * rows, 4 * rows, 1, 1, d, causal=True))
     ideal = 4 * d * rows * keys * sum(-(-(tile + 1) * rows // keys) for tile in range(4))
-    assert ideal <= causal["flops"] <= 1.05 * ideal
+    assert ideal <= causal["flops"] <= (1 + softmax) * ideal
 
 
 @pytest.mark.parametrize(
@@ -255,7 +265,7 @@ def test_every_case_on_the_gpu(case, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("d, options", list(itertools.product([64, 96, 128, 192, 256], OPTIONS)))
+@pytest.mark.parametrize("d, options", list(itertools.product(range(32, 257, 32), OPTIONS)))
 def test_real_lengths_on_the_gpu(d, options):
     kwargs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs(2, 1000, 1300, 8, 2, d).items()}
     assert disagreement({**kwargs, **OPTIONS[options]}, backend="cuda") == ""

@@ -151,7 +151,8 @@ def test_the_launcher_checks_again(built):
     good = inputs(1, 130, 140, 2, 1, 64)
     out, lse = torch.empty(1, 130, 2, 64, dtype=torch.bfloat16), torch.empty(1, 2, 130)
     tensors = {"q": good["q"], "k": good["k"], "v": good["v"], "out": out, "lse": lse}
-    tensors |= {name: good[name] for name in ("descale_q", "descale_k", "descale_v")} | {"sinks": None}
+    tensors |= {name: good[name] for name in ("descale_q", "descale_k", "descale_v")}
+    tensors |= dict.fromkeys(("sinks", "kv_head_map", "out_scale", "out_bias"))
     wrong = {
         "q: need four dimensions of e4m3": {"q": out},
         "k: need the batch and columns of q": {"k": good["k"][..., :32].contiguous()},
@@ -160,6 +161,8 @@ def test_the_launcher_checks_again(built):
         "out: need the rows of q": {"out": out[:, :5].contiguous()},
         "descale_q: need 4 contiguous elements of f32": {"descale_q": good["descale_q"][..., :1].contiguous()},
         "descale_v: need 2 contiguous elements of f32": {"descale_v": good["descale_v"].double()},
+        "kv_head_map: need 2 contiguous elements of i32": {"kv_head_map": torch.zeros(1, dtype=torch.int32)},
+        "out_bias: need 128 contiguous elements of f32": {"out_bias": torch.zeros(2, 63)},
         "q: need columns contiguous": {"q": good["q"].transpose(1, 3).contiguous().transpose(1, 3)},
     }
     for words, change in wrong.items():

@@ -54,6 +54,8 @@ FAULTS = [
     Fault("maximum without its scale", "fmaxf(best[half], c * fmaxf(", "fmaxf(best[half], fmaxf("),
     Fault("edge blocks not masked", "if (key < all_low || key + kBlock - 1 > all_high) hide(s, key);", ""),
     Fault("minus infinity minus itself", "highest == -fn::infinity ? 0.0f : highest;", "highest;"),
+    Fault("output not moved", "      Way::move_output(o, p, tile.head);\n", ""),
+    Fault("output moved by the first head's numbers", "move_output(o, p, tile.head)", "move_output(o, p, 0)"),
     Fault("cap without its height", "outer * fn::tanh", "fn::tanh"),
     Fault("cap without the block's scale", "inner = descale * p.cap_inner", "inner = p.cap_inner"),
 ]  # fmt: skip
@@ -83,16 +85,18 @@ def text(compile_kernel, toolchain, tmp_path_factory):
     shared = [path for name in ("attention_forward", "block_lists") for path in (KERNELS / name).glob("*.*h")]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(shared)))  # or an old PTX would serve
     sources = "".join(map(source, range(len(FAULTS) + 1)))
-    whole = f'#include "kernels/attention_forward/forward.cuh"  // {key.hexdigest()}\n{sources}'
+    headers = "".join(f'#include "kernels/attention_forward/{name}.cuh"\n' for name in ("output", "softmax"))
+    whole = f"{headers}// {key.hexdigest()}\n{sources}"
     return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "attention_fp8_faults", whole)
 
 
 def calls() -> list[dict]:
+    moved = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(1))
     return [
         inputs(1, 260, 530, 4, 2, 64, causal=True),
         inputs(1, 140, 300, 2, 1, 64, window=(90, 30), sinks=torch.tensor([0.5, 3.0])),
         inputs(1, 200, 140, 1, 1, 64, window=(60, 9)),
-        inputs(1, 70, 150, 2, 1, 64, softcap=2.0),
+        inputs(1, 70, 150, 2, 1, 64, softcap=2.0, out_scale=moved[0], out_bias=moved[1]),
     ]
 
 

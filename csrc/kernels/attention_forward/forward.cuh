@@ -3,7 +3,8 @@
 // in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  bf16 or fp16, any strides that TMA takes; or packed [total,H,D] with
 //      cu_seqlens on the device | sinks, out_scale, out_bias f32, kv_head_map: optional
 // out  o [B,Sq,H,Dv], lse [B,H,Sq] f32 natural log, sink included; with out_scale, out_bias also the output before them
-// kernels  attention_forward_<bf16|fp16>_<D>[x<Dv>]_<plain|capped>: capped applies softcap, and scales that are not positive
+// kernels  attention_forward_<bf16|fp16>_<D>[x<Dv>]_<plain|capped>: capped applies softcap, and scales that are not positive;
+//            160, 192 and 224 have capped alone: their products leave time for one multiplication a score
 //          attention_forward_<bf16|fp16>_<D>_blocks<128|64>_<plain|capped>: keys by lists of blocks (block_lists/lists.h)
 // grid up to one CTA an SM (blocks of 64: as many as fit), persistent: tasks by `snake`, sorted longest first (schedule.cuh); block 128 (1 + W)
 // producer   warp 0 of warpgroup 0      gl q --TMA--> q[W]; gl k, v --TMA--> k[2], v[2], blocks downwards
@@ -17,7 +18,7 @@
 //              named barriers 1 .. W: the 128 threads of one consumer, around its way out
 //              named barriers W + 1 .. 2 W (D <= 128): the turn. A consumer issues its products in its turn, then
 //                      passes it on, so that one's softmax runs under the other's products
-//            O -> q's type -> shared tile (stmatrix) --TMA--> gl o; the last tile of a packed sequence by plain stores
+//            O -> q's type -> shared tile (stmatrix) --TMA--> gl o (output.cuh); the last tile of a packed sequence by plain stores
 // Tails: TMA reads zeros outside q, k, v and writes nothing outside o; keys beyond the sequence are hidden.
 // A row that sees no key gives 0 and lse -inf (with a sink: lse = sink).
 // precision  products exact, sums fp32; P rounded to q's type, its sum not; one rounding at the end
@@ -27,6 +28,7 @@
 // cost  bytes 2 (q + k + v + o) + 4 rows when keys of heads_at_once heads stay in L2, flops 2 (D + Dv) pairs seen
 #pragma once
 
+#include "output.cuh"
 #include "softmax.cuh"
 
 namespace tkpy::attention_forward {
@@ -42,12 +44,13 @@ struct Forward {
   using QTile = st<T, 64, shape.dim>;
   using KTile = st<T, Keys, shape.dim>;
   using VTile = st<T, Keys, shape.dim_v>;
-  using OTile = st<T, 64, shape.dim_v>;
+  using Way = WayOut<T, shape.dim_v>;
+  using OTile = typename Way::OTile;
   using Parameters = typename choose<Listed, BlockParams, Params>::type;
   using Work = Schedule<Rows, Keys, Parameters>;
   using Soft = Softmax<Keys, Capped, Listed>;
   using Block = Seen<Keys, Listed>;
-  using Output = rt_fl<16, shape.dim_v>;
+  using Output = typename Way::Output;
 
   struct Barriers {
     channel<Stages> keys, values;
@@ -64,7 +67,7 @@ struct Forward {
     OTile o[W];
     TK_DEVICE OTile& out(int consumer) { return o[consumer]; }
   };
-  struct Shared : choose<shape.own_out(), TilesAndOut, Tiles>::type {
+  struct alignas(1024) Shared : choose<shape.own_out(), TilesAndOut, Tiles>::type {
     Barriers barriers;
   };
   static_assert(sizeof(Shared) == shape.shared_bytes(), "the launcher asks for shared_bytes(): it must be the truth");
@@ -225,7 +228,7 @@ struct Forward {
       mma_wait(o);
       release(bars.values, at.v);
       at.v.next();
-      scale_rows(o, factor);
+      Way::scale_rows(o, factor);
       copy(weights, s);
     }
     if constexpr (own_out)
@@ -237,100 +240,6 @@ struct Forward {
     mma_wait(o);
     release(bars.values, at.v);
     at.v.next();
-  }
-
-  TK_DEVICE static void scale_rows(Output& o, const float (&factor)[2]) {
-#pragma unroll
-    for (int e = 0; e < Output::elements; ++e) o.x[0][e] *= factor[e / 2 % 2];
-  }
-
-  // (1 + out_scale) O + out_bias
-  TK_DEVICE static void move_output(Output& o, const Params& p, int head) {
-#pragma unroll
-    for (int e = 0; e < Output::elements; e += 4) {  // two columns of two rows; dim_v is a multiple of eight
-      const int col = fragment_col(lane_index(), e);
-      if (8 * (e / 4) >= p.dim_v) break;
-      const float2 none = make_float2(0.0f, 0.0f);
-      const float2 scale = p.out_scale ? *reinterpret_cast<const float2*>(p.out_scale + head * p.dim_v + col) : none;
-      const float2 bias = p.out_bias ? *reinterpret_cast<const float2*>(p.out_bias + head * p.dim_v + col) : none;
-#pragma unroll
-      for (int half = 0; half < 4; half += 2) {
-        o.x[0][e + half] = fmaf(o.x[0][e + half], 1.0f + scale.x, bias.x);
-        o.x[0][e + half + 1] = fmaf(o.x[0][e + half + 1], 1.0f + scale.y, bias.y);
-      }
-    }
-  }
-
-  // Of a row of the sequence in the output, in elements.
-  TK_DEVICE static long long offset(const Params& p, const Tile& tile, int row) {
-    const long long at = static_cast<long long>(tile.batch) * p.seq_q + tile.q_begin + row;
-    return (at * p.heads + tile.head) * p.dim_v;
-  }
-
-  // The consumer's 64 rows, from registers to memory. TMA bounds the rows of a batch entry; those of a packed sequence
-  // are followed by another's.
-  TK_DEVICE static void write_out(Shared& shared, const Params& p, const Tile& tile, int consumer, const Output& o,
-                                  const tensor_map& map, void* data) {
-    OTile& stage = shared.out(consumer);
-    const bool leader = threadIdx.x % 128 == 0;
-    const int row = tile.row + 64 * consumer, valid = tile.seq_q - row;
-    if (leader) wait_stores_read();  // the store before this one
-    sync(1 + consumer, 128);
-    int stage_row = 16 * (warp_index() % 4), stage_col = 0;
-    ptx::hold(stage_row);  // or the addresses of all parts wait in registers from the start of the kernel
-    ptx::hold(stage_col);
-#pragma unroll
-    for (int col = 0; col < shape.dim_v; col += 32) {
-      rt_fl<16, 32> part;
-      rt<T, 16, 32> rounded;
-      columns(part, o, col);
-      copy(rounded, part);
-      store(stage, rounded, stage_row, stage_col + col);
-    }
-    publish_tile();
-    sync(1 + consumer, 128);
-    if (p.cu_seqlens_q == nullptr || valid >= 64) {
-      if (leader) {
-        store(gl<OTile, 4>(map), stage, {tile.batch, tile.head, tile.q_begin + row, 0});
-        commit_stores();
-      }
-      return;
-    }
-    constexpr int width = 8, chunks = OTile::cols / width;
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) % 128; i < valid * chunks; i += 128) {
-      const int r = i / chunks, col = i % chunks * width;
-      if (col >= p.dim_v) continue;
-      T* to = static_cast<T*>(data) + offset(p, tile, row + r) + col;
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&stage.at(r, col));
-    }
-  }
-
-  // A tile that sees no key: (1 + out_scale) 0 + out_bias. Its consumers hold no shared tile.
-  TK_DEVICE static void write_empty(const Params& p, const Tile& tile, int consumer) {
-    const int row = tile.row + 64 * consumer, chunks = p.dim_v / 8, valid = min(64, tile.seq_q - row);
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) % 128; i < valid * chunks; i += 128) {
-      const long long at = offset(p, tile, row + i / chunks) + i % chunks * 8;
-      u32 words[4];
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float* bias = p.out_bias + tile.head * p.dim_v + i % chunks * 8 + 2 * w;
-        words[w] = p.out_bias ? ptx::pack<T>(bias[0], bias[1]) : 0u;
-      }
-      *reinterpret_cast<uint4*>(static_cast<T*>(p.out_data) + at) = make_uint4(words[0], words[1], words[2], words[3]);
-      if (p.plain_data) *reinterpret_cast<uint4*>(static_cast<T*>(p.plain_data) + at) = make_uint4(0, 0, 0, 0);
-    }
-  }
-
-  // Of the warp's 16 rows from `first_row` on.
-  TK_DEVICE static void write_lse(const Params& p, const Tile& tile, int first_row, const float (&lse)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + 8 * half + lane_index() / 4;
-      if (row >= tile.seq_q || lane_index() % 4 != 0) continue;
-      p.lse[(static_cast<long long>(tile.batch) * p.heads + tile.head) * p.seq_q + tile.q_begin + row] = lse[half];
-    }
   }
 
   TK_DEVICE static void consume(Shared& shared, const Parameters& p, int consumer) {
@@ -348,17 +257,17 @@ struct Forward {
       if (tile.blocks() > 0) accumulate(shared, p, tile, consumer, at, o, soft);
       float factor[2], lse[2];
       soft.finish(factor, lse, p, tile.head);
-      write_lse(p, tile, tile.row + 64 * consumer + 16 * (warp_index() % 4), lse);
+      Way::write_lse(p, tile, tile.row + 64 * consumer + 16 * (warp_index() % 4), lse);
       if (tile.blocks() == 0) {
-        write_empty(p, tile, consumer);
+        Way::write_empty(p, tile, consumer);
         continue;
       }
-      scale_rows(o, factor);
+      Way::scale_rows(o, factor);
       if (p.plain_data) {
-        write_out(shared, p, tile, consumer, o, p.plain, p.plain_data);
-        move_output(o, p, tile.head);
+        Way::write_out(shared.out(consumer), p, tile, consumer, o, p.plain, p.plain_data);
+        Way::move_output(o, p, tile.head);
       }
-      write_out(shared, p, tile, consumer, o, p.out, p.out_data);
+      Way::write_out(shared.out(consumer), p, tile, consumer, o, p.out, p.out_data);
       if constexpr (!own_out) {  // q's tile is the producer's again
         sync(1 + consumer, 128);
         if (leader) {
@@ -401,11 +310,13 @@ struct Forward {
       attention_forward_##T##_##NAME(const __grid_constant__ tkpy::attention_forward::Params p) {          \
     tkpy::attention_forward::Forward<tk::T, INDEX, CAPPED>::run(p);                                        \
   }
+#define TKPY_ATTENTION_CAPPED_KERNELS(NAME, INDEX)      \
+  TKPY_ATTENTION(NAME##_capped, bf16, INDEX, true)      \
+  TKPY_ATTENTION(NAME##_capped, fp16, INDEX, true)
 #define TKPY_ATTENTION_KERNELS(NAME, INDEX)             \
   TKPY_ATTENTION(NAME##_plain, bf16, INDEX, false)      \
-  TKPY_ATTENTION(NAME##_capped, bf16, INDEX, true)      \
   TKPY_ATTENTION(NAME##_plain, fp16, INDEX, false)      \
-  TKPY_ATTENTION(NAME##_capped, fp16, INDEX, true)
+  TKPY_ATTENTION_CAPPED_KERNELS(NAME, INDEX)
 
 #define TKPY_ATTENTION_BLOCKS(NAME, T, INDEX, CAPPED)                                                         \
   extern "C" __global__ void __launch_bounds__(tkpy::attention_forward::kBlockShapes[INDEX].threads(),        \

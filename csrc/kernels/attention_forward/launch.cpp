@@ -7,6 +7,7 @@
 #include "checks.h"
 #include "kernels/block_lists/checks.h"
 #include "params.h"
+#include "tk/layout.h"
 
 namespace tkpy::attention_forward {
 
@@ -62,25 +63,25 @@ Choice choose(const Call& call) {
     const std::string name = std::to_string(shape.dim) + "_blocks" + std::to_string(call.blocks->block);
     return {shape, "attention_forward_hd" + name, name};
   }
-  constexpr const char* sizes[] = {"64", "128", "192x128", "256"};
-  constexpr const char* modules[] = {"attention_forward_hd64", "attention_forward_hd128", "attention_forward_hd192",
-                                     "attention_forward_hd256"};
   while (kShapes[i].dim < dim || kShapes[i].dim_v < dim_v) ++i;  // the last takes all that is not refused
-  return {kShapes[i], modules[i], sizes[i]};
+  const Shape& shape = kShapes[i];
+  const std::string width = std::to_string(shape.dim), of_values = "x" + std::to_string(shape.dim_v);
+  return {shape, "attention_forward_hd" + width, shape.dim_v == shape.dim ? width : width + of_values};
 }
 
 void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Params& p) {
-  const auto encode = [&](const View& v, std::uint32_t rows) {
-    const std::uint32_t box[4] = {1, 1, rows, 64};
-    return machine.encode(runtime::tensor_map_of(heads_first(v), box, 128));
+  const auto encode = [&](const View& v, std::uint32_t rows, int width) {
+    const int swizzle = tk::widest_swizzle(2 * width);  // the tile's own
+    const std::uint32_t box[4] = {1, 1, rows, static_cast<std::uint32_t>(swizzle / 2)};
+    return machine.encode(runtime::tensor_map_of(heads_first(v), box, swizzle));
   };
   const auto keys = static_cast<std::uint32_t>(shape.keys);
-  p.q = encode(call.q, 64);
-  p.out = encode(call.out, 64);
-  p.plain = call.plain ? encode(*call.plain, 64) : p.out;
+  p.q = encode(call.q, 64, shape.dim);
+  p.out = encode(call.out, 64, shape.dim_v);
+  p.plain = call.plain ? encode(*call.plain, 64, shape.dim_v) : p.out;
   const bool any = call.k.elements() > 0;  // without keys no block is ever loaded
-  p.k = any ? encode(call.k, keys) : p.q;
-  p.v = any ? encode(call.v, keys) : p.q;
+  p.k = any ? encode(call.k, keys, shape.dim) : p.q;
+  p.v = any ? encode(call.v, keys, shape.dim_v) : p.q;
   p.out_data = call.out.data;
   p.plain_data = call.plain ? call.plain->data : nullptr;
   p.lse = static_cast<float*>(call.lse.data);
@@ -126,8 +127,9 @@ BlockParams params_of(Machine& machine, const Call& call, const Shape& shape) {
 std::string launch(Machine& machine, void* stream, const Call& call) {
   check_call(call);
   const auto [shape, module, size] = choose(call);
+  const bool capped = shape.always_capped || attention::is_capped(call.scale, call.softcap);
   const std::string name = std::string("attention_forward_") + (call.q.dtype == DType::bf16 ? "bf16_" : "fp16_") +
-                           size + (attention::is_capped(call.scale, call.softcap) ? "_capped" : "_plain");
+                           size + (capped ? "_capped" : "_plain");
   if (call.out.elements() == 0) return name;
   const BlockParams p = params_of(machine, call, shape);
   const std::int64_t tasks = std::int64_t{call.packed() ? 1 : p.sequences} * p.heads * p.tiles;

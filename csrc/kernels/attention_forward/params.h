@@ -10,7 +10,8 @@ namespace tkpy::attention_forward {
 // tensors are served too: TMA fills the missing columns with zeros and does not write them.
 struct Shape {
   int dim, dim_v, consumers, keys;
-  int ctas = 1;  // that share an SM
+  int ctas = 1;                 // that share an SM
+  bool always_capped = false;  // there is no plain kernel: few ask for this width
   constexpr int rows() const { return 64 * consumers; }
   constexpr int threads() const { return 128 * (1 + consumers); }
   // The output has shared tiles of its own where there is room; otherwise it goes out through those of q.
@@ -23,14 +24,22 @@ struct Shape {
   constexpr int consumer_registers() const { return consumers == 3 ? 160 : consumers == 2 ? 232 : ctas == 3 ? 136 : 216; }
   static constexpr int kStages = 2;  // of k, and of v
 };
-constexpr Shape kShapes[] = {{64, 64, 3, 128}, {128, 128, 2, 128}, {192, 128, 2, 128}, {256, 256, 2, 80}};
+constexpr Shape kShapes[] = {{32, 32, 3, 128},
+                             {64, 64, 3, 128},
+                             {96, 96, 3, 112},
+                             {128, 128, 2, 128},
+                             {160, 160, 2, 128, 1, true},
+                             {192, 128, 2, 128},
+                             {192, 192, 2, 112, 1, true},
+                             {224, 224, 2, 96, 1, true},
+                             {256, 256, 2, 80}};
 // For lists of blocks, those of 128 first, then of 64: a tile of queries and one of keys lie within a block each. Query
 // blocks of 64 share nothing, so each has a CTA of its own, and CTAs overlap as consumers of one do.
 constexpr Shape kBlockShapes[] = {{64, 64, 2, 128},   {128, 128, 2, 128},   {256, 256, 2, 64},
                                   {64, 64, 1, 64, 3}, {128, 128, 1, 64, 2}, {256, 256, 1, 64}};
 
-// The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of 64 columns, of 64 query
-// rows or `keys` keys, swizzle 128.
+// The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of a panel of their tile
+// (64 columns; 32 where 64 do not divide the width) and 64 query rows or `keys` keys; the swizzle is the panel's width.
 struct Params {
   tk::tensor_map q, k, v, out, plain;
   void* out_data;    // contiguous [B, seq_q, heads, dim_v]

@@ -100,18 +100,7 @@ struct Softmax {
     }
   }
 
- private:
-  TK_DEVICE void keep(Scores& s, const u32 (&bits)[2][Keys / 32]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int e = 2 * half; e < Scores::elements; e += 4)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int at = 8 * (e / 4) + i;
-          s.x[0][e + i] = bits[half][at / 32] >> at % 32 & 1 ? s.x[0][e + i] : -fn::infinity;
-        }
-  }
+  // Keys that a row does not see, of the block that begins at `key`.
   TK_DEVICE void hide(Scores& s, int key) {
     const int column = key + 2 * (lane_index() % 4);
 #pragma unroll
@@ -125,6 +114,19 @@ struct Softmax {
           s.x[0][e + i] = at >= from && at <= to ? s.x[0][e + i] : -fn::infinity;
         }
     }
+  }
+
+ private:
+  TK_DEVICE void keep(Scores& s, const u32 (&bits)[2][Keys / 32]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int e = 2 * half; e < Scores::elements; e += 4)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = 8 * (e / 4) + i;
+          s.x[0][e + i] = bits[half][at / 32] >> at % 32 & 1 ? s.x[0][e + i] : -fn::infinity;
+        }
   }
 };
 

@@ -2,7 +2,8 @@
 //   S_j = q8 k8_j^T, its scores are c_j S_j with c_j = c descale_q descale_k[j]; softmax online as in attention_forward
 //   P = 2^(8 + c_j S_j - m), at most 256, as e4m3; its sum, not rounded, has the same 2^8, and the quotient none
 //   O = sum_j descale_v[j] P_j v8_j: sums are kept in units of the descale_v of the block that was added last
-// in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  e4m3, any strides that TMA takes | descales f32 (params.h) | sinks f32
+// in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  e4m3, any strides that TMA takes | descales f32 (params.h)
+//      sinks, out_scale, out_bias f32, kv_head_map: optional
 // out  o [B,Sq,H,Dv] bf16, lse [B,H,Sq] f32 natural log, sink included
 // kernels  attention_fp8_<D>      grid up to one CTA an SM, persistent, tasks as in attention_forward; block 384
 // producer   warp 0    gl q --TMA--> q[2]; gl k, v --TMA--> k[2], v[2], blocks downwards
@@ -17,7 +18,8 @@
 // precision  products exact, sums as wgmma of 8-bit types keeps them; P rounded to e4m3 (3 bits), its sum not
 // limits  sm_90a; D, Dv <= 128 and multiples of 16; lengths below 2^30
 // cost  bytes q + k + v + 2 o + 4 rows, flops 2 (D + Dv) pairs seen, at twice the rate of bf16
-#include "kernels/attention_forward/forward.cuh"
+#include "kernels/attention_forward/output.cuh"
+#include "kernels/attention_forward/softmax.cuh"
 #include "params.h"
 #include "turn.cuh"
 
@@ -65,23 +67,13 @@ struct Softmax : attention_forward::Softmax<kBlock, true, false> {
     best[0] -= raised;
     best[1] -= raised;
   }
-
- private:
-  TK_DEVICE void hide(Scores& s, int key) const {
-#pragma unroll
-    for (int e = 0; e < Scores::elements; ++e) {
-      const int at = key + fragment_col(lane_index(), e), half = e / 2 % 2;
-      s.x[0][e] = at >= low[half] && at <= high[half] ? s.x[0][e] : -fn::infinity;
-    }
-  }
 };
 
 template <int Index>
 struct Forward {
   static constexpr Shape shape = kShapes[Index];
   static constexpr int W = Shape::kConsumers, Keys = kBlock, Stages = Shape::kStages, turners = 3;
-  using Way = attention_forward::Forward<bf16, Index, true>;  // out: shapes of the output are the same
-  static_assert(attention_forward::kShapes[Index].dim == shape.dim && attention_forward::kShapes[Index].dim_v == shape.dim);
+  using Way = attention_forward::WayOut<bf16, shape.dim>;
 
   using QTile = st<e4m3, 64, shape.dim>;
   using KTile = st<e4m3, Keys, shape.dim>;
@@ -227,28 +219,6 @@ struct Forward {
     return unit;
   }
 
-  // The consumer's 64 rows, from registers to memory; TMA bounds the rows.
-  TK_DEVICE static void write_out(OTile& stage, const Params& p, const Tile& tile, int consumer, const Output& o) {
-    const bool leader = threadIdx.x % 128 == 0;
-    if (leader) wait_stores_read();  // the store before this one
-    sync(1 + consumer, 128);
-    int row = 16 * (warp_index() % 4);
-    ptx::hold(row);  // or the addresses of all parts wait in registers from the start of the kernel
-#pragma unroll
-    for (int col = 0; col < shape.dim; col += 32) {
-      rt_fl<16, 32> part;
-      rt<bf16, 16, 32> rounded;
-      columns(part, o, col);
-      copy(rounded, part);
-      store(stage, rounded, row, col);
-    }
-    publish_tile();
-    sync(1 + consumer, 128);
-    if (!leader) return;
-    store(gl<OTile, 4>(p.out), stage, {tile.batch, tile.head, tile.row + 64 * consumer, 0});
-    commit_stores();
-  }
-
   TK_DEVICE static void consume(Shared& shared, const Params& p, int consumer) {
     Positions at;
     if (consumer == W - 1) pass_turn(consumer);  // the first turn is consumer 0's
@@ -267,7 +237,8 @@ struct Forward {
       factor[0] *= unit;
       factor[1] *= unit;
       Way::scale_rows(o, factor);
-      write_out(shared.o[consumer], p, tile, consumer, o);
+      Way::move_output(o, p, tile.head);
+      Way::write_out(shared.o[consumer], p, tile, consumer, o, p.out, p.out_data);
     });
     if (consumer == 0) take_turn(consumer);  // the last turn comes back
     if (threadIdx.x % 128 == 0) wait_stores();

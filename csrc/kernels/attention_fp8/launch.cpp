@@ -18,7 +18,7 @@ using Optional = std::optional<View>;
 
 struct Call {
   View q, k, v, out, lse, descale_q, descale_k, descale_v;
-  Optional sinks;
+  Optional sinks, kv_head_map, out_scale, out_bias;
   double scale;
   std::int64_t left, right;
   double softcap;
@@ -42,9 +42,9 @@ void check_tensor(const char* what, const View& v, const View& q, DType dtype) {
   check(fits, what, "columns contiguous, and the address and every other stride a multiple of 16 bytes", v);
 }
 
-void check_floats(const char* what, const View& v, const View& q, std::int64_t elements) {
-  check(v.dtype == DType::f32 && v.elements() == elements && attention::contiguous(v) && v.device == q.device, what,
-        std::to_string(elements) + " contiguous elements of f32 on the device of q", v);
+void check_numbers(const char* what, const View& v, const View& q, std::int64_t elements, DType dtype = DType::f32) {
+  check(v.dtype == dtype && v.elements() == elements && attention::contiguous(v) && v.device == q.device, what,
+        std::to_string(elements) + " contiguous elements of " + dtype_name(dtype) + " on the device of q", v);
 }
 
 void check(const Call& call) {
@@ -55,14 +55,17 @@ void check(const Call& call) {
   check_tensor("out", call.out, q, DType::bf16);
   check(k.shape[0] == q.shape[0] && k.shape[3] == q.shape[3], "k", "the batch and columns of q", k);
   check(std::equal(k.shape, k.shape + 3, v.shape), "v", "the rows of k", v);
-  check(k.shape[2] > 0 && q.shape[2] % k.shape[2] == 0, "k", "heads that divide those of q", k);
+  check(k.shape[2] > 0 && (call.kv_head_map || q.shape[2] % k.shape[2] == 0), "k", "heads that divide those of q", k);
   check(std::equal(q.shape, q.shape + 3, call.out.shape) && call.out.shape[3] == v.shape[3] && attention::contiguous(call.out),
         "out", "the rows of q and the columns of v, contiguous", call.out);
-  check_floats("lse", call.lse, q, q.shape[0] * q.shape[1] * q.shape[2]);
-  check_floats("descale_q", call.descale_q, q, q.shape[0] * q.shape[2] * blocks_of(q.shape[1]));
+  check_numbers("lse", call.lse, q, q.shape[0] * q.shape[1] * q.shape[2]);
+  check_numbers("descale_q", call.descale_q, q, q.shape[0] * q.shape[2] * blocks_of(q.shape[1]));
   for (const auto& [name, scales] : {std::pair{"descale_k", &call.descale_k}, std::pair{"descale_v", &call.descale_v}})
-    check_floats(name, *scales, q, k.shape[0] * k.shape[2] * blocks_of(k.shape[1]));
-  if (call.sinks) check_floats("sinks", *call.sinks, q, q.shape[2]);
+    check_numbers(name, *scales, q, k.shape[0] * k.shape[2] * blocks_of(k.shape[1]));
+  if (call.sinks) check_numbers("sinks", *call.sinks, q, q.shape[2]);
+  if (call.kv_head_map) check_numbers("kv_head_map", *call.kv_head_map, q, q.shape[2], DType::i32);
+  for (const auto& [name, moved] : {std::pair{"out_scale", &call.out_scale}, std::pair{"out_bias", &call.out_bias}})
+    if (*moved) check_numbers(name, **moved, q, q.shape[2] * v.shape[3]);
 }
 
 // Strides of single rows are never used, and made fit.
@@ -86,20 +89,23 @@ Params params_of(Machine& machine, const Call& call, const Shape& shape) {
   p.out_data = call.out.data;
   p.lse = static_cast<float*>(call.lse.data);
   p.sinks = data_of<float>(call.sinks);
+  p.kv_head_map = data_of<int>(call.kv_head_map);
+  p.out_scale = data_of<float>(call.out_scale);
+  p.out_bias = data_of<float>(call.out_bias);
   p.descale_q = static_cast<const float*>(call.descale_q.data);
   p.descale_k = static_cast<const float*>(call.descale_k.data);
   p.descale_v = static_cast<const float*>(call.descale_v.data);
   p.sequences = static_cast<int>(q.shape[0]);
   p.heads = static_cast<int>(q.shape[2]);
   p.kv_heads = static_cast<int>(k.shape[2]);
-  p.group = p.heads / p.kv_heads;
+  p.group = std::max(1, p.heads / p.kv_heads);
   p.seq_q = static_cast<int>(q.shape[1]);
   p.seq_k = static_cast<int>(k.shape[1]);
   p.dim_v = static_cast<int>(call.v.shape[3]);
   p.tiles = p.q_blocks = static_cast<int>(blocks_of(p.seq_q));
   p.k_blocks = static_cast<int>(blocks_of(p.seq_k));
   const std::int64_t bytes = std::max<std::int64_t>(1, k.shape[1] * (k.shape[3] + p.dim_v));  // of one key head
-  const std::int64_t heads = std::clamp<std::int64_t>(attention::kBytesInL2 / bytes, 1, kLongest) * p.group;
+  const std::int64_t heads = std::clamp<std::int64_t>(attention::kBytesInL2 / bytes, 1, kLongest) * (p.kv_head_map ? 1 : p.group);
   p.heads_at_once = static_cast<int>(std::min<std::int64_t>(heads, std::int64_t{p.sequences} * p.heads));
   p.left = static_cast<int>(std::min(call.left, kLongest));
   p.right = static_cast<int>(std::min(call.right, kLongest));
@@ -122,7 +128,8 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
   std::vector<View> views = {call.out, call.lse};
   for (const View* v : {&call.q, &call.k, &call.v, &call.descale_q, &call.descale_k, &call.descale_v})
     views.push_back(v->read_only());
-  if (call.sinks) views.push_back(call.sinks->read_only());
+  for (const auto* extra : {&call.sinks, &call.kv_head_map, &call.out_scale, &call.out_bias})
+    if (*extra) views.push_back((*extra)->read_only());
   const auto grid = std::min<std::int64_t>(tasks, machine.multiprocessors(call.q.device));
   machine.launch(machine.kernel("attention_fp8", name), {.grid = {static_cast<std::uint32_t>(grid), 1, 1},
                                                          .block = {Shape::kThreads, 1, 1},
@@ -137,13 +144,15 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
 
 std::string from_python(Machine& machine, void* stream, const View& q, const View& k, const View& v, const View& out,
                         const View& lse, const View& descale_q, const View& descale_k, const View& descale_v,
-                        const Optional& sinks, double scale, std::int64_t left, std::int64_t right, double softcap) {
-  return launch(machine, stream, {q, k, v, out, lse, descale_q, descale_k, descale_v, sinks, scale, left, right, softcap});
+                        const Optional& sinks, const Optional& kv_head_map, const Optional& out_scale,
+                        const Optional& out_bias, double scale, std::int64_t left, std::int64_t right, double softcap) {
+  return launch(machine, stream, {q, k, v, out, lse, descale_q, descale_k, descale_v, sinks, kv_head_map, out_scale, out_bias,
+                                  scale, left, right, softcap});
 }
 
 const runtime::Launcher registered("attention_fp8", from_python,
-                                   {"q", "k", "v", "out", "lse", "descale_q", "descale_k", "descale_v", "sinks", "scale",
-                                    "left", "right", "softcap"});
+                                   {"q", "k", "v", "out", "lse", "descale_q", "descale_k", "descale_v", "sinks",
+                                    "kv_head_map", "out_scale", "out_bias", "scale", "left", "right", "softcap"});
 
 }  // namespace
 

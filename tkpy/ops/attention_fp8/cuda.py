@@ -26,7 +26,10 @@ def _operand(tensor: torch.Tensor) -> torch.Tensor:
     return copy if _fits_tma(copy) else copy.clone()  # a view into the middle of something
 
 
-def forward(q, k, v, descale_q, descale_k, descale_v, sinks, scale, left, right, softcap, out_dtype):
+def forward(
+    q, k, v, descale_q, descale_k, descale_v, sinks, kv_head_map, out_scale, out_bias,
+    scale, left, right, softcap, out_dtype,
+):  # fmt: skip
     q, k, v = map(_operand, (q, k, v))
     out = q.new_empty(*q.shape[:-1], v.shape[-1], dtype=out_dtype)
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
@@ -34,6 +37,11 @@ def forward(q, k, v, descale_q, descale_k, descale_v, sinks, scale, left, right,
         descale.float().expand(-1, -1, -(-tensor.shape[1] // BLOCK)).contiguous()
         for descale, tensor in ((descale_q, q), (descale_k, k), (descale_v, v))
     ]
-    sinks = None if sinks is None else sinks.float().contiguous()
-    launch("attention_fp8", q, k, v, out, lse, *scales, sinks, scale, left, right, softcap, op="attention_fp8")
+    sinks, out_scale, out_bias = (None if t is None else t.float().contiguous() for t in (sinks, out_scale, out_bias))
+    kv_head_map = None if kv_head_map is None else kv_head_map.contiguous()
+    launch(
+        *("attention_fp8", q, k, v, out, lse, *scales, sinks, kv_head_map, out_scale, out_bias),
+        *(scale, left, right, softcap),
+        op="attention_fp8",
+    )
     return out, lse

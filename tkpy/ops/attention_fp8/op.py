@@ -33,6 +33,9 @@ def attention_fp8(
     window: tuple[int | None, int | None] | None = None,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    kv_head_map: torch.Tensor | None = None,
+    out_scale: torch.Tensor | None = None,
+    out_bias: torch.Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     return_lse: bool = False,
     backend: str | None = None,
@@ -45,11 +48,12 @@ def attention_fp8(
 
     Args:
         q: (B, Sq, H, D), float8_e4m3fn (float64: the same numbers, for the reference).
-        k, v: (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv), like q; H is a multiple of Hkv.
+        k, v: (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv), like q; H is a multiple of Hkv, unless
+            there is a `kv_head_map`.
         descale_q: float32 (B, H, ceil(Sq / 128)), what q is to be multiplied by, block by block of 128 rows; or
             (B, H, 1), one for a head; positive; None: 1.
         descale_k, descale_v: the same of k and v, (B, Hkv, ceil(Sk / 128)) or (B, Hkv, 1).
-        causal, scale, window, softcap, sinks: as in `attention`.
+        causal, scale, window, softcap, sinks, kv_head_map, out_scale, out_bias: as in `attention`.
         out_dtype: of the output.
         return_lse: also return the log-sum-exp.
         backend: None (automatic), or one of `tkpy.BACKENDS`.
@@ -66,10 +70,14 @@ def attention_fp8(
         check.tensor(name, tensor, shape, dtypes=(E4M3, torch.float64))
     check.same_dtype("q", "k", "v")
     check.tensor("sinks", sinks, "H", optional=True)
+    check.tensor("kv_head_map", kv_head_map, "H", dtypes=(torch.int32,), optional=True)
+    check.tensor("out_scale", out_scale, "H Dv", optional=True)
+    check.tensor("out_bias", out_bias, "H Dv", optional=True)
     size = check.sizes
     check.that(size["D"] >= 1, "q", "of at least one channel", q)
     check.that(size["Hkv"] >= 1, "k", "of at least one head", k)
-    check.that(size["H"] % size["Hkv"] == 0, "q", f"of a multiple of k's {size['Hkv']} heads", q)
+    if kv_head_map is None:
+        check.that(size["H"] % size["Hkv"] == 0, "q", f"of a multiple of k's {size['Hkv']} heads", q)
     scales = [
         _check_scale(check, name, given, tensor)
         for name, given, tensor in (
@@ -88,7 +96,11 @@ def attention_fp8(
     left, right = check_window(check, window)
     check.same_device()
     right = 0 if causal else right
-    out, lse = OP(q, k, v, *scales, sinks, float(scale), left, right, float(softcap), out_dtype, backend=backend)
+    out, lse = OP(
+        *(q, k, v, *scales, sinks, kv_head_map, out_scale, out_bias),
+        *(float(scale), left, right, float(softcap), out_dtype),
+        backend=backend,
+    )
     return (out, lse) if return_lse else out
 
 
@@ -195,6 +207,18 @@ CASES = (
     Case(
         "softcap and sinks", lambda m: _inputs(m, 1, 70, 150, 2, 1, 32, softcap=3.0, sinks=m.randn(2)), "both", **ROUGH
     ),
+    Case(
+        "head map, scale and bias",
+        lambda m: _inputs(
+            *(m, 1, 290, 140, 3, 2, 32),
+            causal=True,  # the first tile sees no key
+            kv_head_map=m.ints(1, 0, 1).int(),
+            out_scale=m.randn(3, 32),
+            out_bias=m.randn(3, 32),
+        ),
+        "any key head for a query head, an output moved",
+        **ROUGH,
+    ),
     Case("negative scale", lambda m: _inputs(m, 1, 33, 65, 2, 2, 16, scale=-0.5), "any finite scale", **ROUGH),
     Case(
         "without scales",
@@ -222,8 +246,9 @@ CASES = (
 OP = Op(
     "attention_fp8",
     attention_fp8,
-    "(Tensor q, Tensor k, Tensor v, Tensor descale_q, Tensor descale_k, Tensor descale_v, Tensor? sinks, float scale, "
-    "SymInt left, SymInt right, float softcap, ScalarType out_dtype) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor descale_q, Tensor descale_k, Tensor descale_v, Tensor? sinks, "
+    "Tensor? kv_head_map, Tensor? out_scale, Tensor? out_bias, float scale, SymInt left, SymInt right, float softcap, "
+    "ScalarType out_dtype) -> (Tensor, Tensor)",
     fake=fake,
     cases=CASES,
     flops=flops,
