@@ -80,8 +80,8 @@ FAULTS = [
     Fault("one tile of dS", "auto& ds_tile = shared.ds[in_turn ? number : at.slot]", "auto& ds_tile = shared.ds[0]"),
     Fault(
         "the other's columns of k",
-        "subtile<Keys, 64>(shared.k, 0, half)",
-        "subtile<Keys, 64>(shared.k, 0, 0)",
+        "subtile<Keys, Part::cols>(shared.k, 0, half *",
+        "subtile<Keys, Part::cols>(shared.k, 0, 0 *",
         "128_plain",
     ),
     Fault("dQ's part overwritten", "    if (leader()) finish();\n" + SYNC_PART, SYNC_PART),
@@ -126,7 +126,11 @@ FAULTS = [
         "numbers of the first queries", "shared.stats[at.slot].data + query", "shared.stats[at.slot].data", "256_plain"
     ),
     Fault("the other's columns not made", "const int column = Columns * number;", "const int column = 0;", "192_plain"),
-    Fault("columns of half a panel", "wide() && dim / 2 % 64 ? 32 : 64", "wide() ? 32 : 64", "256_plain"),
+    Fault("columns of half a panel", "return widest(wide() ? dim / 2 : dim);", "return 32;", "256_plain"),
+    Fault(
+        "keys in queries' panels", "return widest(in_turn() || rows == 128 ? dim : dim / 2);", "return 32;", "96_plain"
+    ),
+    Fault("dQ's columns in whole panels", "half * Part::cols / 64", "half", "96_plain"),
     Fault("dQ's columns in one place", ": Part::cols * part);", ": 0);", "192_dq"),
     Fault(
         "a turn passed before all have added",
@@ -156,6 +160,8 @@ KERNELS = (
     "64_plain",
     "64_capped",
     "64_dq",
+    "96_plain",
+    "96_dq",
     "128_plain",
     "128_dq",
     "192_plain",
@@ -176,7 +182,7 @@ def source(number: int) -> str:
     text = text.replace(fault.old, fault.new, 1)
     kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
     size, _, kind = fault.kernel.partition("_")
-    index = {"64": 0, "128": 1, "192": 2, "256": 3}.get(size)
+    index = {"64": 1, "96": 2, "128": 3, "192": 4, "256": 5}.get(size)
     made, threads = f"Backward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>", 384
     if kind in ("", "dq"):
         made, threads = f"RoundDq<tk::bf16, {index}>" if kind else "Rows<tk::bf16>", 256

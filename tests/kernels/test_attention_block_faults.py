@@ -12,7 +12,7 @@ from test_attention_backward_faults import grads_and_wants, wrong_call  # noqa: 
 LISTS = ("../block_lists/lists.h", "../block_lists/walk.cuh", "params.h", "schedule.cuh")
 PARTS = ("layout.cuh", "parts.cuh", "sums.cuh", "consumer.cuh")
 FILES = {
-    "forward": (*LISTS, "softmax.cuh", "forward.cuh"),
+    "forward": (*LISTS, "softmax.cuh", "output.cuh", "forward.cuh"),
     "backward": (*LISTS, "dq.cuh", "scores.cuh", *PARTS, "producer.cuh", "backward.cuh"),
 }
 STEP = "      if constexpr (Listed) bars.steps[at_k.slot] = step;\n"

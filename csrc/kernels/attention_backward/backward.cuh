@@ -17,7 +17,7 @@
 //   (consumer.cuh; parts.cuh: the way out of dQ's part; sums.cuh: of dK, dV)
 //   D <= 128   64 keys each
 //              S^T = k q^T   dP^T = v dz^T   dV += P^T dz under the work on dP   dS^T -> shared ds[2] -> dQ part = dS k
-//              dK += dS^T q under the way out of dQ's part: 64 rows of 128 (D = 64), or 64 columns of 128 (D = 128)
+//              dK += dS^T q under the way out of dQ's part: 64 rows of 128 (D <= 64), or half the columns (D = 96, 128)
 //              -> shared dq[w] --bulk add--> gl dq_sum
 //   D > 128    32 of 64 queries each: S^T and dP^T, then P^T, dS^T -> shared weights[2], ds[2]; of half the columns each:
 //              dQ part = dS k, dV += P^T dz, dK += dS^T q; dQ's part from registers --red--> gl dq_sum

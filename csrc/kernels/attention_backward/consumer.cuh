@@ -113,7 +113,7 @@ struct Consumer {
     if constexpr (Rows == 128)
       mma_AtB(dq, subtile<Keys, 64>(ds_tile, 0, half), shared.k, false);
     else
-      mma_AtB(dq, ds_tile, subtile<Keys, 64>(shared.k, 0, half), false);
+      mma_AtB(dq, ds_tile, subtile<Keys, Part::cols>(shared.k, 0, half * Part::cols / 64), false);
     mma_commit();
     mma_AB(sums.dk, ds, q);
     mma_commit();

@@ -1,7 +1,7 @@
 // The last kernel: dq = scale times the sums that the main kernel left, as fragments, rounded to q's type.
 // grid one CTA a query tile of a head; block 256: warpgroup w has part w (backward.cuh): half the rows, or half the columns;
 // float4 i of thread t is elements 4 i .. 4 i + 3 of its fragment. The tile goes through shared memory, so that rows are
-// written in whole chunks of 16 bytes.
+// written in whole chunks of 16 bytes: along the rows of a panel, panel after panel, free of bank conflicts.
 #pragma once
 
 #include "schedule.cuh"
@@ -35,11 +35,11 @@ struct RoundDq {
     const int slab = 16 * (warp_index() % 4);
     store(stage, rounded, shape.rows == 128 ? 64 * part + slab : slab, shape.rows == 128 ? 0 : Part::cols * part);
     __syncthreads();
-    constexpr int width = 8, chunks = Tile::cols / width;
+    constexpr int width = 8, chunks = Tile::cols / width, strip = Tile::swizzle / 16;
     const int valid = min(shape.rows, tile.in.seq_q - tile.row);
-    for (int i = static_cast<int>(threadIdx.x); i < valid * chunks; i += 256) {
-      const int r = i / chunks, col = i % chunks * width;
-      if (col >= p.dim) continue;
+    for (int i = static_cast<int>(threadIdx.x); i < shape.rows * chunks; i += 256) {
+      const int r = i / strip % shape.rows, col = (i / (strip * shape.rows) * strip + i % strip) * width;
+      if (r >= valid || col >= p.dim) continue;
       const long long row = static_cast<long long>(tile.in.batch) * p.seq_q + tile.in.q_begin + tile.row + r;
       T* to = static_cast<T*>(p.dq_data) + (row * p.heads + tile.head) * p.dim + col;
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&stage.at(r, col));

@@ -91,17 +91,19 @@ void check_call(const Call& call) {
 }
 
 void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Params& p) {
-  const auto encode = [&](const View& v, int rows) {
-    const std::uint32_t box[4] = {1, 1, static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(shape.panel())};
-    return machine.encode(runtime::tensor_map_of(heads_first(v), box, 2 * shape.panel()));
+  const auto encode = [&](const View& v, int rows, int panel) {
+    const std::uint32_t box[4] = {1, 1, static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(panel)};
+    return machine.encode(runtime::tensor_map_of(heads_first(v), box, 2 * panel));
   };
-  p.k = encode(call.k, shape.keys);
-  p.v = encode(call.v, shape.keys);
-  p.dk = encode(call.dk, shape.keys);
-  p.dv = encode(call.dv, shape.keys);
+  const auto of_keys = [&](const View& v) { return encode(v, shape.keys, shape.key_panel()); };
+  const auto of_queries = [&](const View& v) { return encode(v, shape.rows, shape.panel()); };
+  p.k = of_keys(call.k);
+  p.v = of_keys(call.v);
+  p.dk = of_keys(call.dk);
+  p.dv = of_keys(call.dv);
   const bool any = call.q.elements() > 0;  // without queries none is ever loaded
-  p.q = any ? encode(call.q, shape.rows) : p.k;
-  p.dz = any ? encode(call.dz ? *call.dz : call.dout, shape.rows) : p.v;
+  p.q = any ? of_queries(call.q) : p.k;
+  p.dz = any ? of_queries(call.dz ? *call.dz : call.dout) : p.v;
 }
 
 void describe_data(const Call& call, Params& p) {

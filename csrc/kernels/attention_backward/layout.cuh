@@ -15,7 +15,7 @@ struct Layout {
   static constexpr int part_size = shape.part();
   static constexpr int Columns = wide ? shape.dim / 2 : shape.dim;  // of a consumer's dK and dV
 
-  using KTile = st<T, Keys, shape.dim, 2 * shape.panel()>;
+  using KTile = st<T, Keys, shape.dim, 2 * shape.key_panel()>;
   using QTile = st<T, Rows, shape.dim, 2 * shape.panel()>;
   using Stats = sv<float, 2 * Rows>;
   using Parameters = typename choose<Listed, BlockParams, Params>::type;

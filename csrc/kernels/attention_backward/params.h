@@ -16,8 +16,10 @@ struct Shape {
   // turn.
   constexpr bool wide() const { return dim > 128; }
   constexpr bool in_turn() const { return !wide() && keys == 64; }
-  // Columns of a panel of q, k, v and dz; at 192 half the columns, which is what a consumer takes, are no whole panels of 64.
-  constexpr int panel() const { return wide() && dim / 2 % 64 ? 32 : 64; }
+  // Columns of a panel of q and dz, and of k, v, dk and dv: what a consumer takes of a tile's columns is whole panels.
+  static constexpr int widest(int columns) { return columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16; }
+  constexpr int panel() const { return widest(wide() ? dim / 2 : dim); }
+  constexpr int key_panel() const { return widest(in_turn() || rows == 128 ? dim : dim / 2); }
   constexpr int stages() const { return in_turn() ? 3 : 2; }  // of q and dz, with what is known of their rows
   constexpr int part() const { return rows * dim / 2; }  // half of a step's dq: what one consumer adds, in turn both halves
   constexpr int shared_bytes() const {
@@ -26,12 +28,12 @@ struct Shape {
     return tiles + exchange + stages() * rows * (8 + mask) + 1024;  // what is known of rows; barriers, in the tiles' alignment
   }
 };
-constexpr Shape kShapes[] = {{64, 128, 128}, {128, 64, 128}, {192, 64, 64}, {256, 64, 64}};
+constexpr Shape kShapes[] = {{32, 128, 128}, {64, 128, 128}, {96, 64, 128}, {128, 64, 128}, {192, 64, 64}, {256, 64, 64}};
 // For lists of blocks, those of 128 first, then of 64: a tile of keys and one of queries lie within a block each.
 constexpr Shape kBlockShapes[] = {{64, 128, 128, 16}, {128, 64, 128, 16}, {256, 64, 64}, {64, 64, 64, 8}, {128, 64, 64, 8}};
 
-// The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of `panel()` columns, of
-// `rows` of q and dz, `keys` of k, v, dk and dv; the swizzle is the panel's width.
+// The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of `rows` and
+// `panel()` columns of q and dz, of `keys` and `key_panel()` columns of k, v, dk and dv; the swizzle is the panel's width.
 // A query tile is `rows` rows of one sequence. Of packed sequences the tiles of number n begin at tile
 // cu_seqlens_q[n] / rows + n, which leaves room for every sequence's last one; so do those of keys.
 struct Params {

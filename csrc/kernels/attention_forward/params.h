@@ -10,7 +10,7 @@ namespace tkpy::attention_forward {
 // tensors are served too: TMA fills the missing columns with zeros and does not write them.
 struct Shape {
   int dim, dim_v, consumers, keys;
-  int ctas = 1;                 // that share an SM
+  int ctas = 1;                // that share an SM
   bool always_capped = false;  // there is no plain kernel: few ask for this width
   constexpr int rows() const { return 64 * consumers; }
   constexpr int threads() const { return 128 * (1 + consumers); }

@@ -58,8 +58,9 @@ def _query_tiles(
 ) -> tuple[int, int, int, int]:
     """(batch entries, tiles of one head, rows of a tile, width of the kernels), as params.h of attention_backward has
     them."""
-    width = next(n for n in (64, 128, 256 if block else 192, 256) if n >= max(q.shape[-1], v.shape[-1]))
-    rows = 128 if width == 64 and block != 64 else 64
+    widths = (64, 128, 256) if block else (32, 64, 96, 128, 192, 256)
+    width = next(n for n in widths if n >= max(q.shape[-1], v.shape[-1]))
+    rows = 128 if width <= 64 and block != 64 else 64
     if cu_seqlens_q is None:
         return q.shape[0], -(-q.shape[1] // rows), rows, width
     return 1, q.shape[0] // rows + cu_seqlens_q.shape[0] - 1, rows, width
