@@ -37,3 +37,10 @@ def short_conv(
     if states:
         kwargs["initial_state"] = make.randn(taps - 1, batch, channels).permute(1, 2, 0)
     return kwargs
+
+
+def packed(make, channels, taps, bounds, **options):
+    """Sequences in one row, each with a state."""
+    kwargs = short_conv(make, 1, channels, bounds[-1], taps, states=False, **options)
+    state = make.randn(taps - 1, len(bounds) - 1, channels).permute(1, 2, 0)
+    return kwargs | {"cu_seqlens": make.ints(*bounds), "initial_state": state, "output_final_state": True}

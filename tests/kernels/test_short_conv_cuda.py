@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from attention_runs import gather  # noqa: E402  (after the skips)
 from row_runs import few_ctas  # noqa: E402
-from short_conv_runs import SOURCES, disagreement, run, runs_of, short_conv  # noqa: E402
+from short_conv_runs import SOURCES, disagreement, packed, run, runs_of, short_conv  # noqa: E402
 
 import tkpy  # noqa: E402
 from tkpy import conformance, machine, registry  # noqa: E402
@@ -59,6 +59,38 @@ def test_any_length(folder, monkeypatch, layout, length, dtype):
     few_ctas(monkeypatch, folder, seed=length)
     kwargs = short_conv(registry.Maker(dtype), 3, 11, length, 1 + length % 8, layout=layout, silu=length % 2 == 0)
     assert disagreement(kwargs) == ""
+
+
+#: Sequences that end where runs do, within and beside; shorter than a state, and empty, at the beginning and the end.
+PACKED = {
+    "many": (4, (0, 0, 3, 64, 64, 65, 70, 192, 192)),
+    "long": (8, (0, 200, 201, 203, 206, 500)),
+    "empty": (3, (0, 0, 0, 130, 130)),
+    "blocks": (4, (0, 49, 98, 147)),  # which some channels fill to their last sample
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("taps, bounds", list(PACKED.values()), ids=list(PACKED))
+@pytest.mark.parametrize("layout", ["times", "channels"])
+def test_packed_sequences(folder, monkeypatch, layout, taps, bounds, dtype):
+    """In runs of 64 times and in one; 64-bit offsets too."""
+    few_ctas(monkeypatch, folder, seed=taps)
+    for tokens in (64, 4096):
+        runs_of(monkeypatch, tokens)
+        kwargs = packed(registry.Maker(dtype), 11, taps, bounds, layout=layout, silu=tokens == 64)
+        assert disagreement(kwargs) == ""
+    assert disagreement(kwargs | {"cu_seqlens": kwargs["cu_seqlens"].long()}, grad=False) == ""
+
+
+def test_offsets_that_are_none_stay_within_the_tensors(folder, monkeypatch):
+    """A GPU's are not looked at: they read and write nothing that is not theirs."""
+    few_ctas(monkeypatch, folder)
+    x, w, state = torch.randn(1, 6, 90).bfloat16(), torch.randn(6, 4), torch.randn(4, 1, 6, 3).bfloat16()
+    for bounds in ([-5, 30, 20, 200, 10**9], [90, 0, 0, 90, 90], [7, 7, 7, 7, 7]):
+        offsets = torch.tensor(bounds, dtype=torch.int32)
+        y, final = torch.zeros_like(x), torch.zeros(4, 6, 3).bfloat16()
+        machine.launch("short_conv_forward", x, w, None, state[:, 0], offsets, y, final, 64, True, op="short_conv")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -175,12 +207,13 @@ def test_the_launchers_check_again(folder, monkeypatch):
     x, w, bias, state = (torch.randn(s).bfloat16() for s in ((2, 6, 9), (6, 3), (6,), (2, 6, 2)))
     y, shares, few = torch.empty_like(x), torch.empty(1, 2, 18), torch.empty(1, 2, 6)
 
-    def forward(x=x, w=w, bias=bias, state=state, y=y, final=None, tokens=64):
-        return machine.launch("short_conv_forward", x, w, bias, state, y, final, tokens, True, op="short_conv")
+    def forward(x=x, w=w, bias=bias, state=state, bounds=None, y=y, final=None, tokens=64):
+        arguments = (x, w, bias, state, bounds, y, final, tokens, True)
+        return machine.launch("short_conv_forward", *arguments, op="short_conv")
 
     def backward(dy=y, dfinal=None, dx=y, dstate=None, shares=shares, few=few, dw=None, db=None):
-        return machine.launch("short_conv_backward", x, w, bias, state, dy, dfinal, dx, dstate, shares, few, dw, db, 64,
-                              True, op="short_conv")  # fmt: skip
+        arguments = (x, w, bias, state, None, dy, dfinal, dx, dstate, shares, few, dw, db, 64, True)
+        return machine.launch("short_conv_backward", *arguments, op="short_conv")
 
     for words, call, wrong in [
         ("x: need three dimensions", forward, {"x": x[0]}),
@@ -193,6 +226,8 @@ def test_the_launchers_check_again(folder, monkeypatch):
         ("bias: need 6 contiguous", forward, {"bias": bias[:5]}),
         ("initial_state: need x's sequences", forward, {"state": state[:1]}),
         ("initial_state: need x's sequences", forward, {"state": state.float()}),
+        ("x: need one row where there are offsets", forward, {"bounds": torch.tensor([0, 9], dtype=torch.int32)}),
+        ("cu_seqlens: need two or more", forward, {"x": x[:1], "bounds": torch.tensor([0, 9])}),
         ("y: need x's sequences", forward, {"y": y[..., :8]}),
         ("y: need contiguous", forward, {"y": torch.empty(2, 9, 6).bfloat16().mT}),
         ("final_state: need x's sequences", forward, {"final": torch.empty(2, 6, 3).bfloat16()}),

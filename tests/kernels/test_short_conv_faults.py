@@ -8,7 +8,7 @@ from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from short_conv_runs import SOURCES, disagreement, short_conv  # noqa: E402  (after the skips)
+from short_conv_runs import SOURCES, disagreement, packed, short_conv  # noqa: E402  (after the skips)
 
 from tkpy import registry  # noqa: E402
 from tkpy.ops.short_conv import cuda  # noqa: E402
@@ -34,8 +34,12 @@ PLACES = [
     ("one channel's taps for all", "static_cast<long long>(channel) * p.taps", "0 * p.taps"),
     ("taps of the wrong type", "p.weight.kind == rows::kF32", "false"),
     ("taps of channels that are not there", "lag >= p.taps || channel >= p.channels", "lag >= p.taps"),
-    ("runs overlap", "from = run * p.tokens", "from = run * (p.tokens - 64)"),
-    ("a run past the sequence", "to = min(from + p.tokens, stop)", "to = from + p.tokens"),
+    ("runs begin late", "from = max(start, first)", "from = max(start, first + 8)"),
+    ("a run past the sequence", "to = min(stop, end)", "to = end"),
+    ("a sequence that ends at the run's begin for the first", "if (bound(middle + 1) < run", "if (bound(middle) < run"),
+    ("empty sequences at a run's begin left out", "if (bound(middle + 1) < run", "if (bound(middle + 1) <= run"),
+    ("empty sequences at the end left out", "return start < end || end == p.length", "return start < end"),
+    ("the row for the sequence", "start = p.bounds == nullptr ? 0 : bound(number)", "start = 0"),
     ("one sequence's state for all", "row_of<T>(p.initial, sequence, channel)", "row_of<T>(p.initial, 0, channel)"),
     ("a state that is contiguous", "state + i * p.initial.time", "state + i"),
     ("older than the state", "push(c, i >= 0 && i < carried", "push(c, i < carried"),
@@ -81,7 +85,7 @@ TURNS = [
     ("lanes share channels", "(part.group * kTurnLanes + beside) * R", "part.group * kTurnLanes * R"),
     ("16 bytes of channels from anywhere", "part.p.grain == 16", "true"),
     ("channels that are not there", "channel(i) < part.p.channels ? bits", "true ? bits"),
-    ("rows of another sequence", "row_of<T>(p.x, part.sequence, 0)", "row_of<T>(p.x, 0, 0)"),
+    ("rows of another sequence", "row_of<T>(p.x, part.batch, 0)", "row_of<T>(p.x, 0, 0)"),
     ("taps over one another", "(beside * R + i) * kRowFloats + 4 * beside", "(beside * R + i) * 8 + 8 * beside"),
 ]  # fmt: skip
 FORWARD = [
@@ -94,7 +98,7 @@ FORWARD = [
         "(static_cast<long long>(sequence) * p.channels + channel) * carried",
         "channel * carried",
     ),
-    ("a final state of short sequences", "params.final != nullptr && params.length < params.taps - 1", "false"),
+    ("a final state of short sequences", "p.final != nullptr && stop - start < carried", "false"),
     ("channels that are not there written", "    if (channel >= p.channels) return;\n    float x", "    float x"),
 ]
 FORWARD_TIMES = [
@@ -119,6 +123,7 @@ FORWARD_CHANNELS = [
     ("the same block again", "turned.send(block + 1, to)", "turned.send(block, to)"),
 ]  # fmt: skip
 BACKWARD = [
+    ("every run writes a state", "if (start >= run * p.tokens) from", "from"),
     ("a product's derivative", "fmaf(z[i], 1.0f - gate, 1.0f)", "1.0f"),
     ("no gate", "g[i] *= gate * fmaf", "g[i] *= fmaf"),
     ("no activation", "if (!p.silu) return;", "return;"),
@@ -132,22 +137,22 @@ BACKWARD = [
     ("a final state too late", "    const int kept = stop - carried;\n", "    const int kept = stop - carried + 1;\n"),
     ("nothing from the final state", "if (p.dfinal.data == nullptr ||", "if (true ||"),
     ("from the final state alone", "d[i] += read(state", "d[i] = read(state"),
-    ("one final state for all", "row_of<T>(p.dfinal, sequence, channel)", "row_of<T>(p.dfinal, 0, channel)"),
+    ("one final state for all", "row_of<T>(p.dfinal, this->sequence, channel)", "row_of<T>(p.dfinal, 0, channel)"),
     ("past the final state", "t + i >= kept && t + i < stop", "t + i >= kept"),
     ("gradients of other runs written", "t, max(from, start), to, true)", "t, start, stop, true)"),
     ("one initial state for all",
      "(static_cast<long long>(sequence) * p.channels + channel) * carried", "channel * carried"),
     ("an initial state too early", "const int before = start - carried;", "const int before = start - carried - 1;"),
-    ("no initial state", "Part<T>(params, params.dinitial != nullptr)", "Part<T>(params, false)"),
+    ("no initial state", "if (p.dinitial != nullptr) this->include_state();", ""),
     ("a step's own for the one after", "team.time == 0 ? old[k] : g[k]", "g[k]"),
     ("no step after", "      old[k] = g[k];\n", "      old[k] = 0.0f;\n"),
     ("from the samples before", "+ step, width)", "+ width - step, width)"),
     ("channels that are not there written", "    if (channel >= p.channels) return;\n    add(", "    add("),
-    ("shares over one another", "sequence) * p.runs + this->run) *", "sequence) * p.runs) *"),
+    ("shares over one another", "batch) * p.runs + this->run) *", "batch) * p.runs) *"),
     ("the wrong tap's share", "p.dweight[at * p.taps + p.taps - 1 - lag]", "p.dweight[at * p.taps + lag]"),
     ("one thread's share", "if (s >= step && s < width) v +=", "if (s > step && s < width) v +="),
-    ("nothing from the next run", "reach(min(stop, to + carried))", "reach(to)"),
-    ("the next run's first times alone", "reach(min(stop, to + carried))", "reach(min(stop, to + 1))"),
+    ("nothing from the next run", "reach = min(stop, to + carried);", "reach = to;"),
+    ("the next run's first times alone", "reach = min(stop, to + carried);", "reach = min(stop, to + 1);"),
 ]  # fmt: skip
 BACKWARD_TIMES = [
     *BACKWARD,
@@ -166,8 +171,8 @@ BACKWARD_CHANNELS = [
     ("the last block is not there", "    turned.receive(first);\n", ""),
     ("dy of the row before", "const Chunk<T> dy = next;", "Chunk<T> dy; dy.clear(); dy = i > 0 ? dy : next;"),
     ("dy at its block's times", "at = t - place(i + 1);", "at = t;"),
-    ("rows at their block's times", "row(turned, team, dy, i, chunk, t - place(i), place(i))",
-     "row(turned, team, dy, i, chunk, t, place(i))"),
+    ("rows at their block's times", "row(turned, team, dy, i, chunk, t - place(i), place(i), block == first)",
+     "row(turned, team, dy, i, chunk, t, place(i), block == first)"),
     ("blocks that are there already", "turned.send(block - 2, reach)", "turned.send(block - 1, reach)"),
     ("gradients of the block after stay away",
      "for (int k = 0; k < kLater; ++k) own[k] = old[k];", "for (int k = 0; k < kLater; ++k) own[k] = 0.0f;"),
@@ -183,13 +188,15 @@ LISTS = {
 
 def calls(kernel: str) -> list[tuple[dict, int, bool]]:
     """A call, times of a run, and whether with its backward: several runs and steps, odd phases, states longer than a
-    sequence, parameters of both types, x at any place."""
+    sequence, packed ones, parameters of both types, x at any place."""
     make, (direction, layout) = registry.Maker(torch.bfloat16), kernel.split("_")
     made = [
         (short_conv(make, 2, 37, 293, 4, layout=layout), 128),
         (short_conv(make, 1, 3, 520, 5, layout=layout), 256),
         (short_conv(make, 1, 3, 2115, 3, layout=layout, wide=True, states=False), 4096),
         (short_conv(make, 3, 5, 4, 8, layout=layout), 64),
+        (packed(make, 5, 4, (0, 0, 3, 64, 64, 70, 150, 150), layout=layout), 64),
+        (packed(make, 16, 4, (0, 49, 98, 147), layout=layout), 256),
         (short_conv(make, 2, 32, 72, 8, layout=layout, pitch=77, skew=1, silu=False), 64),
     ]
     return [(kwargs, tokens, direction == "backward") for kwargs, tokens in made]

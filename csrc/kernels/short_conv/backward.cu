@@ -14,12 +14,18 @@ namespace tkpy::short_conv {
 
 template <class T>
 struct Backward : Part<T> {
-  using Part<T>::p, Part<T>::start, Part<T>::stop, Part<T>::from, Part<T>::to, Part<T>::carried, Part<T>::sequence;
+  using Part<T>::p, Part<T>::start, Part<T>::stop, Part<T>::from, Part<T>::to, Part<T>::carried;
   static constexpr int kSteps = 2, kSums = kMostTaps + 1, kLater = kMostTaps - 1;
-  int reach;  // end of what the run's gradients need of x and dy
+  int reach;  // end of what the part's gradients need of x and dy
 
-  TK_DEVICE explicit Backward(const Params& params)
-      : Part<T>(params, params.dinitial != nullptr), reach(min(stop, to + carried)) {}
+  TK_DEVICE explicit Backward(const Params& params) : Part<T>(params), reach(0) {}
+
+  TK_DEVICE bool enter(int number) {
+    if (!Part<T>::enter(number)) return false;
+    reach = min(stop, to + carried);
+    if (p.dinitial != nullptr) this->include_state();
+    return true;
+  }
 
   // gz from dy, 0 where that is: outside the sequence.
   TK_DEVICE void through_activation(float (&g)[kTimes], const float (&x)[2 * kTimes], const Taps& taps) const {
@@ -68,7 +74,7 @@ struct Backward : Part<T> {
   TK_DEVICE void add_final(float (&d)[kTimes], int t, int channel) const {
     const int kept = stop - carried;
     if (p.dfinal.data == nullptr || t >= stop || t + kTimes <= kept) return;
-    const T* state = row_of<T>(p.dfinal, sequence, channel);
+    const T* state = row_of<T>(p.dfinal, this->sequence, channel);
 #pragma unroll
     for (int i = 0; i < kTimes; ++i)
       if (t + i >= kept && t + i < stop) d[i] += read(state + (t + i - kept) * p.dfinal.time);
@@ -76,7 +82,7 @@ struct Backward : Part<T> {
   TK_DEVICE void write(const float (&d)[kTimes], int t, int channel) const {
     Chunk<T> out;
     out.put(d);
-    put(out, row_of<T>(p.dx, sequence, channel), t, max(from, start), to, true);
+    put(out, row_of<T>(p.dx, this->batch, channel), t, max(from, start), to, true);
     const int before = start - carried;
     if (p.dinitial != nullptr && from < start && t < start)
       put(out, this->state_row(p.dinitial, channel, before), t, before, start, false);
@@ -103,7 +109,7 @@ struct Backward : Part<T> {
   }
   TK_DEVICE void leave(const Team& team, const float (&sum)[kSums], int channel) const {
     if (p.dweight == nullptr) return;
-    const long long at = (static_cast<long long>(sequence) * p.runs + this->run) * p.channels + channel;
+    const long long at = (static_cast<long long>(this->batch) * p.runs + this->run) * p.channels + channel;
     const bool writes = team.time == 0 && channel < p.channels;
 #pragma unroll
     for (int lag = 0; lag < kMostTaps; ++lag) {
@@ -115,25 +121,20 @@ struct Backward : Part<T> {
     if (writes) p.dbias[at] = total;
   }
 
-  TK_DEVICE void run_times() const {
-    if (!this->exists()) return;
-    const Team team(1, p.lanes);
-    const int channel = this->group * (32 / p.lanes) + static_cast<int>(lane_index()) / p.lanes;
+  TK_DEVICE void walk_times(const Team& team, const Taps& taps, float (&sum)[kSums], int channel) const {
     const bool real = channel < p.channels;
-    const T *x = row_of<T>(p.x, sequence, channel), *dy = row_of<T>(p.y, sequence, channel);
-    const int base = from - this->phase(row_of<T>(p.dx, sequence, channel)), hi = real ? reach : start;
+    const T *x = row_of<T>(p.x, this->batch, channel), *dy = row_of<T>(p.y, this->batch, channel);
+    const int base = from - this->phase(row_of<T>(p.dx, this->batch, channel)), hi = real ? reach : start;
     const int span = p.lanes * kTimes, steps = __reduce_max_sync(0xffffffffu, (to - base + span - 1) / span);
     const int first = to < stop ? steps : steps - 1;  // what is after the run, too
     const bool x_aligned = aligned_at(x + base), dy_aligned = aligned_at(dy + base);
-    Taps taps;
-    load_taps<T>(taps, p, channel);
     const auto get = [&](Chunk<T>& c, int step) {
       const int t = base + step * span + team.time * kTimes;
       const bool needed = step >= 0 || (step == -1 && team.time + 1 == team.count);
       fetch(c, x, t, start, needed ? hi : start, x_aligned);
       this->add_state(c, t, channel);
     };
-    float sum[kSums] = {}, old[kLater] = {};
+    float old[kLater] = {};
     Chunk<T> here, next_x[kSteps] = {}, next_dy[kSteps] = {};
     get(here, first);
     for (int last = first + kSteps; last >= 0; last -= kSteps) {
@@ -161,17 +162,27 @@ struct Backward : Part<T> {
         here = earlier[i];
       }
     }
-    leave(team, sum, channel);
+  }
+  TK_DEVICE void run_times() {
+    const Team team(1, p.lanes);
+    const int channel = this->group * (32 / p.lanes) + static_cast<int>(lane_index()) / p.lanes;
+    Taps taps;
+    float sum[kSums] = {};
+    load_taps<T>(taps, p, channel);
+    for (int number = this->first_sequence(); enter(number); ++number)
+      if (from < to) walk_times(team, taps, sum, channel);
+    if (this->batch < p.batches) leave(team, sum, channel);
   }
 
-  TK_DEVICE void row(const Turned<T>& turned, const Team& team, const Chunk<T>& dy, int i, int chunk, int t, int phase) const {
+  TK_DEVICE void row(const Turned<T>& turned, const Team& team, const Chunk<T>& dy, int i, int chunk, int t, int phase,
+                     bool last) const {
     Taps taps;
     Chunk<T> before, here;
     float sum[kSums] = {}, old[kLater] = {};
     turned.get_taps(taps, i);
     turned.get_window(before, here, i, chunk, phase, p.shifted);
     float* own = turned.row(i) + kMostTaps + 1;
-    if (team.time == 0)
+    if (team.time == 0 && !last)
 #pragma unroll
       for (int k = 0; k < kLater; ++k) old[k] = own[k];
 #pragma unroll
@@ -195,12 +206,7 @@ struct Backward : Part<T> {
       leave(team, sum, turned.channel(i));
     }
   }
-  TK_DEVICE void run_channels(unsigned char* shared) const {
-    if (!this->exists()) return;
-    const Team team(kTurnLanes, 32);
-    Turned<T> turned(*this, shared + threadIdx.x / 32 * p.warp_bytes);
-    turned.load_parameters();
-    for (int k = 0; k < turned.R * (p.taps + 1); ++k) turned.sum(0, 0)[k * 32] = 0.0f;
+  TK_DEVICE void walk_channels(Turned<T>& turned, const Team& team) const {
     const int blocks = turned.blocks(), first = to < stop ? blocks : blocks - 1;  // what is after the run, too
     turned.send(first, reach);
     turned.receive(first);
@@ -213,19 +219,27 @@ struct Backward : Part<T> {
       for (int i = -1; i < turned.R; ++i) {
         const Chunk<T> dy = next;
         const auto place = [&](int at) {
-          return this->phase(row_of<T>(p.dx, sequence, turned.channel(at)));
+          return this->phase(row_of<T>(p.dx, this->batch, turned.channel(at)));
         };
         const int chunk = block * kTimeLanes + turned.time, t = from + chunk * kTimes;
         if (i + 1 < turned.R) {
           const int channel = turned.channel(i + 1), at = t - place(i + 1);
-          const T* from_row = row_of<T>(p.y, sequence, channel);
+          const T* from_row = row_of<T>(p.y, this->batch, channel);
           fetch(next, from_row, at, start, channel < p.channels ? reach : start, aligned_at(from_row + at));
         }
-        if (i >= 0) row(turned, team, dy, i, chunk, t - place(i), place(i));
+        if (i >= 0) row(turned, team, dy, i, chunk, t - place(i), place(i), block == first);
       }
       __syncwarp();  // before its slots are written again
     }
-    leave_rows(turned, team);
+  }
+  TK_DEVICE void run_channels(unsigned char* shared) {
+    const Team team(kTurnLanes, 32);
+    Turned<T> turned(*this, shared + threadIdx.x / 32 * p.warp_bytes);
+    turned.load_parameters();
+    for (int k = 0; k < turned.R * (p.taps + 1); ++k) turned.sum(0, 0)[k * 32] = 0.0f;
+    for (int number = this->first_sequence(); enter(number); ++number)
+      if (from < to) walk_channels(turned, team);
+    if (this->batch < p.batches) leave_rows(turned, team);
   }
 };
 

@@ -118,27 +118,51 @@ struct Team {
   }
 };
 
-// A warp's part of one sequence.
+// A warp's run of a row, and the part of a sequence in it that it is at.
 template <class T>
 struct Part {
   const Params& p;
   int carried;                // samples of a state
-  int group, sequence, run;
-  int start, stop;            // of the sequence
+  int group, batch, run;
+  int sequence, start, stop;  // its number, its first time and the one after its last
   int from, to;               // times that are the warp's to write; `carried` of them before `start` are a state's
 
-  TK_DEVICE Part(const Params& params, bool with_state) : p(params), carried(params.taps - 1) {
+  TK_DEVICE explicit Part(const Params& params) : p(params), carried(params.taps - 1) {
     const unsigned warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
     group = static_cast<int>(warp % p.groups);
     run = static_cast<int>(warp / p.groups % p.runs);
-    sequence = static_cast<int>(warp / p.groups / p.runs);
-    start = 0;
-    stop = p.length;
-    from = run * p.tokens;
-    to = min(from + p.tokens, stop);
-    if (run == 0 && with_state) from = -kTimes;  // a whole chunk: phases stay
+    batch = static_cast<int>(warp / p.groups / p.runs);
   }
-  TK_DEVICE bool exists() const { return sequence < p.batches; }
+  // Where a sequence begins, whatever the offsets are.
+  TK_DEVICE int bound(int i) const { return min(max(p.bounds[i], 0), p.length); }
+  // The first sequence that ends at the run's begin or after it.
+  TK_DEVICE int first_sequence() const {
+    if (p.bounds == nullptr) return batch;
+    int low = 0, high = p.sequences;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (bound(middle + 1) < run * p.tokens)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  }
+  // Goes to a part; false after the last one. Empty sequences at the row's end are the last run's.
+  TK_DEVICE bool enter(int number) {
+    const int first = run * p.tokens, end = min(first + p.tokens, p.length);
+    if (batch >= p.batches || number >= (p.bounds == nullptr ? batch + 1 : p.sequences)) return false;
+    sequence = number;
+    start = p.bounds == nullptr ? 0 : bound(number);
+    stop = p.bounds == nullptr ? p.length : max(bound(number + 1), start);
+    from = max(start, first);
+    to = min(stop, end);
+    return start < end || end == p.length;
+  }
+  // The state before the sequence is this run's to write, too: a whole chunk, so that phases stay.
+  TK_DEVICE void include_state() {
+    if (start >= run * p.tokens) from = start - kTimes;
+  }
   // How many samples before `from` the chunks of a channel begin whose output is `row`.
   TK_DEVICE int phase(const T* row) const {
     return static_cast<int>(reinterpret_cast<unsigned long long>(row + from) / sizeof(T) % kTimes);

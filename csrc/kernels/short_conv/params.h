@@ -21,12 +21,13 @@ struct Signal {
 struct Params {
   Signal x, y;                  // backward: y is its gradient; times of y are beside each other
   Signal dx;                    // contiguous
-  Signal initial, dfinal;       // [batches][channels][taps - 1]
+  Signal initial, dfinal;       // [sequences][channels][taps - 1]
+  const int* bounds;            // [sequences + 1] where the sequences of one row begin; null: a row is a sequence
   void *final, *dinitial;       // the same, contiguous, or null
   rows::Vector weight, bias;    // [channels][taps], [channels]
   float *dweight, *dbias;       // [batches][runs][channels][taps] and without the taps: each run's share
-  int batches, channels, length, taps;
-  int tokens, runs, groups;     // times of a run; runs of a sequence; warps that share a run
+  int batches, sequences, channels, length, taps;
+  int tokens, runs, groups;     // times of a run; runs of a row; warps that share a run
   int lanes;                    // threads of a warp that share a channel
   int silu;
   int warp_bytes;               // shared memory of a warp that turns x

@@ -38,7 +38,7 @@ struct Turned {
                                                           (kChunkBytes == 32 ? half ^ (beside >> 1) : half) * 16);
   }
 
-  // Rows of the warp's channels, gradients 0; there from the first receive() on.
+  // Rows of the warp's channels; there from the first receive() on.
   TK_DEVICE void load_parameters() const {
     for (int i = time; i < R; i += kTimeLanes) {
       Taps taps;
@@ -76,7 +76,7 @@ struct Turned {
   // Sends for block `block`: times before `end`. Of the block before the run a window needs the last chunk only.
   TK_DEVICE void send(int block, int end) {
     const Params& p = part.p;
-    const T* x = row_of<T>(p.x, part.sequence, 0);
+    const T* x = row_of<T>(p.x, part.batch, 0);
     const int first = part.from + block * kBlock + time * kTimes;
 #pragma unroll
     for (int k = 0; k < kTimes; ++k) {

@@ -56,5 +56,5 @@ def backward(grads, outputs, *args, needs):
     z, weight, bias, *_ = args
     short = registry.get("short_conv")
     with torch.no_grad():
-        served = short.resolve(short.call(z.mT, weight, bias, None, "", False))
+        served = short.resolve(short.call(z.mT, weight, bias, None, None, "", False))
     return eager.backward_by(short.module(served), modal, grads, *args, needs=needs)

@@ -26,7 +26,7 @@ def forward_by(
     short: ModuleType, modal: ModuleType,
     z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, output_final_state,
 ):  # fmt: skip
-    filtered, inputs = short.forward(z.mT, weight, bias, fir_state, "", output_final_state)
+    filtered, inputs = short.forward(z.mT, weight, bias, fir_state, None, "", output_final_state)
     x2, x1, v = _parts(filtered, groups)
     y, state = modal.forward(v, poles, residues, skip, x1, x2, initial_state, output_final_state)
     return y.mT, inputs, state
@@ -37,7 +37,7 @@ def backward_by(
     z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, output_final_state, *, needs,
 ):  # fmt: skip
     dy, dinputs, dstate = grads
-    short_args = (z.mT, weight, bias, fir_state, "")
+    short_args = (z.mT, weight, bias, fir_state, None, "")
     filtered, _ = short.forward(*short_args, False)
     x2, x1, v = _parts(filtered, groups)
     inner = needs[0] or needs[1] or needs[2] or needs[6]
@@ -52,8 +52,8 @@ def backward_by(
         if dv is not None:
             parts = [d.unflatten(1, (groups, d.shape[1] // groups)) for d in (dx2, dx1, dv)]
             dfiltered = torch.stack(parts, 2).flatten(1, 3)
-        needed = [needs[0], needs[1], needs[2], needs[6]]
-        found = short.backward([dfiltered, dinputs], [], *short_args, output_final_state, needs=needed)
+        needed = [needs[0], needs[1], needs[2], needs[6], False]
+        *found, _ = short.backward([dfiltered, dinputs], [], *short_args, output_final_state, needs=needed)
     dz, dweight, dbias, dfir = found
     return [None if dz is None else dz.mT, dweight, dbias, dpoles, dresidues, dskip, dfir, dbefore]
 

@@ -23,7 +23,7 @@ def _parts(filtered: torch.Tensor, groups: int) -> list[torch.Tensor]:
 
 def _short_args(z, weight, bias, fir_state):
     """Of short_conv's forward, wide."""
-    return _wide(z)[..., None], weight, bias, None if fir_state is None else _wide(fir_state), "", True
+    return _wide(z)[..., None], weight, bias, None if fir_state is None else _wide(fir_state), None, "", True
 
 
 def _modal_args(filtered, poles, residues, skip, state, groups):
@@ -53,6 +53,6 @@ def backward(grads, outputs, z, weight, bias, poles, residues, skip, fir_state, 
         parts = [d.unflatten(1, (groups, d.shape[1] // groups)) for d in (dx2, dx1, dv)]
         dfiltered = torch.stack(parts, 2).flatten(1, 3)
     dinputs = None if dinputs is None else _wide(dinputs)
-    needed = [True, needs[1], needs[2], needs[6]]
-    dz, dweight, dbias, dfir = short.backward([dfiltered, dinputs], [], *short_args, needs=needed)
+    needed = [True, needs[1], needs[2], needs[6], False]
+    dz, dweight, dbias, dfir, _ = short.backward([dfiltered, dinputs], [], *short_args, needs=needed)
     return [dz[..., 0], dweight, dbias, dpoles, dresidues, dskip, dfir, dbefore]

@@ -9,7 +9,6 @@ import torch
 
 from tkpy.machine import launch
 from tkpy.ops import rows
-from tkpy.ops.short_conv.eager import final_state
 
 CHUNK, BLOCK, TURN_BYTES = (
     8,
@@ -25,6 +24,10 @@ def _near(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(2) == 1 or x.shape[2] == 1 or x.stride(1) == 1 else x.contiguous()
 
 
+def _offsets(cu_seqlens: torch.Tensor | None) -> torch.Tensor | None:
+    return None if cu_seqlens is None else cu_seqlens.int().contiguous()
+
+
 def _run(x: torch.Tensor) -> int:
     """Times of a run: all of them, or fewer where that leaves warps without any."""
     batch, channels, length = x.shape
@@ -35,26 +38,29 @@ def _run(x: torch.Tensor) -> int:
     return -(-length // (runs * BLOCK)) * BLOCK
 
 
-def forward(x, weight, bias, initial_state, activation, output_final_state):
-    y = x.new_empty(x.shape)
+def forward(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state):
+    y, carried = x.new_empty(x.shape), weight.shape[1] - 1
+    count = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if not x.numel():
-        return y, final_state(x, weight, initial_state) if output_final_state else x.new_empty(0)
+        if output_final_state and initial_state is None:
+            initial_state = x.new_zeros(count, x.shape[1], carried)
+        return y, initial_state if output_final_state else x.new_empty(0)
     x = _near(x)
-    carried = weight.shape[1] - 1
-    final = x.new_empty(x.shape[0], x.shape[1], carried) if output_final_state else None
+    final = x.new_empty(count, x.shape[1], carried) if output_final_state else None
     launch(
-        "short_conv_forward", x, rows.parameter(weight, x), rows.parameter(bias, x), initial_state, y, final, _run(x),
-        activation == "silu", op="short_conv",
+        "short_conv_forward", x, rows.parameter(weight, x), rows.parameter(bias, x), initial_state,
+        _offsets(cu_seqlens), y, final,
+        _run(x), activation == "silu", op="short_conv",
     )  # fmt: skip
     return y, x.new_empty(0) if final is None else final
 
 
-def backward(grads, outputs, x, weight, bias, initial_state, activation, output_final_state, *, needs):
+def backward(grads, outputs, x, weight, bias, initial_state, cu_seqlens, activation, output_final_state, *, needs):
     dy, dfinal = grads[0], grads[1] if output_final_state else None
     if dy is None and dfinal is None:
-        return [None] * 4
+        return [None] * 5
     if not x.numel():
-        return [None, None, None, dfinal]
+        return [None, None, None, dfinal, None]
     x, dy = _near(x), torch.zeros_like(x, memory_format=torch.contiguous_format) if dy is None else dy
     dy = dy if dy.stride(2) == 1 or dy.shape[2] == 1 else dy.contiguous()
     tokens, (channels, taps) = _run(x), weight.shape
@@ -68,7 +74,8 @@ def backward(grads, outputs, x, weight, bias, initial_state, activation, output_
         count = x.shape[0] * -(-x.shape[2] // tokens)
         shares = [x.new_empty(1, count, n, dtype=torch.float32) for n in (channels * taps, channels)]
     launch(
-        "short_conv_backward", x, rows.parameter(weight, x), rows.parameter(bias, x), initial_state, dy, dfinal, dx,
-        dinitial, *shares, dweight, dbias, tokens, activation == "silu", op="short_conv",
+        "short_conv_backward", x, rows.parameter(weight, x), rows.parameter(bias, x), initial_state,
+        _offsets(cu_seqlens), dy,
+        dfinal, dx, dinitial, *shares, dweight, dbias, tokens, activation == "silu", op="short_conv",
     )  # fmt: skip
-    return [dx, dweight, dbias, dinitial]
+    return [dx, dweight, dbias, dinitial, None]

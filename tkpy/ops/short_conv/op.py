@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tkpy.arguments import Arguments
+from tkpy.arguments import INTEGERS, Arguments, sequence_bounds
 from tkpy.errors import Refusal
 from tkpy.registry import Call, Case, Maker, Op
 
@@ -22,6 +22,7 @@ def short_conv(
     *,
     initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
+    cu_seqlens: torch.Tensor | None = None,
     activation: str | None = None,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -38,6 +39,8 @@ def short_conv(
         bias: (C,), any of these dtypes, or None.
         initial_state: (B, C, K-1) in x's dtype, the oldest input first; None is zero.
         output_final_state: whether to return the last K-1 inputs.
+        cu_seqlens: (S + 1,) int32 or int64 offsets of S sequences packed into one row (B must be 1, L the total
+            length); the states are then (S, C, K-1). Sequences may be empty.
         activation: None or "silu".
         backend: None (automatic), or one of `tkpy.BACKENDS`.
 
@@ -55,18 +58,30 @@ def short_conv(
     check.that(1 <= weight.shape[1] <= MAX_TAPS, "weight", f"of 1 to {MAX_TAPS} taps", weight)
     check.tensor("bias", bias, "C", optional=True)
     check.sizes["K-1"] = weight.shape[1] - 1
-    check.tensor("initial_state", initial_state, "B C K-1", optional=True)
+    check.tensor("cu_seqlens", cu_seqlens, "bounds", dtypes=INTEGERS, optional=True)
+    if cu_seqlens is not None:
+        check.that(cu_seqlens.shape[0] >= 1, "cu_seqlens", "of at least 1 element", cu_seqlens)
+        check.that(x.shape[0] == 1, "x", "of batch size 1 with cu_seqlens", x)
+        check.sizes["S"] = cu_seqlens.shape[0] - 1
+    state = "B C K-1" if cu_seqlens is None else "S C K-1"
+    check.tensor("initial_state", initial_state, state, optional=True)
     check.same_dtype("x", "initial_state")
     check.same_device()
     check.flag("output_final_state", output_final_state)
     if activation is not None:
         check.choice("activation", activation, ACTIVATIONS)
-    y, state = OP(x, weight, bias, initial_state, activation or "", output_final_state, backend=backend)
-    return y, state if output_final_state else None
+    y, final = OP(x, weight, bias, initial_state, cu_seqlens, activation or "", output_final_state, backend=backend)
+    return y, final if output_final_state else None
 
 
-def fake(x, weight, bias, initial_state, activation, output_final_state):
-    shape = (x.shape[0], x.shape[1], weight.shape[1] - 1) if output_final_state else (0,)
+def _values(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state):
+    if cu_seqlens is not None:
+        sequence_bounds("short_conv", "cu_seqlens", cu_seqlens, x.shape[2])
+
+
+def fake(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state):
+    count = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shape = (count, x.shape[1], weight.shape[1] - 1) if output_final_state else (0,)
     return x.new_empty(x.shape), x.new_empty(shape)
 
 
@@ -106,6 +121,19 @@ def _case(batch: int, channels: int, length: int, taps: int, *, bias=True, state
     return make
 
 
+def _packed(channels: int, taps: int, *bounds: int, states=True):
+    def make(m: Maker):
+        kwargs = _case(1, channels, bounds[-1], taps, state=False, activation="silu")(m) | {
+            "cu_seqlens": m.ints(*bounds)
+        }
+        if states:
+            count = len(bounds) - 1
+            kwargs |= {"initial_state": m.randn(count, channels, taps - 1), "output_final_state": True}
+        return kwargs
+
+    return make
+
+
 def _strided(m: Maker):
     return {
         "x": m.randn(2, 21, 2 * 12).transpose(1, 2)[:, ::2],
@@ -124,6 +152,9 @@ CASES = (
     Case("one tap", _case(2, 6, 9, 1), "an empty state"),
     Case("two taps", _case(1, 6, 9, 2), "the fewest with a state"),
     Case("eight taps", _case(1, 6, 23, 8, activation="silu"), "the most"),
+    Case("packed", _packed(3, 4, 0, 5, 5, 6, 19, 37), "sequences of 5, 0, 1, 13 and 18, each with a state"),
+    Case("packed, nothing carried", _packed(5, 3, 0, 8, 24, states=False), "no tap reaches the sequence before"),
+    Case("packed, empty", _packed(3, 4, 0, 0, 0), "no tokens in two sequences"),
     Case("length 1", _case(2, 6, 1, 4), "a decode step: the state shifts by one"),
     Case("length 1 from nothing", lambda m: _case(2, 6, 1, 4, state=False)(m) | {"output_final_state": True},
          "a prompt of one token: the state is padded with zeros"),
@@ -142,12 +173,13 @@ CASES = (
 OP = Op(
     "short_conv",
     short_conv,
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, str activation, bool output_final_state) "
-    "-> (Tensor, Tensor)",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, str activation, "
+    "bool output_final_state) -> (Tensor, Tensor)",
     fake=fake,
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    values=_values,
     supports=supports,
     kernel="short_conv_forward",
 )

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tkpy.ops.short_conv.eager import final_state, state_gradient
+from tkpy.ops.short_conv.eager import final_state, packed_backward, packed_forward, state_gradient
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def _options(weight, bias, state, activation) -> dict[str, object]:
     return known | {"STATE": state is not None and weight.shape[1] > 1, "SILU": activation == "silu"}
 
 
-def forward(x, weight, bias, initial_state, activation, output_final_state):
+def _forward_rows(x, weight, bias, initial_state, activation, output_final_state):
     y = x.new_empty(x.shape)
     if x.numel():
         tile = _tile(x)
@@ -137,7 +137,7 @@ def forward(x, weight, bias, initial_state, activation, output_final_state):
     return y, final_state(x, weight, initial_state) if output_final_state else x.new_empty(0)
 
 
-def backward(grads, outputs, x, weight, bias, initial_state, activation, output_final_state, *, needs):
+def _backward_rows(grads, outputs, x, weight, bias, initial_state, activation, output_final_state, *, needs):
     gy, g_final = grads
     taps = weight.shape[1]
     gx, shares = x.new_zeros(x.shape), x.new_zeros(1, 1, x.shape[1], taps + 1, dtype=torch.float32)
@@ -166,6 +166,23 @@ def backward(grads, outputs, x, weight, bias, initial_state, activation, output_
             g_initial[..., kept:] += g_final[..., : taps - 1 - kept]
     total = shares.sum((0, 1))
     return [gx, total[:, :taps], total[:, taps] if bias is not None else None, g_initial]
+
+
+def forward(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state):
+    if cu_seqlens is None:
+        return _forward_rows(x, weight, bias, initial_state, activation, output_final_state)
+    return packed_forward(_forward_rows, x, weight, bias, initial_state, cu_seqlens, activation, output_final_state)
+
+
+def backward(grads, outputs, x, weight, bias, initial_state, cu_seqlens, activation, output_final_state, *, needs):
+    kept = [n for i, n in enumerate(needs) if i != 4]
+    if cu_seqlens is None:
+        found = _backward_rows(
+            grads, outputs, x, weight, bias, initial_state, activation, output_final_state, needs=kept
+        )
+        return [*found, None]
+    options = (activation, output_final_state)
+    return packed_backward(_backward_rows, grads, x, weight, bias, initial_state, cu_seqlens, *options, needs=kept)
 
 
 _STRIDES = dict.fromkeys(("x_b", "x_c", "x_t", "s_b", "s_c", "s_k"), "i64")
