@@ -106,6 +106,16 @@ std::string unfinished(const Cta& cta, const Warp& issuer) {
          " after that CTA has ended; needed: a barrier.cluster, or a wait there, before it ends";
 }
 
+// CTAs of a cluster begin at different times (CUDA C++ Programming Guide, distributed shared memory): one has begun once the
+// cluster has met, relaxed or not, or where something that it did comes before the access.
+bool has_begun(const Cta& cta, const Accessor& a) {
+  if (a.cluster->cluster_phase > 0) return true;
+  const auto seen = [&](u32 component) { return component && covers(a.clock->seen, component, 1); };
+  return covers(a.clock->seen, cta.warps[0].id, 1) || std::any_of(cta.warps.begin(), cta.warps.end(), [&](const Warp& w) {
+           return seen(w.id) || std::any_of(w.order.lane_component.begin(), w.order.lane_component.end(), seen);
+         });
+}
+
 void check_initialised(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 bytes) {
   const u8* init = cta.shared.init.data() + (offset - kSharedBase);
   for (u32 i = 0; i < bytes; ++i) {
@@ -175,8 +185,13 @@ void shared_access(Exec& x, const Op& op, Cta& cta, u32 lane, u32 offset, u32 by
   touch_shared(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), cta, offset, bytes, kind, strong, same_value);
 }
 
-// A CTA's shared memory lives as long as the CTA: what others, or agents, do to it must come before its end.
+// A CTA's shared memory lives as long as the CTA: what others do to it must come after its begin, and what they or agents
+// do before its end.
 void visit(Cta& cta, const Accessor& a) {
+  if (a.warp->cta != &cta && !has_begun(cta, a))
+    a.cluster->report_at(Check::async_in_flight, a.cluster->launch->linked->site(a.site), *a.warp, a.lane,
+                         "uses the shared memory of CTA rank " + std::to_string(cta.rank) +
+                             ", which may not have begun; needed: a barrier.cluster, or another sign of that CTA, before");
   if (cta.has_ended) {
     a.cluster->report_at(Check::async_in_flight, a.cluster->launch->linked->site(a.site), *a.warp, a.lane, unfinished(cta, *a.warp));
     return;

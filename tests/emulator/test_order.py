@@ -75,6 +75,35 @@ def test_a_cta_that_ends_early_names_who_may_still_come(compile_cuda: Compile) -
         assert any("barrier.cluster" in f.message and "mbarrier.arrive" in f.site.text for f in found)
 
 
+@pytest.mark.parametrize(
+    "meet",
+    [
+        "",
+        "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;",
+        "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;",
+    ],
+    ids=["nothing", "relaxed barrier", "barrier"],
+)
+def test_a_cta_is_written_to_once_it_has_begun(compile_cuda: Compile, meet: str) -> None:
+    module = compile_cuda(
+        f"""
+extern "C" __global__ void __cluster_dims__(2, 1, 1) k(int* out) {{
+  __shared__ int s[32];
+  unsigned own = __cvta_generic_to_shared(s + threadIdx.x), other;
+  asm volatile("{meet}" ::: "memory");
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(other) : "r"(own), "r"(1 - blockIdx.x));
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(other), "r"(threadIdx.x + 1) : "memory");
+  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+  out[32 * blockIdx.x + threadIdx.x] = s[threadIdx.x];
+}}"""
+    )
+    for seed in range(4):  # by order: every schedule shows it
+        out = np.zeros(64, np.int32)
+        found = module.launch("k", grid=2, block=32, args=[out], seed=seed).findings
+        assert {(f.code, "begun" in f.message) for f in found} == (set() if meet else {("async-in-flight", True)})
+        assert np.array_equal(out, np.tile(np.arange(1, 33), 2))
+
+
 def test_outputs_of_two_ctas_may_share_a_word(compile_cuda: Compile) -> None:
     module = compile_cuda(
         'extern "C" __global__ void k(unsigned char* out, unsigned short* pairs) {'

@@ -136,6 +136,18 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1)
   cluster_sync();
 }
 
+// Lane i of CTA r writes 16 bytes to CTA (r + i) % 4, row r of what it has.
+extern "C" __global__ void __cluster_dims__(4, 1, 1) scatter(uint4* y) {
+  __shared__ alignas(16) uint4 received[4][32];
+  const u32 rank = static_cast<u32>(cluster_rank()), lane = threadIdx.x;
+  for (int row = 0; row < 4; ++row) received[row][lane] = make_uint4(0, 0, 0, 0);
+  cluster_sync();
+  const u32 to = ptx::mapa(ptx::shared_address(&received[rank][lane]), (rank + lane) % 4);
+  ptx::st_cluster_v4(to, make_uint4(rank + 1, lane, rank * lane, ~lane));
+  cluster_sync();
+  for (int row = 0; row < 4; ++row) y[32 * (4 * rank + row) + lane] = received[row][lane];
+}
+
 // ---- Barriers: four warps; counts, leaving, bytes announced apart, a second life, named barriers with arrive -------
 extern "C" __global__ void __launch_bounds__(128) barriers(const int* x, int* y) {
   __shared__ mbarrier turn, bytes;

@@ -109,6 +109,15 @@ def test_a_cluster_shares_and_sends(run, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_stores_reach_the_cta_they_name(run, seed):
+    y = torch.full((4, 4, 32, 4), -1, dtype=torch.int32)
+    run("scatter", [y], block=32, grid=4, seed=seed)
+    to, row, lane = torch.meshgrid(*map(torch.arange, (4, 4, 32)), indexing="ij")
+    sent = torch.stack([row + 1, lane, row * lane, ~lane], -1)
+    assert torch.equal(y, torch.where(((row + lane) % 4 == to)[..., None], sent, 0).int())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_barriers_count_leave_and_live_twice(run, seed):
     x, y = torch.arange(128, dtype=torch.int32), torch.full((65,), -1, dtype=torch.int32)
     run("barriers", [x, y], block=128, seed=seed)

@@ -18,6 +18,7 @@ FIRST = "if (m < tiles)\n#pragma unroll\n          for"
 PAIR = "d[m][j][2 * half + 1]"
 FAULTS = [
     Fault("h read before all have written it", MEET + "  strided", "  strided", FORWARD),
+    Fault("h sent to CTAs that have not begun", "  cluster_sync();\n  consecutive", "  consecutive", FORWARD),
     Fault("lanes that ended early not waited for", "  __syncwarp();\n", "", FORWARD),
     Fault("h sent to another CTA", "granule / each)", "granule % p.ranks)", FORWARD),
     Fault("h in another CTA's place", "h.at(granule % each,", "h.at(granule % each / 2,", FORWARD),
