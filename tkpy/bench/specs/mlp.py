@@ -79,7 +79,10 @@ BLOCKDIAG_MLP = OpRows(
     inputs="standard normal, weights scaled so that every product is too",
     what="the block-diagonal GEGLU of M2-BERT: 80M, 110M and 341M",
     rank=lambda sizes: 110 if sizes["width"] == 192 else 200,
-    counted=(Counted({"rows": 256, "blocks": 2, "width": 256, "inner": 256}, BLOCKS, AGAIN),),
+    counted=(
+        Counted({"rows": 256, "blocks": 2, "width": 256, "inner": 256}, BLOCKS, AGAIN),
+        Counted({"rows": 5632, "blocks": 2, "width": 128, "inner": 64}, backward=None),
+    ),
 )
 
 
