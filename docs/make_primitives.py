@@ -20,7 +20,7 @@ HEADERS = {
                   "mask.cuh", "complex.cuh"],
     "Products": ["mma.cuh"],
     "Order": ["sync.cuh", "pipeline.cuh"],
-    "Instructions": ["ptx_data.cuh", "ptx_async.cuh", "ptx_remote.cuh", "ptx.cuh", "ptx_mma.cuh",
+    "Instructions": ["ptx_data.cuh", "ptx_async.cuh", "ptx.cuh", "ptx_mma.cuh",
                      "ptx_wgmma.cuh", "ptx_wgmma_sparse.cuh", "ptx_micro.cuh"],
 }  # fmt: skip
 PREFACE = """# Tile primitives

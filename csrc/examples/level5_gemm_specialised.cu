@@ -53,7 +53,7 @@ TK_DEVICE void produce(Shared& shared, const Problem& p, gl<ATile> a, gl<BHalf> 
 }
 
 TK_DEVICE void release(Shared& shared, int slot) {  // one lane for each CTA that fills this slot
-  if (lane_index() < kCluster) arrive_at(shared.free[slot], static_cast<u32>(lane_index()));
+  if (lane_index() < kCluster) hand_back_at(shared.free[slot], static_cast<u32>(lane_index()));
 }
 
 TK_DEVICE void write_out(CTile& tile, const rt_fl<16, 256>& d, gl<CTile> c, int row, int col, int consumer) {

@@ -26,6 +26,10 @@ TK_DEVICE void mbarrier_arrive_drop(u32 bar) {
 TK_DEVICE void mbarrier_arrive_cluster(u32 bar) {
   TK_PTX_MEMORY("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar));
 }
+// The same, released to this CTA alone: at cluster scope ptxas makes the release a fence of the whole GPU (MEMBAR.GPU).
+TK_DEVICE void mbarrier_arrive_remote(u32 bar) {
+  TK_PTX_MEMORY("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(bar));
+}
 TK_DEVICE void mbarrier_arrive_expect_tx(u32 bar, u32 bytes) {
   TK_PTX_MEMORY("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes));
 }

@@ -25,6 +25,8 @@ TK_DEVICE void arrive(mbarrier& bar, u32 count) { ptx::mbarrier_arrive(bar.addre
 TK_DEVICE void leave(mbarrier& bar) { ptx::mbarrier_arrive_drop(bar.address()); }
 // At the same barrier of CTA `rank` of the cluster.
 TK_DEVICE void arrive_at(mbarrier& bar, u32 rank) { ptx::mbarrier_arrive_cluster(ptx::mapa(bar.address(), rank)); }
+// The same, cheaper, of who has only read: a slot that TMA fills next. That CTA sees no write of this thread by it.
+TK_DEVICE void hand_back_at(mbarrier& bar, u32 rank) { ptx::mbarrier_arrive_remote(ptx::mapa(bar.address(), rank)); }
 // One arrival, and `bytes` that TMA loads will bring.
 TK_DEVICE void arrive_expect(mbarrier& bar, u32 bytes) { ptx::mbarrier_arrive_expect_tx(bar.address(), bytes); }
 TK_DEVICE void arrive_expect_at(mbarrier& bar, u32 bytes, u32 rank) {

@@ -1,5 +1,4 @@
 // Asynchronous copies, barriers and the producer-consumer template, for tests/kernels/test_copies.py.
-#include "tk/ptx_remote.cuh"
 #include "tk/tk.cuh"
 
 using namespace tk;
@@ -122,7 +121,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1)
     arrive_expect_at(sent, sizeof(received), rank ^ 1);  // the sender says what it will send
     bulk_send(received, mine, 128, sent, rank ^ 1);
     arrive_at(asked, 0);
-    ptx::mbarrier_arrive_remote(ptx::mapa(asked.address(), 1));
+    hand_back_at(asked, 1);
   }
   __syncwarp();
   wait_cluster(full, 0);

@@ -35,7 +35,7 @@ class Fault:
 
 
 FINAL_MEETING = "  __syncwarp();\n  cluster_sync();\n}"
-RELEASE = "arrive_at(shared.free[slot], static_cast<u32>(lane_index()));"
+RELEASE = "hand_back_at(shared.free[slot], static_cast<u32>(lane_index()));"
 RACE = "shared-race proxy-fence uninitialised-read"
 
 FAULTS = [

@@ -28,7 +28,6 @@
 #pragma once
 
 #include "params.h"
-#include "tk/ptx_remote.cuh"
 #include "tk/tk.cuh"
 
 namespace tkpy::blockdiag_mlp {
@@ -137,8 +136,7 @@ struct Mlp {
 
   // Has done with slot `done`: one lane for each CTA that fills it.
   TK_DEVICE static void release(Shared& shared, ring<slots>& done) {
-    if (lane_index() < kCluster)
-      ptx::mbarrier_arrive_remote(ptx::mapa(shared.free[done.slot].address(), static_cast<u32>(lane_index())));
+    if (lane_index() < kCluster) hand_back_at(shared.free[done.slot], static_cast<u32>(lane_index()));
     done.next();
   }
 

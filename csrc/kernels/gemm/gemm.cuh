@@ -155,7 +155,7 @@ struct Gemm {
     if constexpr (fillers == 1) {
       if (lane_index() == 0) arrive(shared.free[slot]);
     } else {
-      if (lane_index() < fillers) arrive_at(shared.free[slot], static_cast<u32>(lane_index()));
+      if (lane_index() < fillers) hand_back_at(shared.free[slot], static_cast<u32>(lane_index()));
     }
   }
 
