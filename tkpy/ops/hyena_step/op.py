@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from tkpy.arguments import Arguments, autocast
+from tkpy.ops.hyena_layer import check_layer
 from tkpy.registry import Call, Case, Maker, Op, Refusal
 
-COMPLEX = (torch.complex64, torch.complex128)
-MAX_TAPS = 8
 KERNEL_MODES, KERNEL_ROWS, KERNEL_CHANNELS = 32, 2**28, 2**25  # most of the compiled kernels
 
 
@@ -64,21 +63,7 @@ def hyena_step(
     z, fir_state = autocast(z, fir_state)
     check = Arguments("hyena_step")
     check.tensor("z", z, "B 3W")
-    check.tensor("weight", weight, "3W K")
-    check.that(1 <= weight.shape[1] <= MAX_TAPS, "weight", f"of 1 to {MAX_TAPS} taps", weight)
-    check.tensor("bias", bias, "3W", optional=True)
-    check.tensor("poles", poles, "W S", dtypes=COMPLEX)
-    check.tensor("residues", residues, "W S", dtypes=COMPLEX)
-    check.that(z.shape[1] == 3 * poles.shape[0], "z", f"of three channels for each row of 'poles' {poles.shape[0]}", z)
-    check.tensor("skip", skip, "W", optional=True)
-    check.sizes["K-1"] = weight.shape[1] - 1
-    check.tensor("fir_state", fir_state, "B 3W K-1", optional=True)
-    check.tensor("state", state, "B W S", dtypes=COMPLEX, optional=True)
-    check.same_device()
-    check.same_dtype("z", "fir_state")
-    check.same_dtype("poles", "residues")
-    check.integer("groups", groups, minimum=1)
-    check.that(poles.shape[0] % groups == 0, "groups", f"a divisor of the width {poles.shape[0]}", groups)
+    check_layer(check, z, weight, bias, poles, residues, skip, groups, fir_state, state=state)
     # A lazy conjugate does not survive torch.compile's tracing of custom ops.
     poles, residues = poles.resolve_conj(), residues.resolve_conj()
     state = None if state is None else state.resolve_conj()

@@ -10,11 +10,8 @@ import torch
 from tkpy.machine import launch
 from tkpy.ops import rows
 
-CHUNK, BLOCK, TURN_BYTES = (
-    8,
-    64,
-    64,
-)  # as in csrc/kernels/short_conv/params.h: times, times, bytes of channels of a warp
+CHUNK, BLOCK = 8, 64  # times, as in csrc/kernels/short_conv/params.h
+TURN_BYTES = 64  # of channels beside each other that a warp has there
 FEWEST = 512  # times of a run: K - 1 more are read, and the backward leaves 4 (K + 1) bytes of shares
 WARPS = 128  # wanted for each multiprocessor: eight times those it has at once, so that the last ones do not show
 

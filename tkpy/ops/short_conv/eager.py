@@ -83,7 +83,7 @@ def _gradient_of_tap(gz: Tensor, x: Tensor, state: Tensor | None, lag: int, last
     return total
 
 
-def _backward_one(grads, outputs, x, weight, bias, initial_state, activation, output_final_state, *, needs):
+def _backward_one(grads, x, weight, bias, initial_state, activation, output_final_state, *, needs):
     gy, g_final = grads
     length, last = x.shape[-1], weight.shape[1] - 1
     wide, taps = _wide(x), _taps(weight, x)
@@ -109,30 +109,37 @@ def _backward_one(grads, outputs, x, weight, bias, initial_state, activation, ou
     return [gx, g_weight, g_bias, g_initial if initial_state is not None else None]
 
 
-def packed_forward(one: Callable[..., tuple[Tensor, Tensor]], x, weight, bias, state, cu_seqlens, activation, final):
-    """`one` for each packed sequence: a forward without cu_seqlens."""
+def forward_by(
+    one: Callable[..., tuple[Tensor, Tensor]], x, weight, bias, initial_state, cu_seqlens, activation, final
+):
+    """The op's forward by `one`, a forward without cu_seqlens, of each sequence by itself."""
+    if cu_seqlens is None:
+        return one(x, weight, bias, initial_state, activation, final)
     y = x.new_empty(x.shape)
     states = x.new_empty((len(cu_seqlens) - 1, x.shape[1], weight.shape[1] - 1) if final else (0,))
     for i, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
-        before = None if state is None else state[i : i + 1]
+        before = None if initial_state is None else initial_state[i : i + 1]
         y[..., start:stop], last = one(x[..., start:stop], weight, bias, before, activation, final)
         if final:
             states[i : i + 1] = last
     return y, states
 
 
-def packed_backward(
-    one: Callable[..., list[Any]], grads, x, weight, bias, state, cu_seqlens, activation, final, *, needs
+def backward_by(
+    one: Callable[..., list[Any]], grads, x, weight, bias, initial_state, cu_seqlens, activation, final, *, needs
 ):
-    """`one` for each packed sequence: a backward without cu_seqlens, its gradients of weight and bias summed."""
+    """The op's backward by `one`, a backward without cu_seqlens; the sequences' gradients of weight and bias summed."""
+    needs = [needed for i, needed in enumerate(needs) if i != 4]
+    if cu_seqlens is None:
+        return [*one(grads, x, weight, bias, initial_state, activation, final, needs=needs), None]
     gy, g_final = grads
     gx = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    g_state = None if state is None else torch.zeros_like(state, memory_format=torch.contiguous_format)
+    g_state = None if initial_state is None else torch.zeros_like(initial_state, memory_format=torch.contiguous_format)
     sums: list[Tensor | None] = [None, None]
     for i, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
         own = [None if gy is None else gy[..., start:stop], None if g_final is None else g_final[i : i + 1]]
-        before = None if state is None else state[i : i + 1]
-        found = one(own, [], x[..., start:stop], weight, bias, before, activation, final, needs=needs)
+        before = None if initial_state is None else initial_state[i : i + 1]
+        found = one(own, x[..., start:stop], weight, bias, before, activation, final, needs=needs)
         if found[0] is not None:
             gx[..., start:stop] = found[0]
         if g_state is not None and found[3] is not None:
@@ -141,18 +148,9 @@ def packed_backward(
     return [gx, *sums, g_state, None]
 
 
-def forward(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state):
-    if cu_seqlens is None:
-        return _forward_one(x, weight, bias, initial_state, activation, output_final_state)
-    return packed_forward(_forward_one, x, weight, bias, initial_state, cu_seqlens, activation, output_final_state)
+def forward(*args):
+    return forward_by(_forward_one, *args)
 
 
-def backward(grads, outputs, x, weight, bias, initial_state, cu_seqlens, activation, output_final_state, *, needs):
-    kept = [n for i, n in enumerate(needs) if i != 4]
-    if cu_seqlens is None:
-        found = _backward_one(
-            grads, outputs, x, weight, bias, initial_state, activation, output_final_state, needs=kept
-        )
-        return [*found, None]
-    options = (activation, output_final_state)
-    return packed_backward(_backward_one, grads, x, weight, bias, initial_state, cu_seqlens, *options, needs=kept)
+def backward(grads, outputs, *args, needs):
+    return backward_by(_backward_one, grads, *args, needs=needs)

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tkpy.ops.short_conv.eager import final_state, packed_backward, packed_forward, state_gradient
+from tkpy.ops.short_conv.eager import backward_by, final_state, forward_by, state_gradient
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def _forward_rows(x, weight, bias, initial_state, activation, output_final_state
     return y, final_state(x, weight, initial_state) if output_final_state else x.new_empty(0)
 
 
-def _backward_rows(grads, outputs, x, weight, bias, initial_state, activation, output_final_state, *, needs):
+def _backward_rows(grads, x, weight, bias, initial_state, activation, output_final_state, *, needs):
     gy, g_final = grads
     taps = weight.shape[1]
     gx, shares = x.new_zeros(x.shape), x.new_zeros(1, 1, x.shape[1], taps + 1, dtype=torch.float32)
@@ -168,21 +168,12 @@ def _backward_rows(grads, outputs, x, weight, bias, initial_state, activation, o
     return [gx, total[:, :taps], total[:, taps] if bias is not None else None, g_initial]
 
 
-def forward(x, weight, bias, initial_state, cu_seqlens, activation, output_final_state):
-    if cu_seqlens is None:
-        return _forward_rows(x, weight, bias, initial_state, activation, output_final_state)
-    return packed_forward(_forward_rows, x, weight, bias, initial_state, cu_seqlens, activation, output_final_state)
+def forward(*args):
+    return forward_by(_forward_rows, *args)
 
 
-def backward(grads, outputs, x, weight, bias, initial_state, cu_seqlens, activation, output_final_state, *, needs):
-    kept = [n for i, n in enumerate(needs) if i != 4]
-    if cu_seqlens is None:
-        found = _backward_rows(
-            grads, outputs, x, weight, bias, initial_state, activation, output_final_state, needs=kept
-        )
-        return [*found, None]
-    options = (activation, output_final_state)
-    return packed_backward(_backward_rows, grads, x, weight, bias, initial_state, cu_seqlens, *options, needs=kept)
+def backward(grads, outputs, *args, needs):
+    return backward_by(_backward_rows, grads, *args, needs=needs)
 
 
 _STRIDES = dict.fromkeys(("x_b", "x_c", "x_t", "s_b", "s_c", "s_k"), "i64")
