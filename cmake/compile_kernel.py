@@ -259,6 +259,28 @@ def compile_kernel(
     return report
 
 
+def reuse(
+    source: Path, name: str, out: Path, toolchain: Toolchain, flags: Sequence[str] = (), depfile: Path | None = None
+) -> dict[str, Any] | None:
+    """What compiling would make, brought to `out` from a folder that TKPY_BUILT_KERNELS names, or there already; its
+    report, or None where nobody has it. Builds go by the times of files, and a checkout renews those of equal ones."""
+    others = [Path(folder) for folder in os.environ.get("TKPY_BUILT_KERNELS", "").split(os.pathsep) if folder]
+    found = next((place for place in (out, *others) if is_current(place, name, source, toolchain, flags)), None)
+    if found is None:
+        return None
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=out) as scratch:
+        for end in ("ptx", "cubin", "json"):
+            made = Path(scratch) / f"{name}.{end}"
+            shutil.copyfile(found / made.name, made)
+            _publish(made, out / made.name)
+    report: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    if depfile:
+        needed = [source.resolve(), *(ROOT / header for header in report["headers"])]
+        depfile.write_text(f"{out / name}.json: {' '.join(str(path).replace(' ', chr(92) + ' ') for path in needed)}\n")
+    return report
+
+
 def compile_cached(
     source: Path, name: str, cache: Path, toolchain: Toolchain, flags: Sequence[str] = (), built: Path | None = None
 ) -> Path:
@@ -306,9 +328,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.source is None:
         parser.error("a source is needed")
     name = options.name or module_name(options.source)
+    what: dict[str, Any] = {"flags": options.flags, "depfile": options.depfile}
     try:
-        report = compile_kernel(
-            options.source, name, options.out, toolchain, flags=options.flags, depfile=options.depfile
+        report = reuse(options.source, name, options.out, toolchain, **what) or compile_kernel(
+            options.source, name, options.out, toolchain, **what
         )
     except CompileError as error:
         print(error, file=sys.stderr)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one process builds it
+
 ROOT = Path(__file__).resolve().parent.parent
 
 USE = """
@@ -47,6 +49,7 @@ def wheel(tmp_path_factory):
         source,
     ]
     fresh = {key: value for key, value in os.environ.items() if key != "TKPY_BUILD_DIR"}  # it belongs to ROOT
+    fresh["TKPY_BUILT_KERNELS"] = str(ROOT / "tkpy/kernels")  # those that are of these very sources
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=fresh)
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("tkpy-*.whl")

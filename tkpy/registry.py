@@ -319,8 +319,10 @@ class Op:
         return reasons
 
     def differentiates(self, backend: str) -> bool:
-        """Whether an available backend gives gradients; `reference` and `eager` do, by autograd if not by their own."""
-        return backend in _DIFFERENTIATED or _has_backward(f"{self.package}.{_MODULES[backend]}")
+        """Whether it is there and gives gradients; `reference` and `eager` do, by autograd where not by their own."""
+        if backend in _DIFFERENTIATED:
+            return True
+        return backend in self.available and _has_backward(f"{self.package}.{_MODULES[backend]}")
 
     def module(self, backend: str) -> ModuleType:
         return _module(f"{self.package}.{_MODULES[backend]}")

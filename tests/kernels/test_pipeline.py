@@ -157,6 +157,23 @@ def test_what_the_build_made_serves_the_tests_while_it_is_current(compile_kernel
     assert not compile_kernel.is_current(built, "tiny", source, toolchain, ("-DX",) if change == "flags" else ())
 
 
+def test_what_another_build_made_is_brought_over_while_it_is_current(compile_kernel, toolchain, tmp_path, monkeypatch):
+    source, header, built, out = (tmp_path / name for name in ("tiny.cu", "tiny.h", "built", "out"))
+    header.write_text("constexpr int tiny_value = 1;")
+    source.write_text('#include "tiny.h"\n' + TINY.format(name="tiny"))
+    report = compile_kernel.compile_kernel(source, "tiny", built, toolchain)
+    arguments = (source, "tiny", out, toolchain)
+    assert compile_kernel.reuse(*arguments) is None
+    monkeypatch.setenv("TKPY_BUILT_KERNELS", str(built))
+    assert compile_kernel.reuse(*arguments, depfile=tmp_path / "d") == report
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {p.name: p.read_bytes() for p in built.iterdir()}
+    target, _, needed = (tmp_path / "d").read_text().partition(": ")
+    assert target == str(out / "tiny.json")
+    assert needed.split() == [str(source), str(header)]
+    header.write_text("constexpr int tiny_value = 2;")
+    assert compile_kernel.reuse(*arguments) is None
+
+
 @needs_bare_path
 def test_without_nvcc_the_reason_is_told():
     done = run_script("--toolchain", PATH=WITHOUT_NVCC)
