@@ -20,7 +20,7 @@ import triton
 
 from tkpy.ops.fft_conv import eager, gradients
 from tkpy.ops.fft_conv.spectra import kept
-from tkpy.ops.fft_conv.tables import _range, _terms, _waves
+from tkpy.ops.fft_conv.tables import indices, roots_of_unity, two_terms
 from tkpy.ops.fft_conv.triton_kernels import _convolve, _inner, _outer_in, _outer_out, _spectrum, _taps
 from tkpy.registry import triton_interpreted
 
@@ -77,26 +77,26 @@ def plan_for(length: int) -> Plan:
 def _planes(waves: torch.Tensor, wide: bool) -> torch.Tensor:
     """Real parts and imaginary parts in float32, or their upper terms and then their lower terms in bfloat16."""
     parts = torch.stack([waves.real, waves.imag])
-    return (parts.float() if wide else _terms(parts)).flatten()
+    return (parts.float() if wide else two_terms(parts)).flatten()
 
 
 @functools.lru_cache(maxsize=64)
 def _tables(points: int, shift: float, wide: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """F and S; T."""
     n1, n2, _ = FACTORS[points]
-    shifted = _range(n1) + shift
-    matrices = _waves(shifted, _range(n1), n1), _waves(_range(n2), _range(n2), n2)
-    factors = _planes(_waves(shifted, _range(n2), points), True)
+    shifted = indices(n1) + shift
+    matrices = roots_of_unity(shifted, indices(n1), n1), roots_of_unity(indices(n2), indices(n2), n2)
+    factors = _planes(roots_of_unity(shifted, indices(n2), points), True)
     return torch.cat([_planes(m, wide) for m in matrices]).to(device), factors.to(device)
 
 
 @functools.lru_cache(maxsize=64)
 def _outer_tables(outer: int, points: int, wide: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The outer matrix; its twiddle factors, of the columns in a strip and of the strips."""
-    shifted = _range(outer) + 0.25
-    columns, strips = _range(STRIP), STRIP * _range(points // STRIP)
-    factors = torch.cat([_planes(_waves(shifted, n, outer * points), True) for n in (columns, strips)])
-    return _planes(_waves(shifted, _range(outer), outer), wide).to(device), factors.to(device)
+    shifted = indices(outer) + 0.25
+    columns, strips = indices(STRIP), STRIP * indices(points // STRIP)
+    factors = torch.cat([_planes(roots_of_unity(shifted, n, outer * points), True) for n in (columns, strips)])
+    return _planes(roots_of_unity(shifted, indices(outer), outer), wide).to(device), factors.to(device)
 
 
 def _constants(plan: Plan, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
