@@ -11,7 +11,7 @@ from tkpy import build_info, machine, numerics, registry
 
 MODULES = tuple(f"hd{width}" for width in range(32, 257, 32))
 BLOCK_MODULES = tuple(f"hd{width}_blocks{block}" for width in (64, 128, 256) for block in (64, 128))
-BACKWARD_MODULES = ("rows", "hd32", "hd64", "hd96", "hd128", "hd192", "hd256")
+BACKWARD_MODULES = ("rows", *MODULES)
 BACKWARD_BLOCK_MODULES = ("hd64_blocks64", "hd64_blocks128", "hd128_blocks64", "hd128_blocks128", "hd256_blocks")
 OP = registry.get("attention")
 

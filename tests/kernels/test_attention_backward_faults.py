@@ -4,22 +4,11 @@ gradient or, where sums have an order, other bits must give it away on a few sma
 import functools
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import (  # noqa: E402  (after the skips)
-    BACKWARD_MODULES,
-    OP,
-    cotangents,
-    gather,
-    gradients,
-    inputs,
-    on_machine,
-    packed,
-    wide,
-)
+from attention_runs import OP, cotangents, gradients, inputs, packed, wide  # noqa: E402  (after the skips)
 
 import tkpy  # noqa: E402
 from tkpy import machine, numerics, registry  # noqa: E402
@@ -37,10 +26,8 @@ SOURCES = (
     "consumer.cuh",
     "producer.cuh",
     "backward.cuh",
-    "rows.cu",
 )
-SEEDS = range(4)
-
+TURNS = " in turn"  # of a unit whose sums of dq have an order
 
 SYNC_PART = "    sync(1 + number, 128);\n"
 FAULTS = [
@@ -125,24 +112,30 @@ FAULTS = [
     Fault(
         "numbers of the first queries", "shared.stats[at.slot].data + query", "shared.stats[at.slot].data", "256_plain"
     ),
-    Fault("the other's columns not made", "const int column = Columns * number;", "const int column = 0;", "192_plain"),
-    Fault("columns of half a panel", "return widest(wide() ? dim / 2 : dim);", "return 32;", "256_plain"),
+    Fault("the other's columns not made", "column = Kernel::first_column(number);", "column = 0;", "160_capped"),
+    Fault("columns of even halves", "number * (Layout::shape.dim - Columns)", "number * Columns", "160_capped"),
+    Fault("the smaller half twice", "Half<Kernel, Kernel::first>", "Half<Kernel, Kernel::second>", "160_capped"),
+    Fault("the other's columns of dK", "first = Kernel::first_column(number);", "first = 0;", "160_capped"),
+    Fault("both parts of dQ in one place", " + Kernel::Rows * Kernel::first_column(number);", ";", "160_capped"),
+    Fault("halves of half a panel", "(dim / 2 + 31) / 32 * 32", "dim / 2", "160_capped"),
+    Fault("columns of whole panels", "wide() && dim % 128 != 0 ? 32 : widest(dim)", "widest(dim)", "192_plain"),
     Fault(
-        "keys in queries' panels", "return widest(in_turn() || rows == 128 ? dim : dim / 2);", "return 32;", "96_plain"
+        "keys in queries' panels", "rows == 128 ? panel() : widest(dim / 2)", "rows == 128 ? panel() : 32", "96_plain"
     ),
     Fault("dQ's columns in whole panels", "half * Part::cols / 64", "half", "96_plain"),
-    Fault("dQ's columns in one place", ": Part::cols * part);", ": 0);", "192_dq"),
+    Fault("dQ's columns in one place", ": Part::cols * part);", ": 0);", "160_dq"),
     Fault(
         "a turn passed before all have added",
         "      sync(1 + number, 128);\n      if (leader()) pass",
         "      if (leader()) pass",
-        "256_plain",
+        "256_plain" + TURNS,
     ),
-    Fault("turns not waited for", "      await_turn(p.turns + part, turn(tile, met, slot));\n", ""),
+    Fault("turns not waited for", "      await_turn(p.turns + part, turn(tile, met, slot));\n", "", "64_plain" + TURNS),
     Fault(
         "a turn passed before the sum is in memory",
         "    wait_stores();\n    if (owed",
         "    wait_stores_read();\n    if (owed",
+        "64_plain" + TURNS,
     ),
     Fault("the log-sum-exp's gradient left out", "p.dlse ? delta - p.dlse[at] : delta", "delta", "rows"),
     Fault("the log-sum-exp to base e", "fn::log2e * p.lse[at]", "p.lse[at]", "rows"),
@@ -154,59 +147,31 @@ FAULTS = [
     Fault("no barrier before dQ's rows", "    __syncthreads();\n    constexpr", "    constexpr", "128_dq"),
 ]
 
-#: The right kernels, which nothing may accuse.
-KERNELS = (
-    "rows",
-    "64_plain",
-    "64_capped",
-    "64_dq",
-    "96_plain",
-    "96_dq",
-    "128_plain",
-    "128_dq",
-    "192_plain",
-    "192_dq",
-    "256_plain",
-    "256_dq",
-)
-RIGHT = {kernel: len(FAULTS) + i for i, kernel in enumerate(KERNELS)}
-FAULTS += [Fault("none", "", "", kernel) for kernel in KERNELS]
+KERNELS = ("64_plain", "64_capped", "96_plain", "128_plain", "160_capped", "192_plain", "256_plain")
+SUMS = tuple(f"{width}_dq" for width in (64, 96, 128, 160, 192, 256))
 
 
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own."""
-    fault = FAULTS[number]
-    folder = ROOT / "csrc/kernels/attention_backward"
-    text = "".join((folder / name).read_text().split("#define TKPY_ATTENTION")[0] for name in SOURCES)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    size, _, kind = fault.kernel.partition("_")
-    index = {"64": 1, "96": 2, "128": 3, "192": 4, "256": 5}.get(size)
-    made, threads = f"Backward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>", 384
-    if kind in ("", "dq"):
-        made, threads = f"RoundDq<tk::bf16, {index}>" if kind else "Rows<tk::bf16>", 256
-    body = "\n".join(kept)
-    return f"""namespace seeded_{number} {{
-{body}
-extern "C" __global__ void __launch_bounds__({threads})
-    fault_{number}(const __grid_constant__ tkpy::attention_backward::Params p) {{
-  tkpy::attention_backward::{made}::run(p);
-}}
-}}
-"""
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    kernels = "".join(source(i) for i in range(len(FAULTS)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "attention_backward_faults", kernels)
+def unit(which: str) -> Unit:
+    kernel = which.removesuffix(TURNS)
+    space, files, bounds = "tkpy::attention_backward", SOURCES, "384, 1"
+    if kernel == "rows":
+        module, made, bounds = "rows", "Rows<tk::bf16>", "256"
+        files = (*SOURCES, "rows.cu")
+    else:
+        width, kind = kernel.split("_")
+        index = int(width) // 32 - 1
+        module, made = f"hd{width}", f"Backward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>"
+        if kind == "dq":
+            made, bounds = f"RoundDq<tk::bf16, {index}>", "256"
+    name = "attention_backward_rows_bf16" if kernel == "rows" else f"attention_backward_bf16_{kernel}"
+    entry = Entry(name, f"attention_backward_{module}", f"{space}::Params", f"{space}::{made}::run(p)", bounds)
+    return Unit([f"attention_backward/{file}" for file in files], [entry])
 
 
 @functools.cache
-def calls(kind: str) -> list[dict]:
+def calls_of(kind: str) -> list[dict]:
     d = int(kind.partition("_")[0])
-    if kind.endswith("capped"):
+    if kind == "64_capped":
         return [inputs(1, 30, 40, 1, 1, d, softcap=2.0, causal=True)]
     make = torch.Generator().manual_seed(1)
     moved = {"out_scale": torch.randn(2, d, generator=make), "out_bias": torch.randn(2, d, generator=make)}
@@ -235,7 +200,7 @@ def grads_and_wants(kwargs: dict) -> tuple:
 
 @functools.cache
 def known(kind: str, number: int) -> tuple:
-    return grads_and_wants(calls(kind)[number])
+    return grads_and_wants(calls_of(kind)[number])
 
 
 def wrong_call(grads, outputs, args, want, rows: int | None = None) -> str:
@@ -252,79 +217,49 @@ def wrong_call(grads, outputs, args, want, rows: int | None = None) -> str:
     return ""
 
 
-def wrong(kind: str, number: int) -> str:
-    poisoned = calls(kind)[number]["v"].isnan().any()  # the rest is another sequence, and NaN
+def calls(which: str) -> list[tuple[str, int]]:
+    kind = "64_plain" if which == "rows" else which.removesuffix(TURNS).replace("_dq", "_plain")
+    if which.endswith(TURNS):
+        return [(kind, 0)]
+    return [(kind, number) for number in range(len(calls_of(kind)))]
+
+
+class Order:
+    """Whether sums of dq have an order, and what they were under the first schedule."""
+
+    asked = False
+    sums: torch.Tensor | None = None
+
+
+def launch(name, *arguments, **options):
+    ran = machine.launch(name, *arguments, **options)
+    if Order.asked and Order.sums is None:
+        Order.sums = arguments[17]
+    if Order.asked and not torch.equal(Order.sums, arguments[17]):
+        raise tkpy.InternalError("other bits")
+    return ran
+
+
+def arrange(monkeypatch, fault: Fault) -> None:
+    monkeypatch.setattr(Order, "asked", fault.kernel.endswith(TURNS))
+    monkeypatch.setattr(Order, "sums", None)
+    monkeypatch.setattr(OP.module("cuda"), "launch", launch)
+    monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: Order.asked)
+
+
+def wrong(call: tuple[str, int]) -> str:
+    kind, number = call
+    poisoned = calls_of(kind)[number]["v"].isnan().any()  # the rest is another sequence, and NaN
     return wrong_call(*known(kind, number), 150 if poisoned else None)
 
 
-def caught(monkeypatch, folder, kind: str, seed: int) -> str:
-    on_machine(monkeypatch, folder, seed, multiprocessors=2)
-    for number in range(len(calls(kind))):
-        if what := wrong(kind, number):
-            return what
-    return ""
-
-
-def other_bits(monkeypatch, folder, kind: str) -> str:
-    """Whether sums that have an order differ between schedules."""
-    sums = []
-
-    def launch(*arguments, **options):
-        ran = machine.launch(*arguments, **options)
-        sums.append(arguments[18])
-        return ran
-
-    monkeypatch.setattr(OP.module("cuda"), "launch", launch)
-    for seed in SEEDS:
-        on_machine(monkeypatch, folder, seed, multiprocessors=3)
-        if what := wrong(kind, 0):
-            return what
-    return "" if all(torch.equal(sums[0], other) for other in sums) else "other bits"
-
-
-@pytest.fixture(scope="module")
-def right(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/attention_backward/{module}.cu") for module in BACKWARD_MODULES]
-    return gather(tmp_path_factory.mktemp("right"), parts)
-
-
-def found(text: str, right, tmp_path, monkeypatch, number: int) -> str:
-    fault = FAULTS[number]
-    gather(tmp_path, [right])
-    size, _, kind = fault.kernel.partition("_")
-    names = {
-        f"fault_{number}": f"attention_backward_{fault.kernel}_bf16"
-        if not kind
-        else f"attention_backward_bf16_{fault.kernel}"
-    }
-    if kind:  # the size's other kernels are right
-        others = [k for k in KERNELS if k.startswith(f"{size}_") and k != fault.kernel]
-        names |= {f"fault_{RIGHT[kernel]}": f"attention_backward_bf16_{kernel}" for kernel in others}
-    which = f"attention_backward_hd{size}" if kind else "attention_backward_rows"
-    write_module(tmp_path, which, module(text, names))
-    calls_of = fault.kernel if kind in ("plain", "capped") else f"{size if kind else '64'}_plain"
-    in_order = "turn" in fault.what
-    monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: in_order)
-    if in_order:
-        return other_bits(monkeypatch, tmp_path, calls_of)
-    for seed in SEEDS if fault.old else SEEDS[:2]:
-        if what := caught(monkeypatch, tmp_path, calls_of, seed):
-            print(what)
-            return what
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS) - len(KERNELS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number)
-
-
-@pytest.mark.parametrize("number", RIGHT.values(), ids=lambda number: FAULTS[number].kernel)
-def test_the_right_kernel_is_not_accused(text, right, tmp_path, monkeypatch, number):
-    assert found(text, right, tmp_path, monkeypatch, number) == ""
-
-
-@pytest.mark.parametrize("kind", ["64_plain", "256_plain"])
-def test_the_right_order_is_not_accused(right, monkeypatch, kind):
-    monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: True)
-    assert other_bits(monkeypatch, right, kind) == ""
+test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
+    "attention_backward",
+    {which: unit(which) for which in (*KERNELS, *SUMS, "rows", "64_plain" + TURNS, "256_plain" + TURNS)},
+    FAULTS,
+    calls,
+    wrong,
+    seeds=4,
+    multiprocessors=2,
+    arrange=arrange,
+).tests()

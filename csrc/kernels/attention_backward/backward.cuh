@@ -21,6 +21,7 @@
 //              -> shared dq[w] --bulk add--> gl dq_sum
 //   D > 128    32 of 64 queries each: S^T and dP^T, then P^T, dS^T -> shared weights[2], ds[2]; of half the columns each:
 //              dQ part = dS k, dV += P^T dz, dK += dS^T q; dQ's part from registers --red--> gl dq_sum
+//              (D = 160: 96 and 64 columns, 224: 128 and 96)
 //              named barriers 1, 2: the 128 threads of one consumer, around dq[w] or a turn      3: both, once the tiles
 //              that they exchange are written (two of each: who writes one again has met the other after its products
 //              with it), and around the way out of dk, dv
@@ -63,7 +64,11 @@ struct Backward {
       if (warp_index() == 0) Producer<Kernel>::run(shared, p);
     } else {
       take_registers<240>();
-      Consumer<Kernel>(shared, p, warpgroup_index() - 1).run();
+      const int number = warpgroup_index() - 1;
+      if (Kernel::first == Kernel::second || number == 0)
+        Consumer<Half<Kernel, Kernel::first>>(shared, p, number).run();
+      else
+        Consumer<Half<Kernel, Kernel::second>>(shared, p, number).run();
     }
   }
 };
@@ -85,13 +90,15 @@ struct Backward {
       attention_backward_##T##_##NAME(const __grid_constant__ tkpy::attention_backward::BlockParams p) {    \
     tkpy::attention_backward::Backward<tk::T, INDEX, CAPPED, true>::run(p);                                 \
   }
-#define TKPY_ATTENTION_BACKWARD_KERNELS(NAME, INDEX)             \
-  TKPY_ATTENTION_BACKWARD(NAME##_plain, bf16, INDEX, false)      \
+#define TKPY_ATTENTION_BACKWARD_CAPPED_KERNELS(NAME, INDEX)      \
   TKPY_ATTENTION_BACKWARD(NAME##_capped, bf16, INDEX, true)      \
-  TKPY_ATTENTION_BACKWARD(NAME##_plain, fp16, INDEX, false)      \
   TKPY_ATTENTION_BACKWARD(NAME##_capped, fp16, INDEX, true)      \
   TKPY_ATTENTION_DQ(NAME##_dq, bf16, INDEX, false)               \
   TKPY_ATTENTION_DQ(NAME##_dq, fp16, INDEX, false)
+#define TKPY_ATTENTION_BACKWARD_KERNELS(NAME, INDEX)             \
+  TKPY_ATTENTION_BACKWARD(NAME##_plain, bf16, INDEX, false)      \
+  TKPY_ATTENTION_BACKWARD(NAME##_plain, fp16, INDEX, false)      \
+  TKPY_ATTENTION_BACKWARD_CAPPED_KERNELS(NAME, INDEX)
 #define TKPY_ATTENTION_BACKWARD_BLOCK_KERNELS(NAME, INDEX)            \
   TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_plain, bf16, INDEX, false)    \
   TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_capped, bf16, INDEX, true)    \

@@ -156,7 +156,7 @@ struct Consumer {
     store(ds_tile, ds, 16 * (warp_index() % 4), query);
     publish_tile();
     sync(both, 256);
-    const int column = Columns * number;
+    const int column = Kernel::first_column(number);
     mma_fence();
     mma_AtB(dq, ds_tile, subtile<Keys, Columns>(shared.k, 0, column), false);
     mma_commit();

@@ -1,6 +1,7 @@
 // The last kernel: dq = scale times the sums that the main kernel left, as fragments, rounded to q's type.
 // grid one CTA a query tile of a head; block 256: warpgroup w has part w (backward.cuh): half the rows, or half the columns;
-// float4 i of thread t is elements 4 i .. 4 i + 3 of its fragment. The tile goes through shared memory, so that rows are
+// float4 i of thread t is elements 4 i .. 4 i + 3 of its fragment, which are 8 columns of 64 rows, so that the parts of
+// consumers with unequal columns lie as halves do. The tile goes through shared memory, so that rows are
 // written in whole chunks of 16 bytes: along the rows of a panel, panel after panel, free of bank conflicts.
 #pragma once
 

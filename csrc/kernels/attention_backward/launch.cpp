@@ -168,7 +168,8 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
   std::string size = std::to_string(shape.dim);
   if (call.by_keys) size += shape.wide() ? "_blocks" : "_blocks" + std::to_string(call.by_keys->block);
   const std::string prefix = "attention_backward_" + type + "_" + size, module = "attention_backward_hd" + size;
-  const std::string name = prefix + (attention::is_capped(call.scale, call.softcap) ? "_capped" : "_plain");
+  const bool capped = shape.always_capped || attention::is_capped(call.scale, call.softcap);
+  const std::string name = prefix + (capped ? "_capped" : "_plain");
   BlockParams p = params_of(call, shape);
   const std::int64_t batch = call.packed() ? 1 : p.sequences, queries = batch * p.heads * p.q_tiles;
   const std::int64_t tasks = call.k.elements() > 0 ? batch * p.kv_heads * p.k_tiles : 0, most = std::max(queries, tasks);

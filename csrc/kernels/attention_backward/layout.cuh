@@ -1,4 +1,5 @@
-// What a CTA of the main kernel (backward.cuh) holds: its tiles and barriers in shared memory, the registers of a consumer.
+// What a CTA of the main kernel (backward.cuh) holds: its tiles and barriers in shared memory, the registers of a consumer
+// (Half).
 #pragma once
 
 #include "scores.cuh"
@@ -13,7 +14,7 @@ struct Layout {
   static constexpr int Rows = shape.rows, Keys = shape.keys, Stages = shape.stages(), both = 3;
   static constexpr bool wide = shape.wide(), in_turn = shape.in_turn();
   static constexpr int part_size = shape.part();
-  static constexpr int Columns = wide ? shape.dim / 2 : shape.dim;  // of a consumer's dK and dV
+  static constexpr int first = shape.columns(0), second = shape.columns(1);
 
   using KTile = st<T, Keys, shape.dim, 2 * shape.key_panel()>;
   using QTile = st<T, Rows, shape.dim, 2 * shape.panel()>;
@@ -21,8 +22,6 @@ struct Layout {
   using Parameters = typename choose<Listed, BlockParams, Params>::type;
   using Work = Schedule<Rows, Keys, Parameters>;
   using Pairs = Scores<T, wide ? Rows / 2 : Rows, Capped>;
-  using Sum = rt_fl<16, Columns>;
-  using Part = rt_fl<16, in_turn ? 64 : part_size / 64>;
 
   struct Barriers {
     mbarrier keys_full, keys_free, ragged;
@@ -62,6 +61,16 @@ struct Layout {
 
   // Of a consumer's 128 threads the one that speaks for all.
   TK_DEVICE static bool leader() { return threadIdx.x % 128 == 0; }
+};
+
+// The same for a consumer that sums dK and dV of so many columns: what it holds in registers.
+template <class Layout, int Columns_>
+struct Half : Layout {
+  static constexpr int Columns = Columns_;
+  using Sum = rt_fl<16, Columns>;
+  using Part = rt_fl<16, Layout::wide ? Columns : Layout::in_turn ? 64 : Layout::part_size / 64>;
+
+  TK_DEVICE static int first_column(int number) { return number * (Layout::shape.dim - Columns); }
 };
 
 }  // namespace tkpy::attention_backward

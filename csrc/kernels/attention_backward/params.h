@@ -11,24 +11,31 @@ namespace tkpy::attention_backward {
 struct Shape {
   int dim, rows, keys;
   int mask = 0;  // bytes of a row of an element mask in shared memory; 0: there is none, or it is read where it lies
+  bool always_capped = false;  // there is no plain kernel: few ask for this width
   static constexpr int kThreads = 384;
   // Two consumers share the keys; wide tiles' sums do not fit, and they share the columns; few keys, and they take steps in
   // turn.
   constexpr bool wide() const { return dim > 128; }
   constexpr bool in_turn() const { return !wide() && keys == 64; }
+  // Columns of dk and dv that a consumer sums. Of an odd number of panels the first one has one more than the other.
+  constexpr int columns(int consumer) const {
+    const int first = (dim / 2 + 31) / 32 * 32;
+    return !wide() ? dim : consumer == 0 ? first : dim - first;
+  }
   // Columns of a panel of q and dz, and of k, v, dk and dv: what a consumer takes of a tile's columns is whole panels.
   static constexpr int widest(int columns) { return columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16; }
-  constexpr int panel() const { return widest(wide() ? dim / 2 : dim); }
-  constexpr int key_panel() const { return widest(in_turn() || rows == 128 ? dim : dim / 2); }
+  constexpr int panel() const { return wide() && dim % 128 != 0 ? 32 : widest(dim); }
+  constexpr int key_panel() const { return wide() || in_turn() || rows == 128 ? panel() : widest(dim / 2); }
   constexpr int stages() const { return in_turn() ? 3 : 2; }  // of q and dz, with what is known of their rows
-  constexpr int part() const { return rows * dim / 2; }  // half of a step's dq: what one consumer adds, in turn both halves
+  constexpr int part() const { return rows * dim / 2; }  // half of a step's dq (dq.cuh)
   constexpr int shared_bytes() const {
     const int exchange = 2 * 2 * keys * rows * (wide() ? 2 : 1) + (wide() ? 0 : 2 * 4 * part() * (in_turn() ? 2 : 1));
     const int tiles = 2 * (2 * keys * dim + stages() * 2 * rows * dim);
     return tiles + exchange + stages() * rows * (8 + mask) + 1024;  // what is known of rows; barriers, in the tiles' alignment
   }
 };
-constexpr Shape kShapes[] = {{32, 128, 128}, {64, 128, 128}, {96, 64, 128}, {128, 64, 128}, {192, 64, 64}, {256, 64, 64}};
+constexpr Shape kShapes[] = {{32, 128, 128},       {64, 128, 128}, {96, 64, 128},       {128, 64, 128},
+                             {160, 64, 64, 0, true}, {192, 64, 64},  {224, 64, 64, 0, true}, {256, 64, 64}};
 // For lists of blocks, those of 128 first, then of 64: a tile of keys and one of queries lie within a block each.
 constexpr Shape kBlockShapes[] = {{64, 128, 128, 16}, {128, 64, 128, 16}, {256, 64, 64}, {64, 64, 64, 8}, {128, 64, 64, 8}};
 

@@ -79,7 +79,8 @@ struct Parts {
       if (leader()) await_turn(p.turns + part, turn(tile, met, slot));
       sync(1 + number, 128);
     }
-    float* place = p.dq_sum + static_cast<long long>(part) * part_size + 4 * (threadIdx.x % 128);
+    float* place = p.dq_sum + static_cast<long long>(index + met) * (2 * part_size) + Kernel::Rows * Kernel::first_column(number);
+    place += 4 * (threadIdx.x % 128);
 #pragma unroll
     for (int e = 0; e < Part::elements; e += 4)
       ptx::red_add_v4(place + 128 * e, dq.x[0][e], dq.x[0][e + 1], dq.x[0][e + 2], dq.x[0][e + 3]);

@@ -46,7 +46,8 @@ struct Sums {
 
   // Rows or columns of one consumer to their tile, in q's type.
   TK_DEVICE void stage(KTile& to, const Sum& sum) const {
-    int row = (wide || in_turn ? 0 : 64 * number) + 16 * (warp_index() % 4), first = wide ? Columns * number : 0;
+    int row = (wide || in_turn ? 0 : 64 * number) + 16 * (warp_index() % 4);
+    const int first = Kernel::first_column(number);
     ptx::hold(row);  // or the addresses of all parts wait in registers from the start of the kernel
 #pragma unroll
     for (int col = 0; col < Columns; col += 32) {

@@ -127,13 +127,11 @@ COMMON: dict[str, Any] = {
 }
 
 
-def _counted(sq: int, sk: int, d: int, wider: int | None = None) -> Counted:
-    """Two heads of whole tiles without a mask; the backward goes through kernels of width `wider`."""
+def _counted(sq: int, sk: int, d: int) -> Counted:
+    """Two heads of whole tiles without a mask."""
     sizes = {"b": 1, "sq": sq, "sk": sk, "h": 2, "hkv": 2, "d": d, "causal": 0}
     why = "dQ is summed in memory in fp32 and rounded by a kernel of its own; another one reads out and dout for delta"
-    if wider is None:
-        return Counted(sizes, backward=Promise(bytes=2.5, why=why))
-    return Counted(sizes, backward=Promise(flops=wider / d, bytes=2.5, why=f"{why}; the kernels are those of {wider}"))
+    return Counted(sizes, backward=Promise(bytes=2.5, why=why))
 
 
 ATTENTION = OpRows(
@@ -144,7 +142,7 @@ ATTENTION = OpRows(
     published=_published,
     counted=(
         *(_counted(*sizes) for sizes in ((384, 256, 32), (384, 256, 64), (192, 896, 96), (256, 256, 128))),
-        *(_counted(*sizes) for sizes in ((256, 256, 160, 192), (128, 448, 192), (256, 192, 224, 256), (256, 320, 256))),
+        *(_counted(*sizes) for sizes in ((256, 256, 160), (128, 448, 192), (256, 192, 224), (256, 320, 256))),
     ),
     trained=tuple(_grid(d, s, causal) for d in (128, 64) for s in (4096, 16384, 8192) for causal in (1, 0)),
 )
