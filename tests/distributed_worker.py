@@ -89,8 +89,8 @@ def main(mode: str) -> None:
         print(json.dumps(result))
     if world > 1:
         dist.destroy_process_group()
-        # FSDP's device mesh keeps its group, and so gloo's threads, alive past this; one that asks for the interpreter's
-        # lock while it shuts down ends the process by std::terminate. The losses are out: leave without that shutdown.
+        # FSDP's device mesh keeps its group, and so gloo's threads, alive past this; one that asks for the lock of an
+        # interpreter that shuts down ends the process by std::terminate. The losses are out: leave without a shutdown.
         sys.stdout.flush()
         os._exit(0)
 

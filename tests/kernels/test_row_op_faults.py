@@ -71,10 +71,12 @@ COMMON = [
     ("no token before", "token == -1 && from < 0 && p.last != nullptr", "false"),
     ("one last token for all", "batch * p.last_batch", "0 * p.last_batch"),
     ("the first sequence for all", "batch * p.x_batch", "0 * p.x_batch"),
-    ("half chunks", "unit % p.chunks) * N", "unit % p.chunks) * N / 2"),
+    ("half chunks", "p.lane_bits) + lane) * N", "p.lane_bits) + lane) * N / 2"),
+    ("the first CTA's channels for all", "(blockIdx.x % p.across << p.lane_bits) + lane", "lane"),
+    ("one run for a CTA", "* teams() + team)", "+ team)"),
     ("runs overlap", "row % p.runs) * p.tokens", "row % p.runs) * (p.tokens - 1)"),
     ("a run past the sequence", "min(first + p.tokens, p.length)", "first + p.tokens"),
-    ("a unit more", "this->unit >= p.units", "this->unit > p.units"),
+    ("a run more", "row < p.rows", "row <= p.rows"),
     ("mixes of the wrong type", "p.mix.kind == kF32", "false"),
     ("one mix for all", "long long at = static_cast<long long>(m) * p.channels", "long long at = 0"),
     ("mixes that begin anywhere", "p.mix_grain", "16"),
@@ -107,7 +109,11 @@ GRADIENTS = [
     ("every token is the first", "if (token != 0 ||", "if ("),
     ("tokens before the run written", "token >= first ? p.channels : 0, p.grain);\n      if",
      "p.channels, p.grain);\n      if"),
-    ("shares over one another", "(this->unit / p.chunks) * p.mixes", "(this->unit / p.chunks)"),
+    ("shares over one another", "(blockIdx.x / p.across) * p.mixes", "(blockIdx.x / p.across)"),
+    ("runs of the CTA left out", "k < teams;", "k + 1 < teams;"),
+    ("one run's share for the CTA's", "(((k + this->team) & (teams - 1))", "((this->team)"),
+    ("shares before the other runs are done", "gradients();\n    __syncthreads();", "gradients();"),
+    ("mixes left out", "m += static_cast<int>(teams)", "m += p.mixes"),
     ("sums begin with what is there", "own[i * kShiftThreads] = 0.0f", "own[i * kShiftThreads] += 0.0f"),
     ("nothing from 4 tokens later", "d[0][j] = d[kShiftTokens][j]", "d[0][j] = 0.0f"),
     ("runs begin with 0", "after - 1 - i, first - 1)", "after - 1 - i, first)"),
@@ -188,7 +194,7 @@ def shift_calls(make) -> list[dict]:
     """Runs of 4 tokens and of more, mixes of both types, pieces of 16, 4 and 2 bytes."""
     return [
         token_shift(make, 2, 70, 12, 3, wide_mix=True),
-        token_shift(make, 2, 261, 264, 2),
+        token_shift(make, 2, 133, 264, 5),
         token_shift(make, 3, 6, 7, 3, last=False),
     ]
 

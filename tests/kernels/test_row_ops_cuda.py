@@ -179,7 +179,7 @@ def test_the_launcher_of_rotary_checks_again(folder, monkeypatch):
 def test_the_launchers_of_token_shift_check_again(folder, monkeypatch):
     few_ctas(monkeypatch, folder)
     x, mix, last = torch.randn(2, 3, 8).bfloat16(), torch.randn(4, 8), torch.randn(2, 8).bfloat16()
-    y, partial = torch.randn(4, 2, 3, 8).bfloat16(), torch.empty(1, 2, 32)
+    y, partial = torch.randn(4, 2, 3, 8).bfloat16(), torch.empty(1, 1, 32)
     gradient, first = torch.empty_like(x), torch.empty_like(last)
 
     def forward(x=x, mix=mix, last=last, y=y, tokens=4):
@@ -202,7 +202,7 @@ def test_the_launchers_of_token_shift_check_again(folder, monkeypatch):
         ("dy: need its shape, x's type", backward, {"dy": y.float()}),
         ("dx: need its shape", backward, {"dx": x[:1]}),
         ("dlast: need its shape", backward, {"dlast": last[:1]}),
-        (r"partial: need \[1", backward, {"partial": torch.empty(1, 1, 32)}),
+        (r"partial: need \[1, the CTAs along the runs", backward, {"partial": torch.empty(1, 2, 32)}),
         ("dweight: need 32 contiguous", backward, {"dmix": torch.empty(3, 8)}),
     ]:
         with pytest.raises(tkpy.InternalError, match=words):

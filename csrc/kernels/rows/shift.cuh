@@ -6,22 +6,27 @@
 
 namespace tkpy::rows {
 
-// A chunk of 16 bytes of channels, for a run of tokens: one thread's.
+// A chunk of 16 bytes of channels, for a run of tokens: one thread's. A CTA has 2^lane_bits chunks side by side, of as many
+// runs as its threads allow.
 template <class T>
 struct ShiftRun {
   static constexpr int N = chunk_width<T>;
   const ShiftParams& p;
-  unsigned unit;
+  unsigned lane, team, row;  // chunk within the CTA, run within the CTA, run of all
   int col, first, end;  // channels from col, tokens first .. end - 1
   long long batch;
 
-  TK_DEVICE explicit ShiftRun(const ShiftParams& params) : p(params), unit(blockIdx.x * kShiftThreads + threadIdx.x) {
-    const unsigned row = unit / p.chunks;
-    col = static_cast<int>(unit % p.chunks) * N;
+  TK_DEVICE explicit ShiftRun(const ShiftParams& params)
+      : p(params), lane(threadIdx.x & ((1u << p.lane_bits) - 1)), team(threadIdx.x >> p.lane_bits),
+        row(blockIdx.x / p.across * teams() + team) {
+    col = static_cast<int>((blockIdx.x % p.across << p.lane_bits) + lane) * N;
     batch = row / p.runs;
     first = static_cast<int>(row % p.runs) * p.tokens;
     end = min(first + p.tokens, p.length);
   }
+
+  TK_DEVICE unsigned teams() const { return static_cast<unsigned>(kShiftThreads) >> p.lane_bits; }
+  TK_DEVICE bool exists() const { return row < p.rows && col < p.channels; }
 
   // x of a token; that of token -1 is `last`, or 0, and so are those before `from`.
   TK_DEVICE void load(raw<T, N>& x, int token, int from) const {

@@ -1,13 +1,13 @@
 // Gradients of token_shift: y[m,t] = p + mix[m] (x[t] - p),  p = x[t-1], or last
 //   dx[t] = sum over m of mix[m] dy[m,t] + (1 - mix[m]) dy[m,t+1],  dlast that of t = -1,  dmix[m] = sum of dy[m,t] (x[t] - p)
-// in   x, last, mix as forward | dy [M,B,T,C]      out  dx [B,T,C] | dlast [B,C] | partial [B, runs][M][C] f32
-// kernels  rows_shift_backward_<type of x>; rows_norm_sum adds the runs' shares of dmix, in order: the same call gives
+// in   x, last, mix as forward | dy [M,B,T,C]      out  dx [B,T,C] | dlast [B,C] | partial [shares][M][C] f32
+// kernels  rows_shift_backward_<type of x>; rows_norm_sum adds the CTAs' shares of dmix, in order: the same call gives
 //          the same bits
 // grid  as forward, but a thread goes through its run from the end: what a token leaves to the one before it, summed
 //       over the mixes, stays in registers. 4 tokens at a time, mix by mix; the run's share of dmix is each thread's own
-//       in shared memory, [M][chunk][threads]: no bank conflicts
+//       in shared memory, [M][chunk][threads]: no bank conflicts. Last the CTA's runs are added: one share of a CTA
 // precision  fp32; dx, dlast rounded once      limits  as forward
-// cost  bytes x + M dy + dx, each once, a token more a run, and 8 M bytes a channel and run; 6 M flops an element
+// cost  bytes x + M dy + dx, each once, a token more a run, and 8 M bytes a channel and CTA; 6 M flops an element
 #include "shift.cuh"
 
 namespace tkpy::rows {
@@ -15,9 +15,10 @@ namespace tkpy::rows {
 template <class T>
 struct ShiftBackward : ShiftRun<T> {
   using ShiftRun<T>::N, ShiftRun<T>::p, ShiftRun<T>::col, ShiftRun<T>::first, ShiftRun<T>::end, ShiftRun<T>::batch;
-  float* own;  // element i of mix m at (m N + i) kShiftThreads
+  float *all, *own;  // element i of mix m at (m N + i) kShiftThreads, of all threads and of this one
 
-  TK_DEVICE ShiftBackward(const ShiftParams& params, float* shared) : ShiftRun<T>(params), own(shared + threadIdx.x) {}
+  TK_DEVICE ShiftBackward(const ShiftParams& params, float* shared) 
+      : ShiftRun<T>(params), all(shared), own(shared + threadIdx.x) {}
 
   // What the token after the run leaves to its last one.
   TK_DEVICE void enter(float (&carry)[N]) const {
@@ -75,12 +76,18 @@ struct ShiftBackward : ShiftRun<T> {
       out.store(static_cast<T*>(p.dlast) + batch * p.channels, col, p.channels, p.grain);
     }
   }
+  // The CTA's share of dmix: the first run of it adds up mix 0, the second mix 1 .., each from its own place on, so that
+  // a warp of several runs reads every bank once.
   TK_DEVICE void leave() const {
-    float* share = p.partial + static_cast<long long>(this->unit / p.chunks) * p.mixes * p.channels;
-    for (int m = 0; m < p.mixes; ++m) {
-      float v[N];
+    const unsigned teams = this->teams();
+    float* share = p.partial + static_cast<long long>(blockIdx.x / p.across) * p.mixes * p.channels;
+    for (int m = static_cast<int>(this->team); m < p.mixes; m += static_cast<int>(teams)) {
+      float v[N] = {};
+      for (unsigned k = 0; k < teams; ++k) {
+        const unsigned from = (((k + this->team) & (teams - 1)) << p.lane_bits) + this->lane;
 #pragma unroll
-      for (int j = 0; j < N; ++j) v[j] = own[(m * N + j) * kShiftThreads];
+        for (int j = 0; j < N; ++j) v[j] += all[(m * N + j) * kShiftThreads + from];
+      }
       raw<float, N> out;
       out.put(v);
       out.store(share + static_cast<long long>(m) * p.channels, col, p.channels, p.partial_grain);
@@ -88,8 +95,12 @@ struct ShiftBackward : ShiftRun<T> {
   }
 
   TK_DEVICE void run() const {
-    if (this->unit >= p.units) return;
     for (int i = 0; i < p.mixes * N; ++i) own[i * kShiftThreads] = 0.0f;
+    if (this->exists()) gradients();
+    __syncthreads();
+    leave();
+  }
+  TK_DEVICE void gradients() const {
     float d[kShiftTokens + 1][N];
     enter(d[kShiftTokens]);
     for (int after = end; after > first; after -= kShiftTokens) {
@@ -105,7 +116,6 @@ struct ShiftBackward : ShiftRun<T> {
       for (int m = 0; m < p.mixes; ++m) mix(d, x, m, after);
       write(d, after);
     }
-    leave();
   }
 };
 

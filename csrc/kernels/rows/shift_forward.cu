@@ -35,7 +35,7 @@ struct ShiftForward : ShiftRun<T> {
     }
   }
   TK_DEVICE void run() const {
-    if (this->unit >= p.units) return;
+    if (!this->exists()) return;
     raw<T, N> before, next[kShiftTokens];
     float x[kShiftTokens + 1][N];
     this->load(before, first - 1, first - 1);

@@ -1,4 +1,4 @@
-// Host side of token_shift: forward is one launch; backward two, of which the second adds the runs' shares of the
+// Host side of token_shift: forward is one launch; backward two, of which the second adds the CTAs' shares of the
 // gradient of the mixes.
 #include "host.h"
 #include "shift_params.h"
@@ -50,11 +50,12 @@ struct Shift {
     bits |= static_cast<std::uintptr_t>(channels * size);
     const int width = 16 / size;
     p.mix_grain = vector_grain(mix, channels, width);
-    p.chunks = static_cast<unsigned>((channels + width - 1) / width);
+    const auto chunks = static_cast<unsigned>((channels + width - 1) / width);
+    while (p.lane_bits < 5 && 1u << p.lane_bits < chunks) ++p.lane_bits;
+    p.across = (chunks + (1u << p.lane_bits) - 1) >> p.lane_bits;
     p.runs = static_cast<unsigned>((length + tokens - 1) / tokens);
-    const std::int64_t units = batches * p.runs * p.chunks;
-    checks.that(units < std::int64_t{1} << 31, "x", "fewer than 2^31 threads' work", x);
-    p.units = static_cast<unsigned>(units);
+    checks.that(batches * p.runs * p.across < std::int64_t{1} << 31, "x", "fewer than 2^31 CTAs' work", x);
+    p.rows = static_cast<unsigned>(batches * p.runs);
     p.plane = batches * length * channels;
     p.length = static_cast<int>(length);
     p.tokens = static_cast<int>(std::min(tokens, std::int64_t{1} << 30));
@@ -62,10 +63,16 @@ struct Shift {
     p.mixes = static_cast<int>(mixes);
   }
 
+  // CTAs one after the other along the runs: each has a share of dmix.
+  std::int64_t shares() const {
+    const std::int64_t teams = kShiftThreads >> p.lane_bits;
+    return (p.rows + teams - 1) / teams;
+  }
+
   void launch(Machine& machine, void* stream, const char* module, const std::string& name, std::uint32_t shared) {
     p.grain = grain_of(bits);
     machine.launch(machine.kernel(module, name),
-                   {.grid = {(p.units + kShiftThreads - 1) / kShiftThreads},
+                   {.grid = {static_cast<std::uint32_t>(shares() * p.across)},
                     .block = {kShiftThreads},
                     .cluster = {},
                     .shared = shared,
@@ -96,10 +103,10 @@ std::string backward(Machine& machine, void* stream, const View& x, const View& 
     p.dlast = shift.add("dlast", *dlast, {x.shape[0], x.shape[2]}, true);
     shift.checks.that(contiguous(*dlast), "dlast", "contiguous elements", *dlast);
   }
-  const std::int64_t shares = x.shape[0] * p.runs, columns = mix.elements();
+  const std::int64_t shares = shift.shares(), columns = mix.elements();
   shift.checks.that(has_shape(partial, {1, shares, columns}) && partial.dtype == DType::f32 && contiguous(partial) &&
                         partial.device == x.device && columns < std::int64_t{1} << 31 && shares < std::int64_t{1} << 31,
-                    "partial", "[1, sequences * runs, mixes * channels] contiguous f32", partial);
+                    "partial", "[1, the CTAs along the runs, mixes * channels] contiguous f32", partial);
   p.partial = static_cast<float*>(partial.data);
   p.partial_grain = vector_grain(partial, p.channels, 16 / dtype_bytes(x.dtype));
   shift.views.push_back(partial);

@@ -14,8 +14,9 @@ struct ShiftParams {
   Vector mix;                                // [mixes][channels]
   void* y;                                   // [mixes][batches][length][channels], of which the backward has the gradient
   void *dx, *dlast;                          // [batches][length][channels], [batches][channels] or null
-  float* partial;                            // [batches][runs][mixes][channels]: what each run adds to mix's gradient
-  unsigned units, chunks, runs;              // units = batches * runs * chunks; runs of a sequence
+  float* partial;                            // [shares][mixes][channels]: what each CTA's runs add to mix's gradient
+  unsigned rows, runs;                       // rows = batches * runs, the runs of a sequence
+  unsigned lane_bits, across;                // 2^lane_bits chunks of channels in a CTA, CTAs side by side
   long long plane;                           // batches * length * channels
   int length, tokens, channels, mixes;       // tokens of a run
   int grain, mix_grain, partial_grain;

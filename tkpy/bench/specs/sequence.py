@@ -84,7 +84,6 @@ def _fla(name: str) -> Peer:
 
 _PARTS = "operands in two parts of bf16, pairs of a chunk level by level: bytes bind"
 _SEGMENTS = "segments side by side read k and v twice, and states: chosen where a head would be one CTA"
-_SHARES = "runs of few tokens, so that so small a call fills a GPU, each with a share of the mixes' gradient"
 _SWEEPS = "gr first to last, gk and gv last to first, each sweep with its state in registers: 11 tensors move, not 7"
 
 ROTARY = OpRows(
@@ -115,7 +114,7 @@ TOKEN_SHIFT = OpRows(
     what="RWKV-5's mixes of a token with the one before, all at once",
     rank=lambda sizes: 110 if (sizes["c"], sizes["m"]) == (4096, 4) else 200,
     small={"b": 1, "t": 64, "c": 128},
-    counted=(Counted({"b": 1, "t": 512, "c": 512, "m": 4}, backward=Promise(bytes=1.45, why=_SHARES)),),
+    counted=(Counted({"b": 1, "t": 512, "c": 512, "m": 4}),),
 )
 WKV5 = OpRows(
     op="wkv5",

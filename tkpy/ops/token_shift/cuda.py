@@ -9,6 +9,7 @@ from tkpy.ops import rows
 
 FORWARD, BACKWARD = (4, 32), (8, 128)  # fewest and most tokens of a run: one more is read for each, and it has a share
 RESIDENT = 512  # threads of a multiprocessor
+THREADS, LANES = 128, 32  # of a CTA: it has up to 32 chunks of 16 bytes side by side, of as many runs as fit
 
 
 def _run(x: torch.Tensor, bounds: tuple[int, int]) -> int:
@@ -42,7 +43,9 @@ def backward(grads, outputs, x, mix, last, *, needs):
     tokens = _run(x, BACKWARD)
     dx, dmix = x.new_empty(x.shape), mix.new_empty(mix.shape) if needs[1] else None
     dlast = None if last is None else last.new_empty(last.shape)
-    partial = x.new_empty(1, x.shape[0] * -(-x.shape[1] // tokens), mix.numel(), dtype=torch.float32)
+    runs, chunks = x.shape[0] * -(-x.shape[1] // tokens), -(-x.shape[2] * x.element_size() // 16)
+    lanes = min(LANES, 1 << (chunks - 1).bit_length())
+    partial = x.new_empty(1, -(-runs * lanes // THREADS), mix.numel(), dtype=torch.float32)
     launch(
         "shift_backward", _near(x), _mix(mix, x), _near(last), dy.contiguous(), dx, dlast, partial, dmix, tokens,
         op="token_shift",
