@@ -10,7 +10,7 @@ import tkpy
 from tkpy import build_info, machine, numerics, registry
 
 MODULES = tuple(f"hd{width}" for width in range(32, 257, 32))
-BLOCK_MODULES = tuple(f"hd{width}_blocks{block}" for width in (64, 128, 256) for block in (64, 128))
+BLOCK_MODULES = tuple(f"{module}_blocks{block}" for module in MODULES for block in (64, 128))
 BACKWARD_MODULES = ("rows", *MODULES)
 BACKWARD_BLOCK_MODULES = ("hd64_blocks64", "hd64_blocks128", "hd128_blocks64", "hd128_blocks128", "hd256_blocks")
 OP = registry.get("attention")
@@ -44,15 +44,17 @@ def inputs(b, sq, sk, h, hkv, d, dv=None, dtype=torch.bfloat16, seed=0, **option
     }
 
 
-def block_mask(b, h, sq, sk, block, seed=0, full=0.3, partial=0.3, bits=0.5) -> tkpy.BlockMask:
-    """Blocks that are full, partial (`bits` of their pairs seen) or neither, at random."""
+def block_mask(b, h, sq, sk, block, seed=0, full=0.3, partial=0.3, bits=0.5, empty=None) -> tkpy.BlockMask:
+    """Blocks that are full, partial (`bits` of their pairs seen) or neither, at random; row `empty` has none."""
     make = torch.Generator().manual_seed(seed)
     kind = torch.rand(b, h, -(-sq // block), -(-sk // block), generator=make)
+    if empty is not None:
+        kind[:, :, empty] = 2.0
     pair = torch.rand(b, h, sq, sk, generator=make)
 
     def seen(b, h, q, k):
         x = kind[b, h, q // block, k // block]
-        return (x < full) | ((x > 1 - partial) & (pair[b, h, q, k] < bits))
+        return (x < full) | ((x > 1 - partial) & (x < 1) & (pair[b, h, q, k] < bits))
 
     return tkpy.BlockMask.from_predicate(seen, sq, sk, block, batch=b, heads=h)
 

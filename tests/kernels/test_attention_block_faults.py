@@ -106,12 +106,20 @@ FAULTS = [
     ),
 ]
 
-INDEX = {"64_blocks128": 0, "128_blocks128": 1, "256_blocks128": 2, "64_blocks64": 3, "128_blocks64": 4}
+INDEX = {  # of the kernels' shapes
+    "forward 64_blocks128": 1,
+    "forward 256_blocks128": 8,
+    "forward 64_blocks64": 10,
+    "backward 64_blocks128": 0,
+    "backward 128_blocks128": 1,
+    "backward 64_blocks64": 3,
+    "backward 128_blocks64": 4,
+}
 
 
 def unit(kernel: str) -> Unit:
     side, which = kernel.split()
-    space, index = f"tkpy::attention_{side}", INDEX[which]
+    space, index = f"tkpy::attention_{side}", INDEX[kernel]
     params, module, name = f"{space}::BlockParams", f"attention_{side}_hd{which}", f"attention_{side}_bf16_{which}"
     shape = f"{space}::kBlockShapes[{index}]"
     bounds = f"{shape}.threads(), {shape}.ctas" if side == "forward" else f"{space}::Shape::kThreads, 1"

@@ -52,28 +52,72 @@ def in_order(monkeypatch, any_order):
     monkeypatch.setattr(OP.module("cuda"), "_in_order", lambda: True)
 
 
-def masked(b, sq, sk, h, hkv, d, block, *, mask_b=1, mask_h=1, seed=0, dtype=torch.bfloat16, **options):
-    mask = block_mask(mask_b, mask_h, sq, sk, block, seed)
+def masked(b, sq, sk, h, hkv, d, block, *, mask_b=1, mask_h=1, seed=0, dtype=torch.bfloat16, empty=None, **options):
+    mask = block_mask(mask_b, mask_h, sq, sk, block, seed, empty=empty)
     return inputs(b, sq, sk, h, hkv, d, dtype=dtype, seed=seed, block_mask=mask, **options)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("d, kernel", [(64, 64), (72, 128), (128, 128), (160, 256), (256, 256)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_the_kernel_that_ran(built, monkeypatch, d, kernel, block, dtype, softcap):
+def kernels_of(monkeypatch) -> list[str]:
+    """The kernels that will have run."""
     ran, launch = [], machine.launch
     monkeypatch.setattr(OP.module("cuda"), "launch", lambda *args, **more: ran.append(launch(*args, **more)))
+    return ran
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    "d, kernel, wider", [(64, 64, 64), (72, 96, 128), (128, 128, 128), (160, 160, 256), (256, 256, 256)]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_the_kernel_that_ran(built, monkeypatch, d, kernel, wider, block, dtype, softcap):
+    """`wider`: in the backward."""
+    ran = kernels_of(monkeypatch)
     kwargs = masked(1, 70, 150, 2, 2, d, block, dtype=dtype, softcap=softcap)
     assert disagreement(kwargs) == ""
     assert wrong_gradient(kwargs) == ""
     kind, which = "bf16" if dtype == torch.bfloat16 else "fp16", "capped" if softcap else "plain"
-    forward = f"attention_forward_{kind}_{kernel}_blocks{block}_{which}"
-    assert ran == [
-        forward,
-        forward,
-        f"attention_backward_{kind}_{kernel}_blocks{block if kernel < 256 else ''}_{which}",
-    ]
+    forward = f"attention_forward_{kind}_{kernel}_blocks{block}_{'capped' if kernel == 160 else which}"
+    backward = f"attention_backward_{kind}_{wider}_blocks{block if wider < 256 else ''}_{which}"
+    assert ran == [forward, forward, backward]
+
+
+NARROW = [  # d, dv, kernel, multiprocessors (blocks of 64: with 1 to 3 CTAs each)
+    (24, 24, "32", 1),
+    (32, 32, "32", 2),
+    (32, 96, "96", 1),
+    (96, 96, "96", 2),
+    (160, 136, "160", 1),
+    (160, 160, "160", 2),
+    (192, 128, "192x128", 1),
+    (176, 120, "192x128", 2),
+    (168, 192, "192", 1),
+    (192, 192, "192", 2),
+    (200, 224, "224", 2),
+    (224, 224, "224", 1),
+]
+MIXED = [
+    {},
+    {"causal": True},
+    {"softcap": 3.0, "window": (200, 90)},
+    {"scale": -0.2, "sinks": torch.tensor([0.5, 2.0])},
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("case", range(len(NARROW)), ids=lambda case: "x".join(map(str, NARROW[case][:2])))
+def test_widths_between(folder, monkeypatch, case, block):
+    """Of both dtypes and several schedules in turn: two heads that share keys, partial blocks, a row of blocks without
+    any, several tiles for each CTA, keys and queries that end within a block."""
+    (d, dv, kernel, multiprocessors), turn = NARROW[case], case + block // 128
+    on_machine(monkeypatch, folder, case, multiprocessors)
+    ran, options, dtype = kernels_of(monkeypatch), MIXED[turn % len(MIXED)], DTYPES[turn % 2]
+    kwargs = masked(
+        1, 4 * block - 9, 5 * block - 23, 2, 1, d, block, mask_h=2, seed=case, dtype=dtype, empty=1, dv=dv, **options
+    )
+    assert disagreement(kwargs) == ""
+    kind = "plain" if kernel in ("32", "96") and not {"softcap", "scale"} & set(options) else "capped"
+    assert ran == [f"attention_forward_{'bf16' if dtype == torch.bfloat16 else 'fp16'}_{kernel}_blocks{block}_{kind}"]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -247,6 +291,16 @@ def test_no_more_work_than_listed(folder, monkeypatch, d, block):
     ideal = 10 * d * block**2 * int(blocks.sum())
     assert ideal <= backward["flops"] <= 1.05 * ideal
     assert causal["flops"] <= 1.05 * 4 * d * block**2 * int(blocks.tril().sum())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("d, dv", [*((width, width) for width in range(32, 257, 32)), (192, 128)])
+def test_the_products_are_those_that_are_listed(folder, monkeypatch, d, dv, block):
+    """At every width in steps of 32: no tensor-core flops but those of the listed pairs."""
+    on_machine(monkeypatch, folder)
+    n = 2 * block
+    kwargs = inputs(1, n, n, 1, 1, d, dv, block_mask=lists_of(n, block, [1]))
+    assert counted(kwargs)["tensor_flops"] == 2 * (d + dv) * n * block
 
 
 def test_the_launcher_checks_again(built):

@@ -5,7 +5,8 @@
 // out  o [B,Sq,H,Dv], lse [B,H,Sq] f32 natural log, sink included; with out_scale, out_bias also the output before them
 // kernels  attention_forward_<bf16|fp16>_<D>[x<Dv>]_<plain|capped>: capped applies softcap, and scales that are not positive;
 //            160, 192 and 224 have capped alone: their products leave time for one multiplication a score
-//          attention_forward_<bf16|fp16>_<D>_blocks<128|64>_<plain|capped>: keys by lists of blocks (block_lists/lists.h)
+//          attention_forward_<bf16|fp16>_<D>[x<Dv>]_blocks<128|64>_<plain|capped>: keys by lists of blocks
+//            (block_lists/lists.h); 192x128 has capped alone, too
 // grid up to one CTA an SM (blocks of 64: as many as fit), persistent: tasks by `snake`, sorted longest first (schedule.cuh); block 128 (1 + W)
 // producer   warp 0 of warpgroup 0      gl q --TMA--> q[W]; gl k, v --TMA--> k[2], v[2], blocks downwards
 //              q_full  1 arrival + bytes, waited by all consumers   q_free  by the producer: 4 W warps after their last
@@ -44,7 +45,7 @@ struct Forward {
   using QTile = st<T, 64, shape.dim>;
   using KTile = st<T, Keys, shape.dim>;
   using VTile = st<T, Keys, shape.dim_v>;
-  using Way = WayOut<T, shape.dim_v>;
+  using Way = WayOut<T, shape.dim_v, !Listed>;
   using OTile = typename Way::OTile;
   using Parameters = typename choose<Listed, BlockParams, Params>::type;
   using Work = Schedule<Rows, Keys, Parameters>;
@@ -324,8 +325,10 @@ struct Forward {
       attention_forward_##T##_##NAME(const __grid_constant__ tkpy::attention_forward::BlockParams p) {        \
     tkpy::attention_forward::Forward<tk::T, INDEX, CAPPED, true>::run(p);                                     \
   }
+#define TKPY_ATTENTION_CAPPED_BLOCK_KERNELS(NAME, INDEX)     \
+  TKPY_ATTENTION_BLOCKS(NAME##_capped, bf16, INDEX, true)    \
+  TKPY_ATTENTION_BLOCKS(NAME##_capped, fp16, INDEX, true)
 #define TKPY_ATTENTION_BLOCK_KERNELS(NAME, INDEX)            \
   TKPY_ATTENTION_BLOCKS(NAME##_plain, bf16, INDEX, false)    \
-  TKPY_ATTENTION_BLOCKS(NAME##_capped, bf16, INDEX, true)    \
   TKPY_ATTENTION_BLOCKS(NAME##_plain, fp16, INDEX, false)    \
-  TKPY_ATTENTION_BLOCKS(NAME##_capped, fp16, INDEX, true)
+  TKPY_ATTENTION_CAPPED_BLOCK_KERNELS(NAME, INDEX)

@@ -1,4 +1,4 @@
 // The kernels of head dimension 128 for lists of blocks of 64; forward.cuh describes them.
 #include "forward.cuh"
 
-TKPY_ATTENTION_BLOCK_KERNELS(128_blocks64, 4)
+TKPY_ATTENTION_BLOCK_KERNELS(128_blocks64, 12)

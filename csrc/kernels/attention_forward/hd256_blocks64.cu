@@ -1,4 +1,4 @@
 // The kernels of head dimension 256 for lists of blocks of 64; forward.cuh describes them.
 #include "forward.cuh"
 
-TKPY_ATTENTION_BLOCK_KERNELS(256_blocks64, 5)
+TKPY_ATTENTION_BLOCK_KERNELS(256_blocks64, 17)

@@ -1,4 +1,4 @@
 // The kernels of head dimension 64 for lists of blocks of 64; forward.cuh describes them.
 #include "forward.cuh"
 
-TKPY_ATTENTION_BLOCK_KERNELS(64_blocks64, 3)
+TKPY_ATTENTION_BLOCK_KERNELS(64_blocks64, 10)

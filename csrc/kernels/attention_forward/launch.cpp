@@ -56,17 +56,12 @@ struct Choice {
 
 Choice choose(const Call& call) {
   const std::int64_t dim = call.q.shape[call.q.rank - 1], dim_v = call.v.shape[call.v.rank - 1];
-  std::size_t i = 0;
-  if (call.blocks) {
-    while (kBlockShapes[i].dim < std::max(dim, dim_v)) ++i;
-    const Shape& shape = kBlockShapes[i + (call.blocks->block == 64 ? 3 : 0)];
-    const std::string name = std::to_string(shape.dim) + "_blocks" + std::to_string(call.blocks->block);
-    return {shape, "attention_forward_hd" + name, name};
-  }
-  while (kShapes[i].dim < dim || kShapes[i].dim_v < dim_v) ++i;  // the last takes all that is not refused
-  const Shape& shape = kShapes[i];
-  const std::string width = std::to_string(shape.dim), of_values = "x" + std::to_string(shape.dim_v);
-  return {shape, "attention_forward_hd" + width, shape.dim_v == shape.dim ? width : width + of_values};
+  const Shape* shape = kShapes;
+  if (call.blocks) shape = kBlockShapes + (call.blocks->block == 64 ? kWidths : 0);
+  while (shape->dim < dim || shape->dim_v < dim_v) ++shape;  // the last takes all that is not refused
+  const std::string width = std::to_string(shape->dim), of_values = "x" + std::to_string(shape->dim_v);
+  const std::string lists = call.blocks ? "_blocks" + std::to_string(call.blocks->block) : "";
+  return {*shape, "attention_forward_hd" + width + lists, width + (shape->dim_v == shape->dim ? "" : of_values) + lists};
 }
 
 void describe_tensors(Machine& machine, const Call& call, const Shape& shape, Params& p) {

@@ -6,8 +6,8 @@
 
 namespace tkpy::attention_forward {
 
-// 64 rows of up to `Columns` columns, as `T`.
-template <class T, int Columns>
+// 64 rows of up to `Columns` columns, as `T`; `Packs`: they may be those of packed sequences.
+template <class T, int Columns, bool Packs = true>
 struct WayOut {
   using OTile = st<T, 64, Columns>;
   using Output = rt_fl<16, Columns>;
@@ -61,7 +61,7 @@ struct WayOut {
     }
     publish_tile();
     sync(1 + consumer, 128);
-    if (p.cu_seqlens_q == nullptr || valid >= 64) {
+    if (!Packs || p.cu_seqlens_q == nullptr || valid >= 64) {
       if (leader) {
         store(gl<OTile, 4>(map), stage, {tile.batch, tile.head, tile.q_begin + row, 0});
         commit_stores();

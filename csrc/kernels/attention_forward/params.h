@@ -33,10 +33,28 @@ constexpr Shape kShapes[] = {{32, 32, 3, 128},
                              {192, 192, 2, 112, 1, true},
                              {224, 224, 2, 96, 1, true},
                              {256, 256, 2, 80}};
-// For lists of blocks, those of 128 first, then of 64: a tile of queries and one of keys lie within a block each. Query
-// blocks of 64 share nothing, so each has a CTA of its own, and CTAs overlap as consumers of one do.
-constexpr Shape kBlockShapes[] = {{64, 64, 2, 128},   {128, 128, 2, 128},   {256, 256, 2, 64},
-                                  {64, 64, 1, 64, 3}, {128, 128, 1, 64, 2}, {256, 256, 1, 64}};
+constexpr int kWidths = sizeof(kShapes) / sizeof(Shape);
+// For lists of blocks, in the same order, those of 128 first, then of 64: a tile of queries and one of keys lie within a
+// block each. Query blocks of 64 share nothing, so each has a CTA of its own, and CTAs overlap as consumers of one do.
+constexpr Shape kBlockShapes[] = {{32, 32, 2, 128},
+                                  {64, 64, 2, 128},
+                                  {96, 96, 2, 128},
+                                  {128, 128, 2, 128},
+                                  {160, 160, 2, 128, 1, true},
+                                  {192, 128, 2, 128, 1, true},
+                                  {192, 192, 2, 64, 1, true},
+                                  {224, 224, 2, 64, 1, true},
+                                  {256, 256, 2, 64},
+                                  {32, 32, 1, 64, 3},
+                                  {64, 64, 1, 64, 3},
+                                  {96, 96, 1, 64, 3},
+                                  {128, 128, 1, 64, 2},
+                                  {160, 160, 1, 64, 2, true},
+                                  {192, 128, 1, 64, 2, true},
+                                  {192, 192, 1, 64, 1, true},
+                                  {224, 224, 1, 64, 1, true},
+                                  {256, 256, 1, 64}};
+static_assert(sizeof(kBlockShapes) == 2 * sizeof(kShapes));
 
 // The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of a panel of their tile
 // (64 columns; 32 where 64 do not divide the width) and 64 query rows or `keys` keys; the swizzle is the panel's width.

@@ -24,7 +24,7 @@ struct Schedule {
   const P& p;
   static constexpr bool listed = sizeof(P) > sizeof(Params);
 
-  TK_DEVICE bool packed() const { return p.cu_seqlens_q != nullptr; }
+  TK_DEVICE bool packed() const { return !listed && p.cu_seqlens_q != nullptr; }
   TK_DEVICE int tasks() const { return (packed() ? 1 : p.sequences) * p.heads * p.tiles; }
 
   // Longest first: under a causal mask late tiles see most keys, so tiles run downwards; heads that share L2 run side by

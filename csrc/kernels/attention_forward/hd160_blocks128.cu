@@ -1,0 +1,4 @@
+// The kernels of head dimension 160 for lists of blocks of 128; forward.cuh describes them.
+#include "forward.cuh"
+
+TKPY_ATTENTION_CAPPED_BLOCK_KERNELS(160_blocks128, 4)

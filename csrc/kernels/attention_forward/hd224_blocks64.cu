@@ -1,0 +1,4 @@
+// The kernels of head dimension 224 for lists of blocks of 64; forward.cuh describes them.
+#include "forward.cuh"
+
+TKPY_ATTENTION_CAPPED_BLOCK_KERNELS(224_blocks64, 16)
