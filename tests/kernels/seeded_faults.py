@@ -39,6 +39,7 @@ class Fault:
     old: str
     new: str
     kernel: str = "64_plain"  # the unit that shows it; of a suite without that unit its first
+    codes: str = ""  # findings, one of which must be what shows it; anything may where none is named
 
     def __str__(self) -> str:
         return self.what
@@ -46,12 +47,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel: the name that the launcher asks its module for, and how it is made of the sources."""
+    """One kernel: the name that the launcher asks its module for, and how it is made of the sources: where `run` is
+    empty, it stands in them."""
 
     name: str
     module: str
-    params: str  # the type of its parameter block, `p`
-    run: str  # what it does with it
+    params: str = ""  # the type of its parameter block, `p`
+    run: str = ""  # what it does with it
     bounds: str = "128"
 
 
@@ -79,6 +81,7 @@ class Suite:
     multiprocessors: int = 132
     arrange: Callable[[Any, Fault], None] = lambda monkeypatch, fault: None  # sizes that suit small calls
     tried: Sequence[str] = ()  # the units whose right kernels are tried; all where none is named
+    place: Callable[[Any, Path, int, int], None] | None = None  # takes calls elsewhere than `on_machine`, as that does
 
     def __post_init__(self) -> None:
         first = next(iter(self.units))
@@ -115,16 +118,16 @@ class Suite:
         """What gives the fault away: the first finding or wrong result."""
         from attention_runs import on_machine
 
-        fault = self.all[number]
+        fault, place = self.all[number], self.place or on_machine
         self.arrange(monkeypatch, fault)
         for seed in seeds:
-            on_machine(monkeypatch, folder, seed, self.multiprocessors)
+            place(monkeypatch, folder, seed, self.multiprocessors)
             for call in self.calls(fault.kernel):
                 try:
                     what = self.wrong(call)
                 except tkpy.InternalError as error:
                     what = str(error)
-                if what:
+                if what and (not fault.codes or any(code in what for code in fault.codes.split())):
                     return what
         return ""
 
@@ -136,10 +139,14 @@ class Suite:
         assert fault.old in own, f"{fault}: the source has changed"
         text = "".join(map(text_of, unit.given)) + own.replace(fault.old, fault.new, 1)
         kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
+        for entry in unit.entries:
+            if not entry.run:
+                kept = [re.sub(rf"\b{entry.name}\(", f"{entry.name}_{number}(", line) for line in kept]
         entries = (
             f'extern "C" __global__ void __launch_bounds__({entry.bounds}) {entry.name}_{number}('
             f"const __grid_constant__ {entry.params} p) {{ {entry.run}; }}\n"
             for entry in unit.entries
+            if entry.run
         )
         return "\n".join([f"namespace seeded_{number} {{", *kept, *entries, "}\n"])
 

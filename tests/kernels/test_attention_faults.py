@@ -2,27 +2,19 @@
 must give it away on a few small calls and schedules."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import disagreement, inputs, on_machine, packed  # noqa: E402  (after the skips)
+from attention_runs import disagreement, inputs, packed  # noqa: E402  (after the skips)
 
 import tkpy  # noqa: E402
 
-SOURCES = (
-    "../block_lists/lists.h",
-    "../block_lists/walk.cuh",
-    "params.h",
-    "schedule.cuh",
-    "softmax.cuh",
-    "output.cuh",
-    "forward.cuh",
+FILES = (
+    "block_lists/lists.h",
+    "block_lists/walk.cuh",
+    *(f"attention_forward/{name}" for name in ("params.h", "schedule.cuh", "softmax.cuh", "output.cuh", "forward.cuh")),
 )
-SEEDS = range(4)
-
-
 SWAPPED_K = "release(bars.keys, at.k);\n      at.k.next();\n      soft.step(s, factor, p, seen);"
 FAULTS = [
     Fault("q loaded over q in use", "      wait(bars.q_free, q_phase);\n", ""),
@@ -86,36 +78,14 @@ FAULTS = [
 ]
 
 
-#: The right kernels, which nothing may accuse.
-CONTROLS = [Fault("none", "", "", kernel) for kernel in ("64_plain", "64_capped", "96_plain", "256_plain")]
-FAULTS += CONTROLS
-
-
-def source(number: int) -> str:
-    """The kernel with the fault, in a namespace of its own."""
-    fault = FAULTS[number]
-    text = "".join((ROOT / "csrc/kernels/attention_forward" / name).read_text() for name in SOURCES)
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    width, kind = fault.kernel.split("_")
+def unit(kernel: str) -> Unit:
+    width, kind = kernel.split("_")
     index = {"64": 1, "96": 2, "256": 8}[width]
-    made = f"Forward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>"
-    body = "\n".join(kept).split("#define TKPY_ATTENTION")[0]
-    return f"""namespace seeded_{number} {{
-{body}
-extern "C" __global__ void __launch_bounds__({384 if width == "256" else 512}, 1)
-    fault_{number}(const __grid_constant__ tkpy::attention_forward::Params p) {{
-  tkpy::attention_forward::{made}::run(p);
-}}
-}}
-"""
-
-
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    kernels = "".join(source(i) for i in range(len(FAULTS)))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "attention_faults", kernels)
+    space = "tkpy::attention_forward"
+    run = f"{space}::Forward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>::run(p)"
+    bounds = f"{space}::kShapes[{index}].threads(), 1"
+    entry = Entry(f"attention_forward_bf16_{kernel}", f"attention_forward_hd{width}", f"{space}::Params", run, bounds)
+    return Unit(FILES, [entry])
 
 
 def calls(kernel: str) -> list[dict]:
@@ -135,36 +105,20 @@ def calls(kernel: str) -> list[dict]:
     ]
 
 
-def caught(kwargs, monkeypatch, folder, seed: int) -> str:
-    on_machine(monkeypatch, folder, seed, multiprocessors=2)
-    try:
-        if kwargs["v"].isnan().any():
-            with torch.no_grad():
-                out = tkpy.attention(**kwargs, backend="emulator")
-            return "" if out[:150].isfinite().all() else "NaN of another sequence"
+def wrong(kwargs: dict) -> str:
+    if not kwargs["v"].isnan().any():
         return disagreement(kwargs)
-    except tkpy.InternalError as error:
-        return str(error)
+    with torch.no_grad():
+        out = tkpy.attention(**kwargs, backend="emulator")
+    return "" if out[:150].isfinite().all() else "NaN of another sequence"
 
 
-def found(text: str, tmp_path, monkeypatch, number: int) -> str:
-    fault = FAULTS[number]
-    name = f"attention_forward_bf16_{fault.kernel}"
-    for size in ("hd64", "hd96", "hd256"):
-        write_module(tmp_path, f"attention_forward_{size}", module(text, {f"fault_{number}": name}))
-    for seed in SEEDS if fault not in CONTROLS else SEEDS[:2]:
-        for kwargs in calls(fault.kernel):
-            if what := caught(kwargs, monkeypatch, tmp_path, seed):
-                print(what)
-                return what
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS) - len(CONTROLS)), ids=lambda number: str(FAULTS[number]))
-def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, number)
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS) - len(CONTROLS), len(FAULTS)), ids=lambda n: FAULTS[n].kernel)
-def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, number) == ""
+test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
+    "attention",
+    {kernel: unit(kernel) for kernel in ("64_plain", "64_capped", "96_plain", "256_plain")},
+    FAULTS,
+    calls,
+    wrong,
+    seeds=4,
+    multiprocessors=2,
+).tests()

@@ -2,8 +2,7 @@
 against lists sorted out by Python; and faults seeded into it, all of which must show."""
 
 import pytest
-from kernel_cases import ROOT
-from seeded_faults import Fault, compiled, module, write_module
+from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
@@ -155,50 +154,24 @@ FAULTS = [
     Fault("columns overwrite each other", "    if (warp == warp_index()) {", "    if (warp == 0) {"),
     Fault("rows of the last warp", "end = min(first + share, p.q_blocks)", "end = first + share"),
 ]
-CONTROL = Fault("none", "", "")
+UNIT = Unit(
+    ("block_lists/params.h", "block_lists/kernel.cu"),
+    [Entry(f"block_lists_{part}", "block_lists") for part in ("rows", "columns")],
+)
 
 
-def source(number: int) -> str:
-    fault = [*FAULTS, CONTROL][number]
-    folder = ROOT / "csrc/kernels/block_lists"
-    text = "".join((folder / name).read_text() for name in ("params.h", "kernel.cu"))
-    assert text.count(fault.old) >= 1, f"{fault}: the source has changed"
-    text = text.replace(fault.old, fault.new, 1)
-    text = text.replace("using namespace tkpy::block_lists", f"using namespace seeded_{number}::tkpy::block_lists")
-    for name in ("rows", "columns"):
-        text = text.replace(f"block_lists_{name}(const", f"fault_{number}_{name}(const")
-    text = text.replace("__grid_constant__ tkpy::", f"__grid_constant__ seeded_{number}::tkpy::")
-    kept = [line for line in text.splitlines() if not line.startswith(("#include", "#pragma once"))]
-    return f"namespace seeded_{number} {{\n" + "\n".join(kept) + "\n}\n"
+def wrong_choice(kind: str) -> str:
+    return wrong(64 * 13, 64 * 40 + 7, 64, 5, True, kind) or wrong(600, 600, 64, 3, True, kind)
 
 
-@pytest.fixture(scope="module")
-def text(compile_kernel, toolchain, tmp_path_factory):
-    kernels = "".join(source(i) for i in range(len(FAULTS) + 1))
-    return compiled(compile_kernel, toolchain, tmp_path_factory.mktemp("faults"), "block_lists_faults", kernels)
-
-
-def found(text, tmp_path, monkeypatch, number) -> str:
-    names = {f"fault_{number}_{name}": f"block_lists_{name}" for name in ("rows", "columns")}
-    write_module(tmp_path, "block_lists", module(text, names))
-    for seed in range(2):
-        on_machine(monkeypatch, tmp_path, seed)
-        try:
-            for kind in ("normal", "ties", "odd"):
-                if what := wrong(64 * 13, 64 * 40 + 7, 64, 5, True, kind, seed) or wrong(600, 600, 64, 3, True, kind):
-                    return what
-        except tkpy.InternalError as error:
-            return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda n: str(FAULTS[n]))
-def test_every_fault_is_caught(text, tmp_path, monkeypatch, number):
-    assert found(text, tmp_path, monkeypatch, number)
-
-
-def test_the_right_kernel_is_not_accused(text, tmp_path, monkeypatch):
-    assert found(text, tmp_path, monkeypatch, len(FAULTS)) == ""
+test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
+    "block_lists",
+    {"": UNIT},
+    FAULTS,
+    calls=lambda unit: ("normal", "ties", "odd"),
+    wrong=wrong_choice,
+    seeds=2,
+).tests()
 
 
 @pytest.mark.gpu
