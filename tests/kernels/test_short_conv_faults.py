@@ -4,7 +4,7 @@ give it away on a few small calls and schedules."""
 from unittest import mock
 
 import pytest
-from seeded_faults import Entry, Fault, Suite, Unit
+from seeded_faults import Entry, Fault, Suite, Unit, text_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
@@ -27,6 +27,8 @@ def unit(direction: str, layout: str) -> Unit:
 
 UNITS = {f"{a}_{b}": unit(a, b) for a in ("forward", "backward") for b in ("times", "channels")}
 FETCHED = "if (aligned && t >= lo && t + kTimes <= hi) {\n    c.load"
+WALK, RESET = "  TK_DEVICE void walk_times(", "float old[kLater] = {};\n    Chunk"
+BACKWARD_WALK = WALK + text_of("short_conv/backward.cu").split(WALK)[1].split(RESET)[0] + RESET
 STORED = "if (aligned && t >= lo && t + kTimes <= hi) {\n    c.store"
 
 PLACES = [
@@ -153,9 +155,21 @@ BACKWARD = [
     ("one thread's share", "if (s >= step && s < width) v +=", "if (s > step && s < width) v +="),
     ("nothing from the next run", "reach = min(stop, to + carried);", "reach = to;"),
     ("the next run's first times alone", "reach = min(stop, to + carried);", "reach = min(stop, to + 1);"),
+    ("gradients of the sequence after", "reach = min(stop, to + carried);", "reach = min(p.length, to + carried);"),
 ]  # fmt: skip
 BACKWARD_TIMES = [
     *BACKWARD,
+    (
+        "gradients of the sequence before kept",
+        BACKWARD_WALK,
+        "  mutable float kept[kLater] = {};\n"
+        + BACKWARD_WALK.replace(RESET, "float (&old)[kLater] = kept;\n    Chunk"),
+    ),
+    (
+        "samples of the sequence before",
+        "fetch(c, x, t, start, needed ? hi : start,",
+        "fetch(c, x, t, 0, needed ? hi : 0,",
+    ),
     ("channels that are not there read", "hi = real ? reach : start", "hi = reach"),
     ("no step after the run", "first = to < stop ? steps : steps - 1", "first = steps - 1"),
     ("the last samples are 0", "    get(here, first);\n", "    here.clear();\n"),
@@ -165,6 +179,8 @@ BACKWARD_TIMES = [
     ("the wrong lane's samples", "team.time + 1 == team.count ? earlier", "team.time == 0 ? earlier"),
 ]
 BACKWARD_CHANNELS = [
+    ("gradients of the sequence before kept", "if (team.time == 0 && !last)", "if (team.time == 0)"),
+    ("gradients of the sequence after", "reach = min(stop, to + carried);", "reach = min(p.length, to + carried);"),
     ("sums begin with what is there", "turned.sum(0, 0)[k * 32] = 0.0f", "turned.sum(0, 0)[k * 32] += 0.0f"),
     ("sums of other channels", "(which * R + i) * 32", "which * R * 32"),
     ("no block after the run", "first = to < stop ? blocks : blocks - 1", "first = blocks - 1"),
@@ -188,8 +204,10 @@ LISTS = {
 
 def calls(kernel: str) -> list[tuple[dict, int, bool]]:
     """A call, times of a run, and whether with its backward: several runs and steps, odd phases, states longer than a
-    sequence, packed ones, parameters of both types, x at any place."""
+    sequence, packed ones with and without states, parameters of both types, x at any place."""
     make, (direction, layout) = registry.Maker(torch.bfloat16), kernel.split("_")
+    # Sequences that fill the last lane of their last step, or block, behind others in the same run.
+    alone = short_conv(make, 1, 5, 128, 4, layout=layout, states=False) | {"cu_seqlens": make.ints(0, 3, 64, 71, 128)}
     made = [
         (short_conv(make, 2, 37, 293, 4, layout=layout), 128),
         (short_conv(make, 1, 3, 520, 5, layout=layout), 256),
@@ -197,6 +215,7 @@ def calls(kernel: str) -> list[tuple[dict, int, bool]]:
         (short_conv(make, 3, 5, 4, 8, layout=layout), 64),
         (packed(make, 5, 4, (0, 0, 3, 64, 64, 70, 150, 150), layout=layout), 64),
         (packed(make, 16, 4, (0, 49, 98, 147), layout=layout), 256),
+        (alone, 64),
         (short_conv(make, 2, 32, 72, 8, layout=layout, pitch=77, skew=1, silu=False), 64),
     ]
     return [(kwargs, tokens, direction == "backward") for kwargs, tokens in made]
