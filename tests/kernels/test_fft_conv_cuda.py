@@ -11,14 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
-from fft_conv_runs import OP, disagreement, inputs, results  # noqa: E402
+from fft_conv_runs import OP, disagreement, excess, inputs, results  # noqa: E402
 
 import tkpy  # noqa: E402
 from tkpy import conformance, machine  # noqa: E402
 
 CASES = [case for case in OP.cases if not case.bench]
 DTYPES = [torch.bfloat16, torch.float16]
-STEMS = ("kernel", "spectrum", "gradient", "long", "long_filter")
+STEMS = ("kernel", "spectrum", "backward", "long", "long_filter", "long_backward")
 EVERYTHING = ("reverse", "skip", "gates")
 cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
 spectra = importlib.import_module("tkpy.ops.fft_conv.spectra")
@@ -71,7 +71,7 @@ def test_lengths_and_schedules(folder, monkeypatch, length, dtype, seed):
 def test_every_plan(ran, length, points):
     """Outputs, and gradients of everything, each by its kernel."""
     assert disagreement(inputs(2, 1, length, *EVERYTHING, dtype=torch.float16)) == ""
-    prefixes = ["fft_conv_spectrum", "fft_conv", "fft_conv_spectrum", "fft_conv", "fft_conv", "fft_conv_gradient"]
+    prefixes = ["fft_conv_spectrum", "fft_conv", "fft_conv_spectrum", "fft_conv_backward"]
     assert ran == [f"{prefix}_{points}" for prefix in prefixes]
 
 
@@ -82,8 +82,8 @@ def test_every_plan(ran, length, points):
 def test_rows_longer_than_a_cta_holds(ran, dtype, length, options):
     assert disagreement(inputs(2, 2, length, *options, dtype=dtype)) == ""
     inner = 2048 if length <= 32768 else 4096
-    ends = {"fft_conv_long_in", "fft_conv_long_filter_out"}
-    assert set(ran) == ends | {f"fft_conv_long_{name}_{inner}" for name in ("inner", "filter_values", "filter_sum")}
+    ends = {"fft_conv_long_in", "fft_conv_long_out", "fft_conv_long_filter_out"}
+    assert set(ran) == ends | {f"fft_conv_long_{name}_{inner}" for name in ("inner", "filter_values", "backward")}
 
 
 def test_factors_of_long_rows():
@@ -99,7 +99,8 @@ def test_other_factors_of_long_rows(ran, monkeypatch, outer, inner):
     """Whatever the number of outer rows and the inner kernel, mostly of zeros."""
     monkeypatch.setattr(cuda, "factors_for", lambda length: (outer, inner))
     assert disagreement(inputs(2, 1, 16999, "reverse", "skip", "gates"), grad=inner > 4096) == ""
-    assert ran[:2] == [f"fft_conv_long_filter_values_{inner}", f"fft_conv_long_inner_{inner}"]
+    values, forward = f"fft_conv_long_filter_values_{inner}", f"fft_conv_long_inner_{inner}"
+    assert ran[:4] == [values, "fft_conv_long_in", forward, "fft_conv_long_out"]
 
 
 @pytest.mark.parametrize("options", [(), ("skip",), ("pre_gate",), ("post_gate", "skip"), ("reverse", "pre_gate")])
@@ -112,34 +113,60 @@ def test_filters_of_any_length(built, taps, reverse):
     assert disagreement(inputs(2, 2, 300, "reverse", "skip", taps=taps, reverse=reverse)) == ""
 
 
-@pytest.mark.parametrize("needed", ["u", "k", "k_reverse", "skip", "pre_gate", "post_gate"])
-def test_one_gradient_at_a_time(ran, needed):
-    """Alone as with all others; only the kernels it needs run."""
-    kwargs = inputs(2, 2, 70, *EVERYTHING)
+NEEDS = ["u", "k", "k_reverse", "skip", "pre_gate", "post_gate", "u pre_gate", "u post_gate", "u k", "pre_gate k"]
+
+
+@pytest.mark.parametrize("needed", [*NEEDS, "post_gate k_reverse", "u post_gate skip"])
+def test_some_gradients_alone(ran, needed):
+    """As with all others; only the kernels they need run."""
+    kwargs, needed = inputs(2, 2, 70, *EVERYTHING), needed.split()
     dy = torch.randn(2, 2, 70).bfloat16()
-    want = results(kwargs, "emulator", dy)[f"d{needed}"]
-    ran.clear()
-    leaf = kwargs[needed].requires_grad_(True)
+    want = results(kwargs, "emulator", dy)
+    leaves = [kwargs[name].requires_grad_(True) for name in needed]
     y = tkpy.fft_conv(**kwargs, backend="emulator")
-    forward = len(ran)
-    (got,) = torch.autograd.grad(y, leaf, dy)
-    assert torch.equal(got, want)
-    summed = needed in ("k", "k_reverse", "skip")  # these need no spectrum; for the others it is kept
-    assert ran[forward:] == ["fft_conv_gradient_256" if summed else "fft_conv_256"]
+    ran.clear()
+    for name, got in zip(needed, torch.autograd.grad(y, leaves, dy), strict=True):
+        assert torch.equal(got, want[f"d{name}"]), name
+    summed, rows = {"k", "k_reverse", "skip"} & set(needed), {"u", "pre_gate", "post_gate"} & set(needed)
+    apart = ["fft_conv_256"] * (1 + (rows == {"u", "post_gate"}))
+    again = ["fft_conv_spectrum_256"] if summed and rows else []  # else none is needed, or it is kept
+    assert ran == again + (["fft_conv_backward_256"] if summed else apart)
 
 
-def test_parts_of_the_batch_sum_on_their_own(built, monkeypatch):
-    """Shares of unequal size; the same bits every time, whatever the schedule."""
+@pytest.mark.parametrize("needed", ["k", "pre_gate k", "post_gate k_reverse"])
+def test_some_gradients_of_long_rows(ran, needed):
+    kwargs, needed = inputs(1, 1, 16500, *EVERYTHING, taps=300), needed.split()
+    dy = torch.randn(1, 1, 16500).bfloat16()
+    for name in needed:
+        kwargs[name].requires_grad_(True)
+    y = tkpy.fft_conv(**kwargs, backend="emulator")
+    wide = {name: t.detach().double() for name, t in kwargs.items()}
+    want = results(wide, "eager", dy.double())
+    ran.clear()
+    for name, got in zip(needed, torch.autograd.grad(y, [kwargs[name] for name in needed], dy), strict=True):
+        assert excess(got, want[f"d{name}"]) == "", name
+    assert ran.count("fft_conv_long_out") == len(needed) - 1
+
+
+@pytest.mark.parametrize("shares, cluster", [(1, 1), (3, 1), (3, 3), (4, 2), (8, 8)])
+def test_parts_of_the_batch_sum_on_their_own(built, monkeypatch, shares, cluster):
+    """Shares of unequal size, and empty ones; the same bits every time, whatever the schedule."""
     kwargs, dy = inputs(5, 2, 100, *EVERYTHING), torch.randn(5, 2, 100).bfloat16()
+    monkeypatch.setattr(cuda, "shares_and_cluster", lambda *_: (shares, cluster))
+    assert disagreement(kwargs) == ""
     found = []
-    for seed, shares in ((0, 1), (1, 3), (2, 3), (3, 5)):
+    for seed in (1, 2):
         on_machine(monkeypatch, built, seed)
-        monkeypatch.setattr(cuda, "shares_for", lambda *_, shares=shares: shares)
-        assert disagreement(kwargs) == ""
         found.append(results(kwargs, "emulator", dy))
-    assert all(torch.equal(found[1][name], found[2][name]) for name in found[1])
-    monkeypatch.undo()
-    assert (cuda.shares_for(64, 768, 132), cuda.shares_for(8, 64, 132), cuda.shares_for(2, 1, 132)) == (1, 4, 2)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_how_many_sum():
+    """Two CTAs of every multiprocessor where there are so many rows, eight warps of short ones."""
+    cpu = torch.device("cpu")
+    found = [cuda.shares_and_cluster(*sizes, cpu) for sizes in ((64, 768, 4096), (8, 64, 4096), (2, 1, 256), (32, 4, 1024))]
+    assert found == [(1, 1), (4, 4), (2, 2), (32, 8)]
+    assert cuda.shares_and_cluster(64, 24, 4096, cpu) == (16, 8)  # for 11
 
 
 @pytest.mark.parametrize("length", [40, 200])
@@ -197,7 +224,7 @@ FLOPS = {length: 3 * 8 * (n1 + 2 * (n2 if n2 > 1 else 0) + 2 * n3) for length, (
 @pytest.mark.parametrize("length", [256, 1024, 4096, 8192])
 def test_what_a_row_costs(folder, monkeypatch, length):
     """One row more: its products, and a fourth for twiddles, the spectrum and gates; shared memory without a bank
-    conflict; once each u, the gates and y, u and a gate again for the skip. What else is read are tables and the
+    conflict; once each u, the gates and y. What else is read are tables and the
     spectrum, out of the caches: 8 times 8 bytes a sample, more where a warp has one strip (256) and where matrices of
     32 do not stay in registers (8192)."""
     on_machine(monkeypatch, folder)
@@ -212,8 +239,29 @@ def test_what_a_row_costs(folder, monkeypatch, length):
     assert more["flops"] <= 1.25 * more["tensor_flops"]
     assert more["bank_conflicts"] == 0
     assert more["shared_bytes"] <= 8 * length * (9 if cuda.PLANS[length][1] > 1 else 5) + 8 * length
-    rows = 2 * length * 6
+    rows = 2 * length * 4
     assert rows <= more["global_bytes"] <= rows + 8 * length * {256: 9, 8192: 14}.get(length, 8)
+    assert more["local_bytes"] == 0
+
+
+@pytest.mark.parametrize("length", [256, 1024, 2048, 4096])
+def test_what_the_gradients_of_a_row_cost(folder, monkeypatch, length):
+    """One row more: u and dy there once and back once; their values twice through shared memory, without a bank
+    conflict; nothing through local memory."""
+    on_machine(monkeypatch, folder)
+    monkeypatch.setattr(cuda, "shares_and_cluster", lambda *_: (1, 1))
+    counts = []
+    for batch in (1, 2):
+        kwargs = {name: t.requires_grad_(True) for name, t in inputs(batch, 1, length, "skip", "gates").items()}
+        y = tkpy.fft_conv(**kwargs, backend="emulator")
+        with machine.counting() as counters:
+            y.sum().backward()
+            counts.append(asdict(machine.total(counters())))
+    more = {name: counts[1][name] - counts[0][name] for name in counts[0]}
+    assert more["tensor_flops"] == 2 * FLOPS[length] * length
+    assert more["flops"] <= 1.25 * more["tensor_flops"]
+    assert more["bank_conflicts"] == 0
+    assert more["shared_bytes"] <= 2 * (8 * length * (9 if cuda.PLANS[length][1] > 1 else 5) + 8 * length) + 16 * length
     assert more["local_bytes"] == 0
 
 
@@ -229,19 +277,21 @@ def test_a_spectrum_is_made_once(ran):
     assert [transforms(ran, **kwargs) for _ in range(3)] == [1, 0, 0]
     assert transforms(ran, **{**kwargs, "u": kwargs["u"][..., :30]}) == 1  # fewer taps count
     assert transforms(ran, **kwargs) == 1  # one entry a filter
+    assert transforms(ran, **kwargs, skip=torch.ones(2)) == 1  # which is added to it
     assert disagreement(kwargs, grad=False) == ""
 
 
-@pytest.mark.parametrize("name", ["k", "k_reverse"])
+CHANGES = [
+    lambda k: k.mul_(2), lambda k: k[0].zero_(), lambda k: k.view(-1)[1:].add_(1), lambda k: k.detach().neg_(),
+    lambda k: k.copy_(torch.ones_like(k)), lambda k: setattr(k, "data", k * 3), lambda k: k.resize_(2, 20),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda k: k.mul_(2), lambda k: k[0].zero_(), lambda k: k.view(-1)[3:].add_(1), lambda k: k.detach().neg_(),
-        lambda k: k.copy_(torch.ones_like(k)), lambda k: setattr(k, "data", k * 3), lambda k: k.resize_(2, 20),
-    ],
-)  # fmt: skip
+    "name, change", [(n, c) for n in ("k", "k_reverse") for c in CHANGES] + [("skip", CHANGES[0]), ("skip", CHANGES[2])]
+)
 def test_a_filter_that_changed_is_transformed_again(ran, name, change):
-    kwargs = inputs(1, 2, 40, "reverse", reverse=40)
+    kwargs = inputs(1, 2, 40, "reverse", "skip", reverse=40)
     assert transforms(ran, **kwargs) == 1
     change(kwargs[name])
     assert transforms(ran, **kwargs) == 1
@@ -299,25 +349,26 @@ def test_refusals_are_data(built, kwargs, code):
 def test_the_launcher_checks_again(built):
     u, out, k = torch.randn(2, 3, 100).bfloat16(), torch.empty(2, 3, 100).bfloat16(), torch.randn(3, 100)
     tables = importlib.import_module("tkpy.ops.fft_conv.tables").tables(256, u.device)
-    spectrum, dk = torch.empty(3, 256, 2), torch.empty(1, 3, 100)
+    spectrum, dk, back = torch.empty(3, 256, 2), torch.empty(1, 3, 100), torch.empty(1, 3, 0)
 
-    def convolve(u=u, pre=None, out=out, skip=None, spectrum=spectrum, tables=tables):
-        return machine.launch(
-            "fft_conv", u, pre, None, None, out, None, skip, spectrum, tables, False, op="fft_conv"
-        )  # fmt: skip
+    def convolve(u=u, pre=None, out=out, spectrum=spectrum, tables=tables):
+        return machine.launch("fft_conv", u, pre, None, None, out, None, spectrum, tables, False, op="fft_conv")
 
-    def transform(k=k, reverse=None, used=100, used_reverse=0, spectrum=spectrum):
-        return machine.launch("fft_conv_spectrum", k, reverse, used, used_reverse, spectrum, tables, op="fft_conv")
+    def transform(k=k, reverse=None, skip=None, used=100, used_reverse=0, spectrum=spectrum):
+        taps = k, reverse, skip, used, used_reverse
+        return machine.launch("fft_conv_spectrum", *taps, spectrum, tables, op="fft_conv")
 
-    def gradient(dy=u, dk=dk, reverse=None, points=256):
-        return machine.launch("fft_conv_gradient", u, None, dy, None, dk, reverse, None, points, tables, op="fft_conv")
+    def backward(dy=u, du=out, dk=dk, reverse=back, spectrum=spectrum, scratch=None, points=256, cluster=1):
+        found = du, None, None, dk, reverse
+        constants = spectrum, scratch, points, cluster, tables
+        return machine.launch("fft_conv_backward", u, None, dy, None, *found, *constants, op="fft_conv")
 
     for words, call, wrong in (
         ("u: need three dimensions of bf16 or f16", convolve, {"u": u.float()}),
         ("u: need contiguous samples", convolve, {"u": u.transpose(1, 2).contiguous().transpose(1, 2)}),
         ("pre: need the shape", convolve, {"pre": u[:1]}),
         ("out: need .* the type of u", convolve, {"out": out.half()}),
-        ("skip: need 3 contiguous elements of f32", convolve, {"skip": torch.randn(2)}),
+        ("skip: need 3 contiguous elements of f32", transform, {"skip": torch.randn(2)}),
         ("tables: need", convolve, {"tables": tables[:-1]}),
         ("need 256, 1024, .* points, got 300", convolve, {"spectrum": torch.empty(3, 300, 2)}),
         ("spectrum: need .channels", convolve, {"spectrum": spectrum[:2]}),
@@ -326,13 +377,18 @@ def test_the_launcher_checks_again(built):
         ("k: need the taps that count", transform, {"used": 101}),
         ("k_reverse: need the taps that count", transform, {"used_reverse": 1}),
         ("k_reverse: need the taps that count", transform, {"reverse": k[:, :5].contiguous(), "used_reverse": 6}),
-        ("dy: need the shape", gradient, {"dy": u[..., :50]}),
-        ("dk: need .shares, channels, taps", gradient, {"dk": dk[0]}),
-        ("dk_reverse: need .shares", gradient, {"reverse": torch.empty(2, 3, 4)}),
+        ("dy: need the shape", backward, {"dy": u[..., :50]}),
+        ("du: need .* the type of u", backward, {"du": out.half()}),
+        ("dk: need .groups, channels, taps", backward, {"dk": dk[0]}),
+        ("dk_reverse: need .groups", backward, {"reverse": torch.empty(2, 3, 4)}),
+        ("spectrum: need .channels, points", backward, {"spectrum": None}),
+        ("need a cluster of 1 to 8, got 9", backward, {"cluster": 9}),
+        ("tables: need", backward, {"points": 8192}),
     ):
         with pytest.raises(tkpy.InternalError, match=words):
             call(**wrong)
-    assert (transform(), convolve(), gradient()) == ("fft_conv_spectrum_256", "fft_conv_256", "fft_conv_gradient_256")
+    assert (transform(), convolve(), backward()) == ("fft_conv_spectrum_256", "fft_conv_256", "fft_conv_backward_256")
+    assert backward(du=None, spectrum=None) == "fft_conv_backward_256"
 
 
 def test_the_launchers_of_long_rows_check_again(built):
@@ -340,14 +396,19 @@ def test_the_launchers_of_long_rows_check_again(built):
     u, work, sums = torch.randn(2, 3, 100).bfloat16(), torch.randn(2, 3, 16, 2, 2048), torch.empty(1, 3, 16, 2, 2048)
     k, spectrum = torch.randn(3, 100), torch.empty(3, 16, 2048, 2)
     inner = tables.tables(2048, u.device, 0.0)
-    (real, _), (there, back) = (tables.outer_matrices(16, u.device, real) for real in (True, False))
+    (real, real_back), (there, back) = (tables.outer_matrices(16, u.device, real) for real in (True, False))
     calls = {
         "rows": {"u": u, "pre": None, "work": work, "matrix": real},
+        "inner": {"work": work, "spectrum": spectrum, "tables": inner, "correlate": False},
+        "out": {"work": work, "matrix": real_back, "post": None, "post2": None, "out": u, "out2": None},
         "spectrum": {
-            "k": k, "k_reverse": None, "used": 100, "used_reverse": 0, "work": sums, "spectrum": spectrum,
+            "k": k, "k_reverse": None, "skip": None, "used": 100, "used_reverse": 0, "work": sums, "spectrum": spectrum,
             "matrix": there, "tables": inner,
         },
-        "gradient": {"v_work": work, "g_work": work, "work": sums, "scratch": None, "tables": inner},
+        "backward": {
+            "v_work": work, "g_work": work, "sums": sums, "spectrum": None, "wants_v": False, "wants_g": False,
+            "scratch": None, "cluster": 1, "tables": inner,
+        },
         "taps": {"work": sums, "dk": torch.empty(3, 5), "dk_reverse": torch.empty(3, 0), "matrix": back},
     }  # fmt: skip
     for name, words, wrong in (
@@ -359,9 +420,17 @@ def test_the_launchers_of_long_rows_check_again(built):
         ("spectrum", "k: need .channels, taps., at least those that count", {"used": 101}),
         ("spectrum", "k_reverse: need .channels, taps", {"used_reverse": 1}),
         ("spectrum", "spectrum: need 196608 contiguous", {"spectrum": spectrum[:2]}),
-        ("gradient", "g_work: need the shape of v_work", {"g_work": work[:1]}),
-        ("gradient", "work: need the shape of v_work but for the rows", {"work": sums[:, :2].contiguous()}),
-        ("gradient", "tables: need", {"tables": inner[:-1]}),
+        ("spectrum", "skip: need 3 contiguous", {"skip": torch.randn(4)}),
+        ("inner", "spectrum: need 196608 contiguous", {"spectrum": spectrum[:2]}),
+        ("inner", "tables: need", {"tables": inner[:-1]}),
+        ("out", "work: need the rows of u", {"out": u[:1]}),
+        ("out", "out2: need the shape", {"out2": u[:1]}),
+        ("out", "matrix: need 512 contiguous", {"matrix": there}),
+        ("backward", "g_work: need the shape of v_work", {"g_work": work[:1]}),
+        ("backward", "sums: need the shape of v_work but for the rows", {"sums": sums[:, :2].contiguous()}),
+        ("backward", "spectrum: need 196608 contiguous", {"wants_g": True}),
+        ("backward", "need a cluster of 1 to 8, got 0", {"cluster": 0}),
+        ("backward", "tables: need", {"tables": inner[:-1]}),
         ("taps", "dk: need .channels, taps", {"dk": torch.empty(2, 5)}),
         ("taps", "matrix: need 1024 contiguous", {"matrix": real}),
     ):

@@ -6,7 +6,24 @@
 
 namespace tkpy::fft_conv {
 
-// `spectrum`: of the row's channel, as `spectrum` leaves it; conjugate: of the adjoint.
+// Values of a unit times those of the taps. `spectrum`: of the row's channel, as fft_conv_spectrum leaves it; sign -1:
+// their conjugates, of the adjoint.
+template <int Index>
+TK_DEVICE void times_taps(const Transform<Index>&, typename Transform<Index>::Values& z, const float4* spectrum, int unit,
+                          float sign) {
+  using F = Transform<Index>;
+#pragma unroll
+  for (int b = 0; b < F::chunks; ++b)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float4 pair = __ldg(spectrum + F::value_at(unit, b, e / 2));
+      const float2 tap = e % 2 ? make_float2(pair.z, sign * pair.w) : make_float2(pair.x, sign * pair.y);
+      const float2 x = times({z.re[b][e], z.im[b][e]}, tap);
+      z.re[b][e] = x.x;
+      z.im[b][e] = x.y;
+    }
+}
+
 template <int Index>
 TK_DEVICE void filter(const Transform<Index>& transform, const float4* spectrum, bool conjugate) {
   using F = Transform<Index>;
@@ -17,16 +34,7 @@ TK_DEVICE void filter(const Transform<Index>& transform, const float4* spectrum,
     const int unit = warp_index() + i * F::Warps;
     typename F::Values z;
     transform.third(pass, z, unit);
-#pragma unroll
-    for (int b = 0; b < F::chunks; ++b)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float4 pair = __ldg(spectrum + F::value_at(unit, b, e / 2));
-        const float2 tap = e % 2 ? make_float2(pair.z, sign * pair.w) : make_float2(pair.x, sign * pair.y);
-        const float2 x = times({z.re[b][e], z.im[b][e]}, tap);
-        z.re[b][e] = x.x;
-        z.im[b][e] = x.y;
-      }
+    times_taps(transform, z, spectrum, unit, sign);
     transform.third_back(pass, z, unit);
   }
 }

@@ -1,18 +1,17 @@
 // The filters of rows longer than a CTA holds: their spectrum, and their gradients          (long.cu has the rows)
 //   fft_conv_long_filter_in          k, k_reverse --> work: over n0, at frequencies j0 + 1/4, times w^(n' (j0 + 1/4))
 //   fft_conv_long_filter_values_<M'> work --> spectrum: rows (h, j0) of M' to values, over N0 M'
-//   fft_conv_long_filter_sum_<M'>    work of v and of g, from fft_conv_long_in --> work: values of g times those of v
-//                                    conjugated, over a share of the batch, and back to M' samples
-//   fft_conv_long_filter_out         work --> dk, dk_reverse: the conjugate factors, over j0 back
+//   fft_conv_long_filter_out         work, from fft_conv_long_backward_<M'> --> dk, dk_reverse: the conjugate factors,
+//                                    over j0 back
 // A tap of lag j is the real part of sample j, one of lag -j the imaginary part of sample N0 M' - j (spectrum.cu): both
 // outer passes are complex, a CTA to 64 columns n' as in long.cu, with planes re and im in two bf16 terms
-// in   k [H, taps], k_reverse [H, taps_reverse] f32, contiguous      out  dk [H, used], dk_reverse [H, used_reverse] f32
-// barriers, precision  as in long.cu and gradient.cu; the order of all sums is fixed: same call, same bits
+// in   k [H, taps], k_reverse [H, taps_reverse], skip [H] f32, contiguous      out  dk [H, used], dk_reverse [H, used_reverse] f32
+// barriers, precision  as in long.cu
 // limits  N0 = 16 .. 256, M' = 2048, 4096 or 16384
-// cost  spectrum: 28 bytes a point and channel, once for all rows. gradients: 16 bytes a point and row beside those of
-//       fft_conv_long_in for v and g, 24 a point and channel; flops 48 N0 a point of the outer passes
+// cost  bytes 28 a point and channel for the spectrum, once for all rows, 12 for the gradients; flops 48 N0 a point of an
+//       outer pass
+#include "entries.cuh"
 #include "filter.cuh"
-#include "gradient.cuh"
 #include "outer.cuh"
 
 namespace tkpy::fft_conv {
@@ -31,6 +30,7 @@ TK_DEVICE void filter_in(const LongFilterParams& p, const void* memory) {
       re[e] = ahead < p.used ? p.k[static_cast<long long>(t.channel) * p.taps + ahead] : 0.0f;
       im[e] = back <= p.used_reverse ? p.k_reverse[static_cast<long long>(t.channel) * p.taps_reverse + back - 1] : 0.0f;
     }
+    if (n == 0 && p.skip) re[0] += p.skip[t.channel];
     strip.put(0, 2, i / 8, i % 8, re);
     strip.put(1, 3, i / 8, i % 8, im);
   }
@@ -52,26 +52,6 @@ TK_DEVICE void filter_values(const LongFilterParams& p, const void* memory) {
   transform.template first<true>([&](float(&x)[8], int im, int n) { load_floats(x, work + im * F::M + n); });
   transform.to_values();
   put_values(transform, static_cast<float4*>(p.spectrum) + row * (F::M / 2), 1.0f / static_cast<float>(p.outer * F::M));
-}
-
-template <int Index>
-TK_DEVICE void filter_sum(const LongFilterParams& p, const void* memory) {
-  using G = Gradient<Index>;
-  const G of(memory, p.tables);
-  const int rows = p.channels * p.outer, row = static_cast<int>(blockIdx.x) % rows;
-  const Share share(static_cast<int>(blockIdx.x) / rows, p.shares, p.batch);
-  typename G::Kept sum;
-  const auto source = [&](int batch, bool second) {
-    const float* from = (second ? p.g_work : p.v_work) + (static_cast<long long>(batch) * rows + row) * 2 * G::M;
-    return [=](float(&x)[8], int im, int n) { load_floats(x, from + im * G::M + n); };
-  };
-  of.template add_up<true>(sum, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * G::M, share.begin,
-                           share.end, source);
-  float* to = p.work + static_cast<long long>(blockIdx.x) * 2 * G::M;
-  of.back(sum, 1.0f / static_cast<float>(p.outer * G::M), [&](const float2(&z)[2], int n) {
-    *reinterpret_cast<float2*>(to + n) = make_float2(z[0].x, z[1].x);
-    *reinterpret_cast<float2*>(to + G::M + n) = make_float2(z[0].y, z[1].y);
-  });
 }
 
 TK_DEVICE void filter_out(const LongFilterParams& p, const void* memory) {
@@ -99,17 +79,8 @@ TK_DEVICE void filter_out(const LongFilterParams& p, const void* memory) {
 
 }  // namespace tkpy::fft_conv
 
-#define TKPY_LONG_FILTER(NAME, THREADS, CALL)                                                 \
-  extern "C" __global__ void __launch_bounds__(THREADS)                                       \
-      fft_conv_long_filter_##NAME(const __grid_constant__ tkpy::fft_conv::LongFilterParams p) { \
-    extern __shared__ __align__(1024) unsigned char memory[];                                 \
-    tkpy::fft_conv::CALL(p, memory);                                                          \
-  }
-TKPY_LONG_FILTER(in, 32 * tkpy::fft_conv::kOuterWarps, filter_in)
-TKPY_LONG_FILTER(out, 32 * tkpy::fft_conv::kOuterWarps, filter_out)
-TKPY_LONG_FILTER(values_2048, tkpy::fft_conv::kPlans[2].threads(), filter_values<2>)
-TKPY_LONG_FILTER(values_4096, tkpy::fft_conv::kPlans[3].threads(), filter_values<3>)
-TKPY_LONG_FILTER(values_16384, tkpy::fft_conv::kPlans[5].threads(), filter_values<5>)
-TKPY_LONG_FILTER(sum_2048, tkpy::fft_conv::kPlans[2].threads(), filter_sum<2>)
-TKPY_LONG_FILTER(sum_4096, tkpy::fft_conv::kPlans[3].threads(), filter_sum<3>)
-TKPY_LONG_FILTER(sum_16384, tkpy::fft_conv::kPlans[5].threads(), filter_sum<5>)
+#define TKPY_VALUES(M, INDEX) \
+  TKPY_ENTRY(fft_conv_long_filter_values_##M, LongFilterParams, filter_values<INDEX>(p, memory), TKPY_PLAN_THREADS(INDEX))
+TKPY_ENTRY(fft_conv_long_filter_in, LongFilterParams, filter_in(p, memory), TKPY_OUTER_THREADS)
+TKPY_ENTRY(fft_conv_long_filter_out, LongFilterParams, filter_out(p, memory), TKPY_OUTER_THREADS)
+TKPY_EVERY_INNER(TKPY_VALUES)

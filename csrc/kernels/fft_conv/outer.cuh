@@ -90,6 +90,13 @@ TK_DEVICE void load_floats(float (&x)[8], const float* from) {
   x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
 
+// Complex samples n, n + 1 of an inner row of M, to work.
+template <int M>
+TK_DEVICE void put_complex(float* row, const float2 (&z)[2], int n) {
+  *reinterpret_cast<float2*>(row + n) = make_float2(z[0].x, z[1].x);
+  *reinterpret_cast<float2*>(row + M + n) = make_float2(z[0].y, z[1].y);
+}
+
 // Work, times the conjugate factors, to planes re, im of the upper terms, then of the lower ones.
 template <class P>
 TK_DEVICE void get_work(const P& p, const OuterTask& t, const OuterStrip& strip) {

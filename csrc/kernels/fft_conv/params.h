@@ -14,7 +14,11 @@ struct Plan {
 constexpr Plan kPlans[] = {{16, 1, 16, 1},  {16, 8, 8, 2},   {16, 8, 16, 4},
                            {16, 16, 16, 4}, {32, 16, 16, 8}, {32, 32, 16, 16}};
 
-constexpr int kInRegisters = 4096;  // most points whose sums a CTA of the gradient keeps in registers
+constexpr int kMostCluster = 8;     // CTAs that add their sums up
+constexpr int kInRegisters = 4096;  // most points whose sums a CTA of the backward keeps in registers, and a row's values
+constexpr int backward_shared_bytes(const Plan& p) {  // in shared memory, behind the row
+  return (p.points() <= kInRegisters ? 2 : 1) * p.shared_bytes();
+}
 
 // One buffer holds a plan's tables, in this order, in units of 16 bytes: DFT matrices as fragments of mma.sync in two
 // bf16 terms (64 units a fragment, upper and lower term), then the twiddle factors in float. tkpy/ops/fft_conv/tables.py.
@@ -48,10 +52,9 @@ struct Rows {
   int vectors;  // every row begins at a multiple of 16 bytes
 };
 
-// out = post (conv(v) + skip v), v = pre u; out2 the same with post2. Absent tensors are null.
+// out = post conv(v), v = pre u; out2 the same with post2. Absent tensors are null.
 struct ConvParams {
   Rows u, pre, post, post2, out, out2;
-  const float* skip;      // [channels]
   const void* spectrum;   // [channels, points] as `spectrum` leaves it
   const void* tables;
   int batch, channels, length;
@@ -67,7 +70,6 @@ constexpr int outer_shared_bytes(int outer, bool complex) { return 2 * kOuterCol
 
 struct LongParams {
   Rows u, pre, post, post2, out, out2;
-  const float* skip;
   float* work;            // [batch, channels, N0, 2, M']: real parts, imaginary parts
   const void* matrix;     // 2 N0 x N0 as fragments, or its transpose
   const void* spectrum;   // [channels, N0, M']
@@ -77,41 +79,57 @@ struct LongParams {
   float half_turn;        // 1 / (2 N0 M'), a power of two if N0 is one
 };
 
-// The spectrum of a circle of taps: k from 0 on, k_reverse backwards from the end. Float, contiguous.
+// The spectrum of a circle of taps: k from 0 on, to whose first the skip is added, k_reverse backwards from the end.
+// Float, contiguous; what is absent is null.
 struct SpectrumParams {
-  const float *k, *k_reverse;
+  const float *k, *k_reverse, *skip;
   int taps, taps_reverse;  // that exist in memory, and
   int used, used_reverse;  // how many of them count
   void* spectrum;
   const void* tables;
 };
 
-// The filter of rows of N0 M' points: its taps to work and to values, and sums over the batch back to taps.
+// The filter of rows of N0 M' points: its taps to work and to values, and work of sums over the batch back to taps.
 struct LongFilterParams {
-  const float *k, *k_reverse;      // as in SpectrumParams
+  const float *k, *k_reverse, *skip;  // as in SpectrumParams
   int taps, taps_reverse;
-  float *dk, *dk_reverse;          // [channels, used], [channels, used_reverse]
+  float *dk, *dk_reverse;             // [channels, used], [channels, used_reverse]
   int used, used_reverse;
-  float* work;                     // of the outer passes [channels, N0, 2, M'], of the gradient [shares, channels, N0, 2, M']
-  const float *v_work, *g_work;    // of the gradient: [batch, channels, N0, 2, M']
-  void* scratch;                   // of the gradient: [shares, channels, N0, 2, M'] complex, as in GradientParams
-  void* spectrum;                  // [channels, N0, M']
-  const void* matrix;              // 2 N0 x 2 N0 as fragments, or its transpose
-  const void* tables;              // those of M', at whole frequencies
-  int batch, channels, shares;     // of the outer passes a batch of 1
+  float* work;                        // [channels, N0, 2, M']
+  void* spectrum;                     // [channels, N0, M']
+  const void* matrix;                 // 2 N0 x 2 N0 as fragments, or its transpose
+  const void* tables;                 // those of M', at whole frequencies
+  int batch, channels;                // a batch of 1
   int outer, inner;
-  float half_turn;                 // as in LongParams
+  float half_turn;                    // as in LongParams
 };
 
-// Sums over a share of the batch of v (pre u) correlated with g (post dy), for taps of lag 0.. and of lag -1..
-struct GradientParams {
-  Rows u, pre, dy, post;
-  float *dk, *dk_reverse;  // [shares, channels, used], [shares, channels, used_reverse]
+// Of every channel `shares` parts of the batch, each summed by a CTA; `cluster` of these add their sums up. Their number
+// is a multiple of it, and groups are shares / cluster.
+//   sums over the batch of g = post dy correlated with v = pre u, for taps of lag 0.. and of lag -1..;
+//   du = pre w and dpre = u w, where w is g correlated with the taps; dpost = dy conv(v). Absent tensors are null
+struct BackwardParams {
+  Rows u, pre, dy, post, du, dpre, dpost;
+  float *dk, *dk_reverse;  // [groups, channels, used], [groups, channels, used_reverse]
   int used, used_reverse;
+  const void* spectrum;    // [channels, points], where du, dpre or dpost is there
   void* scratch;           // [shares, channels, 2, points] complex, where registers do not hold the spectra
   const void* tables;
   int half;
-  int batch, channels, length, shares;
+  int batch, channels, length, shares, cluster;
+};
+
+// The same of the inner rows of long ones: work of v and of g, which become that of conv(v) and of w where these are
+// wanted, and that of the sums.
+struct LongBackwardParams {
+  float *v_work, *g_work;  // [batch, channels, N0, 2, M']
+  float* sums;             // [groups, channels, N0, 2, M']
+  const void* spectrum;    // [channels, N0, M']
+  void* scratch;           // [shares, channels, N0, 2, M'] complex
+  const void* tables;      // those of M', at whole frequencies
+  int wants_v, wants_g;    // conv(v), w
+  int batch, rows, shares, cluster;  // rows: channels * N0
+  float scale;             // 1 / (N0 M')
 };
 
 }  // namespace tkpy::fft_conv

@@ -1,13 +1,16 @@
 """fft_conv by the compiled kernels of csrc/kernels/fft_conv: on an sm_90 GPU, or in the emulator.
 
-The spectrum of the filters is made once a call (or kept, spectra.py), in float32; gradients.py has the backward, whose
-sums over the batch are one more kernel's. The order of all sums follows from shapes: the same call gives the same bits.
+The spectrum of the filters, to whose first tap the skip is added, is made once a call (or kept, spectra.py), in float32.
+One kernel makes all gradients, transforming u and dy once (backward.cu); where none of filters is needed, gradients.py
+has them by the forward's. The order of all sums follows from shapes: the same call gives the same bits.
 
 Rows longer than a CTA holds go through an outer factor in global memory (long.cu), as do the spectrum of their filters
-and the filters' gradients (long_filter.cu).
+and the filters' gradients (long_filter.cu); long_backward.cu is what lies between.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 
@@ -20,6 +23,7 @@ from tkpy.ops.fft_conv.tables import PLANS, outer_matrices, tables
 INNER = (2048, 4096, 16384)  # of long rows, and
 OUTER = (16, 32, 64, 128, 256)  # their first factors
 IN_REGISTERS = 4096  # as in params.h
+MOST_CLUSTER = 8
 
 
 def is_long(length: int) -> bool:
@@ -42,14 +46,25 @@ def _rows(x: torch.Tensor | None) -> torch.Tensor | None:
     return x if x is None or x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
 
 
-def _spectrum(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> torch.Tensor:
-    """[H, points, 2], of long rows [H, outer, inner, 2]."""
+def shares_and_cluster(batch: int, channels: int, points: int, device: torch.device) -> tuple[int, int]:
+    """Parts of each channel's batch that CTAs sum, a multiple of how many add their sums up: as many CTAs as make eight
+    warps, or two CTAs, on every multiprocessor."""
+    shares = shares_for(batch, channels, min(8, max(2, 4096 // points)) * multiprocessors(device))
+    cluster = min(shares, MOST_CLUSTER)
+    return -(-shares // cluster) * cluster, cluster
+
+
+def _spectrum(
+    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None
+) -> torch.Tensor:
+    """[H, points, 2], of long rows [H, outer, inner, 2]; the skip is a part of the tap of lag 0."""
     used, channels = reach(u, k, k_reverse), u.shape[1]
     factors = factors_for(u.shape[-1]) if is_long(u.shape[-1]) else (points_for(u.shape[-1]),)
+    given = [k, k_reverse, skip]
 
     def make() -> torch.Tensor:
         spectrum = torch.empty(channels, *factors, 2, dtype=torch.float32, device=u.device)
-        taps = [None if t is None else t.float().contiguous() for t in (k, k_reverse)]
+        taps = [None if t is None else t.float().contiguous() for t in given]
         if len(factors) == 1:
             launch("fft_conv_spectrum", *taps, *used, spectrum, tables(*factors, u.device), op="fft_conv")
         else:
@@ -58,7 +73,8 @@ def _spectrum(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) 
             launch("fft_conv_long_spectrum", *taps, *used, work, spectrum, *constants, op="fft_conv")
         return spectrum
 
-    return kept([k] if k_reverse is None else [k, k_reverse], (*factors, *used), make)
+    key = (*factors, *used, k_reverse is None, skip is None)
+    return kept([t for t in given if t is not None], key, make)
 
 
 def _work(u: torch.Tensor, rows: int, channels: int, factors: tuple[int, ...]) -> torch.Tensor:
@@ -66,69 +82,103 @@ def _work(u: torch.Tensor, rows: int, channels: int, factors: tuple[int, ...]) -
     return torch.empty(rows, channels, outer, 2, inner, dtype=torch.float32, device=u.device)
 
 
-def _convolve(u, pre, post, skip, spectrum, *, correlate=False, post2=None, wanted=(True, False)):
-    """[post (conv(pre u) + skip pre u), the same with post2], those that are wanted."""
-    outs = [torch.empty(u.shape, dtype=u.dtype, device=u.device) if want else None for want in wanted]
-    gates = [post, post2]
-    if not wanted[0]:
-        outs.reverse()
-        gates.reverse()
-    skip = None if skip is None else skip.float().contiguous()
-    constants: tuple[torch.Tensor, ...]
+def _to_work(u: torch.Tensor, pre: torch.Tensor | None) -> torch.Tensor:
+    factors = factors_for(u.shape[-1])
+    work = _work(u, u.shape[0], u.shape[1], factors)
+    launch("fft_conv_long_rows", u, pre, work, outer_matrices(factors[0], u.device)[0], op="fft_conv")
+    return work
+
+
+def _from_work(work: torch.Tensor, gates, outs) -> None:
+    """Of one or two outputs, the first of which is there."""
+    launch("fft_conv_long_out", work, outer_matrices(work.shape[2], work.device)[1], *gates, *outs, op="fft_conv")
+
+
+def _empty(u: torch.Tensor, wanted) -> list[torch.Tensor | None]:
+    return [torch.empty(u.shape, dtype=u.dtype, device=u.device) if want else None for want in wanted]
+
+
+def _in_order(first, second):
+    """Gates and outputs, those of an output that is there before those of one that is not."""
+    (gate, out), (gate2, out2) = (first, second) if first[1] is not None else (second, first)
+    return (gate, gate2), (out, out2)
+
+
+def _convolve(u, pre, post, _skip, spectrum, *, correlate=False, post2=None, wanted=(True, False)):
+    """[post (conv(pre u)), the same with post2], those that are wanted; the skip is in the spectrum."""
+    results = _empty(u, wanted)
+    gates, outs = _in_order((post, results[0]), (post2, results[1]))
     if spectrum.dim() == 3:
-        constants = (tables(spectrum.shape[1], u.device),)
-        launch("fft_conv", u, pre, *gates, *outs, skip, spectrum, *constants, correlate, op="fft_conv")
+        constants = (tables(spectrum.shape[1], u.device), correlate)
+        launch("fft_conv", u, pre, *gates, *outs, spectrum, *constants, op="fft_conv")
     else:
-        _, outer, inner, _ = spectrum.shape
-        work = _work(u, u.shape[0], u.shape[1], (outer, inner))
-        constants = (*outer_matrices(outer, u.device), tables(inner, u.device, 0.0))
-        launch("fft_conv_long", u, pre, *gates, *outs, skip, spectrum, work, *constants, correlate, op="fft_conv")
-    return outs if wanted[0] else outs[::-1]
+        work = _to_work(u, pre)
+        constants = (tables(work.shape[4], u.device, 0.0), correlate)
+        launch("fft_conv_long_inner", work, spectrum, *constants, op="fft_conv")
+        _from_work(work, gates, outs)
+    return results
 
 
 def forward(u, k, k_reverse, skip, pre_gate, post_gate):
     if u.numel() == 0:
         return u.new_empty(u.shape)
     u, pre_gate, post_gate = map(_rows, (u, pre_gate, post_gate))
-    return _convolve(u, pre_gate, post_gate, skip, _spectrum(u, k, k_reverse))[0]
+    return _convolve(u, pre_gate, post_gate, skip, _spectrum(u, k, k_reverse, skip))[0]
 
 
-def _filters(u, pre, dy, post, used, used_reverse):
-    """[H, used] and [H, used_reverse]: dy post correlated with u pre, over the batch."""
+def _everything(spectrum, u, pre, dy, post, _skip, wanted, used, used_reverse):
+    """The gradients of u, pre and post that are wanted; [H, used] and [H, used_reverse]: dy post correlated with u pre,
+    over the batch."""
     batch, channels, length = u.shape
-    points, shares = points_for(length), shares_for(batch, channels, multiprocessors(u.device))
+    points = points_for(length)
+    shares, cluster = shares_and_cluster(batch, channels, points, u.device)
 
-    def floats(*shape):
-        return torch.empty(shares, channels, *shape, dtype=torch.float32, device=u.device)
+    def floats(parts, *shape):
+        return torch.empty(parts, channels, *shape, dtype=torch.float32, device=u.device)
 
-    dk, dk_reverse = floats(used), floats(used_reverse)
-    scratch = floats(4 * points) if points > IN_REGISTERS else None
+    sums = floats(shares // cluster, used), floats(shares // cluster, used_reverse)
+    scratch = floats(shares, 4 * points) if points > IN_REGISTERS else None
+    found = _empty(u, wanted)
     launch(
-        "fft_conv_gradient", u, pre, dy, post, dk, dk_reverse, scratch, points, tables(points, u.device), op="fft_conv"
-    )
-    return dk.sum(0), dk_reverse.sum(0)
+        "fft_conv_backward", u, pre, dy, post, *found, *sums, spectrum, scratch, points, cluster,
+        tables(points, u.device), op="fft_conv",
+    )  # fmt: skip
+    return (*found, *(t[0] if len(t) == 1 else t.sum(0) for t in sums))
 
 
-def _long_filters(u, pre, dy, post, used, used_reverse):
+def _everything_long(spectrum, u, pre, dy, post, _skip, wanted, used, used_reverse):
     """The same for long rows, a block of channels at a time, whose work is there at the same time."""
     batch, channels, length = u.shape
     outer, inner = factors_for(length)
-    there, (_, back) = outer_matrices(outer, u.device)[0], outer_matrices(outer, u.device, False)
     dk, dk_reverse = (torch.empty(channels, n, dtype=torch.float32, device=u.device) for n in (used, used_reverse))
+    found = _empty(u, wanted)
     step = max(1, eager.BLOCK_ELSEWHERE // (batch * outer * inner))
-    for block in (slice(start, start + step) for start in range(0, channels, step)):
-        works = []
-        for rows, gate in ((u[:, block], pre), (dy[:, block], post)):
-            works.append(_work(u, batch, rows.shape[1], (outer, inner)))
-            part = None if gate is None else gate[:, block]
-            launch("fft_conv_long_rows", rows, part, works[-1], there, op="fft_conv")
-        count = works[0].shape[1]
-        sums = _work(u, shares_for(batch, count * outer, multiprocessors(u.device)), count, (outer, inner))
-        scratch = torch.empty(2, *sums.shape, dtype=sums.dtype, device=u.device) if inner > IN_REGISTERS else None
-        launch("fft_conv_long_gradient", *works, sums, scratch, tables(inner, u.device, 0.0), op="fft_conv")
-        total = sums if len(sums) == 1 else sums.sum(0, keepdim=True)
-        launch("fft_conv_long_taps", total, dk[block], dk_reverse[block], back, op="fft_conv")
-    return dk, dk_reverse
+    for start in range(0, channels, step):
+        block = slice(start, min(start + step, channels))
+        rows = [None if t is None else t[:, block] for t in (u, pre, dy, post, *found)]
+        values = None if spectrum is None else spectrum[block]
+        _block(values, *rows, dk[block], dk_reverse[block], (outer, inner))
+    return (*found, dk, dk_reverse)
+
+
+def _block(spectrum, u, pre, dy, post, du, dpre, dpost, dk, dk_reverse, factors):
+    batch, channels, _ = u.shape
+    outer, inner = factors
+    v_work, g_work = _to_work(u, pre), _to_work(dy, post)
+    shares, cluster = shares_and_cluster(batch, channels * outer, inner, u.device)
+    sums = _work(u, shares // cluster, channels, factors)
+    scratch = torch.empty(2 * cluster, *sums.shape, dtype=sums.dtype, device=u.device) if inner > IN_REGISTERS else None
+    of_v, of_g = dpost is not None, du is not None or dpre is not None
+    launch(
+        "fft_conv_long_backward", v_work, g_work, sums, spectrum, of_v, of_g, scratch, cluster,
+        tables(inner, u.device, 0.0), op="fft_conv",
+    )  # fmt: skip
+    if of_g:
+        _from_work(g_work, *_in_order((pre, du), (u, dpre)))
+    if of_v:
+        _from_work(v_work, (dy, None), (dpost, None))
+    total = sums if len(sums) == 1 else sums.sum(0, keepdim=True)
+    launch("fft_conv_long_taps", total, dk, dk_reverse, outer_matrices(outer, u.device, False)[1], op="fft_conv")
 
 
 def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, needs):
@@ -136,7 +186,8 @@ def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, need
     if dy is None or u.numel() == 0:
         return [None] * 6
     u, dy, pre_gate, post_gate = map(_rows, (u, dy, pre_gate, post_gate))
-    filters = _long_filters if is_long(u.shape[-1]) else _filters
+    everything = _everything_long if is_long(u.shape[-1]) else _everything
+    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip)
     return gradients.backward(
-        _spectrum, _convolve, filters, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
+        spectrum, _convolve, everything, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
     )  # fmt: skip

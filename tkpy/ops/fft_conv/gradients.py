@@ -20,9 +20,9 @@ def reach(u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None) -> t
 
 
 @functools.lru_cache(maxsize=4096)
-def shares_for(batch: int, channels: int, multiprocessors: int) -> int:
-    """Parts of the batch that sum on their own: as few as give every multiprocessor two programs."""
-    return max(1, min(batch, 2 * multiprocessors // channels))
+def shares_for(batch: int, channels: int, programs: int) -> int:
+    """Parts of the batch that sum on their own: as few as make so many programs."""
+    return max(1, min(batch, programs // channels))
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -34,26 +34,35 @@ def _padded(x: torch.Tensor, taps: int) -> torch.Tensor:
     return torch.nn.functional.pad(x[:, :taps], (0, taps - min(taps, x.shape[1])))
 
 
+def of_rows(convolve: Callable[..., Any], values, u, pre, dy, post, skip, wanted) -> list[torch.Tensor | None]:
+    """The gradients of u, pre and post that are wanted, by `convolve(u, pre, post, skip, values, correlate, post2,
+    wanted)`, which gives [post (conv(pre u) + skip pre u), the same with post2], those wanted."""
+    du = dpre = dpost = None
+    if wanted[0] or wanted[1]:
+        du, dpre = convolve(dy, post, pre, skip, values, correlate=True, post2=u, wanted=wanted[:2])
+    if wanted[2]:
+        dpost = convolve(u, pre, dy, skip, values)[0]
+    return [du, dpre, dpost]
+
+
 def backward(
-    spectrum: Callable[..., torch.Tensor], convolve: Callable[..., Any], filters: Callable[..., Any],
-    dy, u, k, k_reverse, skip, pre_gate, post_gate, needs,
+    spectrum: Callable[[], torch.Tensor], convolve: Callable[..., Any], everything: Callable[..., Any],
+    dy, u, k, k_reverse, skip, pre, post, needs,
 ):  # fmt: skip
-    """The gradients by `spectrum(u, k, k_reverse)`; `convolve(u, pre, post, skip, spectrum, correlate, post2, wanted)`,
-    which gives [post (conv(pre u) + skip pre u), the same with post2], those wanted; `filters(u, pre, dy, post, used,
-    used_reverse)`, which gives [H, used] and [H, used_reverse]: dy post correlated with u pre, over the batch."""
+    """The gradients: where none of filters is needed by `convolve` as in `of_rows`, else by `everything(values, u, pre,
+    dy, post, skip, wanted, used, used_reverse)`, which gives the gradients of u, pre and post that are wanted, and
+    [H, used] and [H, used_reverse]: dy post correlated with u pre, over the batch. `spectrum()` gives `values`."""
     need_u, need_k, need_reverse, need_skip, need_pre, need_post = needs
-    du = dk = dk_reverse = dskip = dpre = dpost = None
-    if need_u or need_pre or need_post:
-        values = spectrum(u, k, k_reverse)
-    if need_u or need_pre:
-        du, dpre = convolve(dy, post_gate, pre_gate, skip, values, correlate=True, post2=u, wanted=(need_u, need_pre))
-    if need_post:
-        dpost = convolve(u, pre_gate, dy, skip, values)[0]
-    if need_k or need_reverse or need_skip:
-        ahead, back = reach(u, k, k_reverse)
-        lags = max(ahead if need_k else 0, 1 if need_skip else 0)
-        taps, taps_reverse = filters(u, pre_gate, dy, post_gate, lags, back if need_reverse else 0)
-        dk = _padded(taps[:, :ahead], k.shape[1]) if need_k else None
-        dk_reverse = _padded(taps_reverse, k_reverse.shape[1]) if need_reverse else None
-        dskip = taps[:, 0] if need_skip else None
-    return [du, dk, dk_reverse, dskip, dpre, dpost]
+    wanted = (need_u, need_pre, need_post)
+    values = spectrum() if any(wanted) else None
+    if not (need_k or need_reverse or need_skip):
+        du, dpre, dpost = of_rows(convolve, values, u, pre, dy, post, skip, wanted)
+        return [du, None, None, None, dpre, dpost]
+    ahead, back = reach(u, k, k_reverse)
+    lags = max(ahead if need_k else 0, 1 if need_skip else 0)
+    du, dpre, dpost, taps, taps_reverse = everything(
+        values, u, pre, dy, post, skip, wanted, lags, back if need_reverse else 0
+    )
+    dk = _padded(taps[:, :ahead], k.shape[1]) if need_k else None
+    dk_reverse = _padded(taps_reverse, k_reverse.shape[1]) if need_reverse else None
+    return [du, dk, dk_reverse, taps[:, 0] if need_skip else None, dpre, dpost]

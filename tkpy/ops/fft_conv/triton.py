@@ -182,7 +182,7 @@ def forward(u, k, k_reverse, skip, pre_gate, post_gate):
 def _filters(u, pre, dy, post, used, used_reverse):
     batch, channels, length = u.shape
     plan = plan_for(length)
-    shares = gradients.shares_for(batch, channels * plan.rows, gradients.multiprocessors(u.device))
+    shares = gradients.shares_for(batch, channels * plan.rows, 2 * gradients.multiprocessors(u.device))
 
     def floats(*shape):
         return torch.empty(shares, *shape, dtype=torch.float32, device=u.device)
@@ -216,12 +216,18 @@ def _filters(u, pre, dy, post, used, used_reverse):
     return dk, dk_reverse
 
 
+def _everything(values, u, pre, dy, post, skip, wanted, used, used_reverse):
+    rows = gradients.of_rows(_run, values, u, pre, dy, post, skip, wanted)
+    return (*rows, *_filters(u, pre, dy, post, used, used_reverse))
+
+
 def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, needs):
     (dy,) = grads
     if dy is None or u.numel() == 0:
         return [None] * 6
+    spectrum = functools.partial(_spectrum_of, u, k, k_reverse)
     return gradients.backward(
-        _spectrum_of, _run, _filters, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
+        spectrum, _run, _everything, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
     )  # fmt: skip
 
 

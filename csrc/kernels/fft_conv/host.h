@@ -1,0 +1,118 @@
+// What the host sides of fft_conv's kernels share: checks of tensors, launches of one dimension.
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "params.h"
+#include "runtime/launcher.h"
+
+namespace tkpy::fft_conv {
+
+using runtime::DType;
+using runtime::Machine;
+using runtime::View;
+using Optional = std::optional<View>;
+
+inline void check(bool holds, const char* what, const std::string& needed, const View& got) {
+  if (!holds)
+    throw std::invalid_argument(std::string("fft_conv: ") + what + ": need " + needed + ", got " + got.describe());
+}
+
+// The plan of a spectrum or of tables: by its number of points.
+inline int plan_of(std::int64_t points, const View& tables) {
+  for (int i = 0; i < static_cast<int>(std::size(kPlans)); ++i) {
+    if (kPlans[i].points() != points) continue;
+    check(tables.rank == 1 && tables.dtype == DType::i32 && tables.stride[0] == 1 &&
+              tables.shape[0] == 4 * std::int64_t{Tables(kPlans[i]).end} &&
+              reinterpret_cast<std::uintptr_t>(tables.data) % 16 == 0,
+          "tables", std::to_string(4 * Tables(kPlans[i]).end) + " contiguous numbers of i32 at a multiple of 16 bytes", tables);
+    return i;
+  }
+  throw std::invalid_argument("fft_conv: need 256, 1024, 2048, 4096, 8192 or 16384 points, got " + std::to_string(points));
+}
+
+inline void check_rows(const char* what, const View& v, const View& u) {
+  check(v.rank == 3 && (v.dtype == DType::bf16 || v.dtype == DType::f16) && v.dtype == u.dtype, what,
+        "three dimensions of bf16 or f16, the type of u", v);
+  check(std::equal(v.shape, v.shape + 3, u.shape) && v.device == u.device, what, "the shape and device of u", v);
+  check(v.elements() == 0 || v.shape[2] == 1 || v.stride[2] == 1, what, "contiguous samples", v);
+}
+inline void check_dense(const char* what, const View& v, DType dtype, std::int64_t elements, const View& u) {
+  check(v.dtype == dtype && v.elements() == elements && v.extent() == elements * dtype_bytes(dtype) && v.device == u.device,
+        what, std::to_string(elements) + " contiguous elements of " + dtype_name(dtype) + " on the device of u", v);
+}
+
+inline Rows rows_of(const View& v) {
+  const bool vectors = reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && (v.shape[0] == 1 || v.stride[0] % 8 == 0) &&
+                       (v.shape[1] == 1 || v.stride[1] % 8 == 0);
+  return {v.data, v.stride[0], v.stride[1], vectors};
+}
+inline Rows rows_of(const Optional& v) { return v ? rows_of(*v) : Rows{}; }
+inline const float* floats_of(const Optional& v) { return v ? static_cast<const float*>(v->data) : nullptr; }
+
+inline void check_optional_rows(std::initializer_list<std::pair<const char*, const Optional*>> all, const View& u) {
+  for (const auto& [name, v] : all)
+    if (*v) check_rows(name, **v, u);
+}
+
+// The plan of a spectrum [channels, points, 2] for rows of u.
+inline int check_spectrum(const View& u, const View& spectrum, const View& tables) {
+  check(u.shape[0] > 0 && u.shape[1] > 0 && u.shape[2] > 0, "u", "at least one sample", u);
+  check(spectrum.rank == 3 && spectrum.shape[0] == u.shape[1], "spectrum", "[channels, points, 2]", spectrum);
+  const int plan = plan_of(spectrum.shape[1], tables);
+  check_dense("spectrum", spectrum, DType::f32, 2 * u.shape[1] * spectrum.shape[1], u);
+  check(u.shape[2] <= spectrum.shape[1], "u", "at most as many samples as points", u);
+  return plan;
+}
+
+// CTAs in one dimension, `cluster` of them together.
+struct Grid {
+  std::int64_t blocks;
+  int threads, shared;
+  int cluster = 1;
+};
+
+template <class P>
+std::string run(Machine& machine, void* stream, const char* module, const std::string& name, const Grid& grid, const P& params,
+                const std::vector<View>& views, int device) {
+  if (grid.blocks > std::numeric_limits<int>::max())
+    throw std::invalid_argument("fft_conv: need fewer than 2^31 blocks, got " + std::to_string(grid.blocks));
+  runtime::LaunchSpec spec{.grid = {static_cast<std::uint32_t>(grid.blocks), 1, 1},
+                       .block = {static_cast<std::uint32_t>(grid.threads), 1, 1},
+                       .cluster = {static_cast<std::uint32_t>(grid.cluster), 1, 1},
+                       .shared = static_cast<std::uint32_t>(grid.shared),
+                       .params = runtime::bytes_of(params),
+                       .views = views,
+                       .stream = stream,
+                       .device = device};
+  machine.launch(machine.kernel(module, name), spec);
+  return name;
+}
+// The name of a kernel by the points of its plan.
+inline std::string name_of(const char* stem, int plan) {
+  return std::string(stem) + "_" + std::to_string(kPlans[plan].points());
+}
+
+// Views that are there, those of inputs read only.
+inline std::vector<View> views_of(std::initializer_list<Optional> in, std::initializer_list<Optional> out) {
+  std::vector<View> views;
+  for (const Optional& v : in)
+    if (v) views.push_back(v->read_only());
+  for (const Optional& v : out)
+    if (v) views.push_back(*v);
+  return views;
+}
+
+// Clusters of CTAs that sum: as many as a portable one holds, and what each keeps where registers do not.
+inline void check_sums(int cluster, const Optional& scratch, int plan, std::int64_t blocks, const View& u) {
+  if (cluster < 1 || cluster > kMostCluster)
+    throw std::invalid_argument("fft_conv: need a cluster of 1 to 8, got " + std::to_string(cluster));
+  const std::int64_t points = kPlans[plan].points();
+  if (points > kInRegisters) {
+    const View missing{};
+    check_dense("scratch", scratch ? *scratch : missing, DType::f32, 4 * blocks * points, u);
+  }
+}
+
+}  // namespace tkpy::fft_conv
