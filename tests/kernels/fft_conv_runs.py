@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from tkpy import numerics, registry
@@ -28,12 +30,13 @@ def inputs(batch, channels, length, *options, taps=None, reverse=None, dtype=tor
     return kwargs
 
 
-def results(kwargs, backend: str, dy: torch.Tensor, grad: bool = True) -> dict[str, torch.Tensor]:
-    """y, and the gradient of every argument."""
-    leaves = {name: t.detach().requires_grad_(grad) for name, t in kwargs.items()}
+def results(kwargs, backend: str, dy: torch.Tensor, grad: bool | Sequence[str] = True) -> dict[str, torch.Tensor]:
+    """y, and the gradients of all arguments, of none, or of those named."""
+    wanted = tuple(kwargs) if grad is True else tuple(grad or ())
+    leaves = {name: t.detach().requires_grad_(name in wanted) for name, t in kwargs.items()}
     y = OP.public(**leaves, backend=backend)
-    found = torch.autograd.grad(y, list(leaves.values()), dy.to(y)) if grad else ()
-    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(leaves, found, strict=False)}}
+    found = torch.autograd.grad(y, [leaves[name] for name in wanted], dy.to(y)) if wanted else ()
+    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(wanted, found, strict=True)}}
 
 
 def excess(got: torch.Tensor, want: torch.Tensor, sums: float = SUMS) -> str:
@@ -44,8 +47,8 @@ def excess(got: torch.Tensor, want: torch.Tensor, sums: float = SUMS) -> str:
     return "" if comparison else f"{comparison} (rounding costs {float(rounding):.2e})"
 
 
-def disagreement(kwargs, backend: str = "emulator", grad: bool = True) -> str:
-    """Empty if y and all gradients are as good as their dtypes allow."""
+def disagreement(kwargs, backend: str = "emulator", grad: bool | Sequence[str] = True) -> str:
+    """Empty if y and the gradients of `results` are as good as their dtypes allow."""
     dy = torch.randn(kwargs["u"].shape, generator=torch.Generator().manual_seed(1)).to(kwargs["u"])
     got = results(kwargs, backend, dy, grad)
     want = results({name: t.double() for name, t in kwargs.items()}, "eager", dy.double(), grad)

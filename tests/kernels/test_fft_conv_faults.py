@@ -1,5 +1,5 @@
 """Faults seeded into fft_conv's kernels: each is one edit of their sources, and a finding or a wrong result must give
-it away on a few small calls and schedules. The faulty kernel works beside the right ones of the other two modules."""
+it away on a few small calls and schedules. The faulty kernel works beside the right ones of the other modules."""
 
 import importlib
 
@@ -15,7 +15,7 @@ POINTS = 2048  # three factors, of which the second and the third differ: all ba
 KERNELS = {
     "convolution": ("fft_conv", f"fft_conv_{POINTS}", "ConvParams", "Convolution<2>(memory, p.tables).run(p)"),
     "spectrum": ("fft_conv_spectrum", f"fft_conv_spectrum_{POINTS}", "SpectrumParams", "spectrum<2>(p, memory)"),
-    "gradient": ("fft_conv_gradient", f"fft_conv_gradient_{POINTS}", "GradientParams", "gradient<2>(p, memory)"),
+    "backward": ("fft_conv_backward", f"fft_conv_backward_{POINTS}", "BackwardParams", "backward<2>(p, memory)"),
     "in": ("fft_conv_long", "fft_conv_long_in", "LongParams", "long_in(p, memory)"),
     "inner": ("fft_conv_long", f"fft_conv_long_inner_{POINTS}", "LongParams", "long_inner<2>(p, memory)"),
     "out": ("fft_conv_long", "fft_conv_long_out", "LongParams", "long_out(p, memory)"),
@@ -26,17 +26,18 @@ KERNELS = {
         "LongFilterParams",
         "filter_values<2>(p, memory)",
     ),
-    "taps' sums": (
-        "fft_conv_long_filter",
-        f"fft_conv_long_filter_sum_{POINTS}",
-        "LongFilterParams",
-        "filter_sum<2>(p, memory)",
+    "long backward": (
+        "fft_conv_long_backward",
+        f"fft_conv_long_backward_{POINTS}",
+        "LongBackwardParams",
+        "long_backward<2>(p, memory)",
     ),
     "taps out": ("fft_conv_long_filter", "fft_conv_long_filter_out", "LongFilterParams", "filter_out(p, memory)"),
 }
-MODULES = ("kernel", "spectrum", "gradient", "long", "long_filter")
-HEADERS = [f"{name}.cuh" for name in ("transform", "filter", "rows", "outer", "gradient")]
+MODULES = ("kernel", "spectrum", "backward", "long", "long_filter", "long_backward")
+HEADERS = [f"{name}.cuh" for name in ("transform", "filter", "rows", "outer", "backward")]
 FILES = ("params.h", *HEADERS, *(f"{name}.cu" for name in MODULES))
+SHARES = {1: (1, 1), 2: (2, 2), 3: (4, 2), 4: (3, 3), 5: (4, 4)}  # and the cluster, by the batch
 LONG = 30001  # samples of the rows whose kernels are shown by what comes out alone
 
 
@@ -47,8 +48,9 @@ def fault(what: str, old: str, new: str, kernel: str = "convolution") -> Fault:
 SYNC, MEET = "    __syncthreads();\n", "      between_second_and_third();\n"
 TO, FROM, THIRD = "TK_DEVICE void to_values() const {\n", "      second_back();\n    }\n", "if constexpr (N2 > 1) {\n"
 STRIPS = "s < columns / 2; s += Warps) {\n      const Strip strip = outer_strip(s);\n#pragma"
-CONJUGATE = "const float2 x = times_conj({g.x, g.y}, {a.x, a.y}), y = times_conj({g.z, g.w}, {a.z, a.w});"
-NEXT = "      use(i, warp_index() + i * Warps, z);\n    }\n"
+CONJUGATE = "const float2 p = times_conj({x.x, x.y}, {a.x, a.y}), q = times_conj({x.z, x.w}, {a.z, a.w});"
+ADD = "make_float4(s.x + x.x, s.y + x.y, s.z + x.z, s.w + x.w)"
+PUSH = "        const u32 there = ptx::mapa(Base::memory, static_cast<u32>(rank - step));\n"
 PUT, IMAGINARY = "    strip.put(0, 1, i / 8, i % 8, x);\n  }\n", "    strip.put(1, 3, i / 8, i % 8, im);\n  }\n"
 WORK = "  get_work(p, t, strip);\n"
 FAULTS = [
@@ -113,8 +115,7 @@ FAULTS = [
     # The convolution
     fault("spectrum of another channel", "static_cast<long long>(channel) * (M / 2)", "0LL * (M / 2)"),
     fault("the adjoint by the same spectrum", "conjugate ? -1.0f : 1.0f", "1.0f"),
-    fault("skip past the gate", "        v.load(direct, n);\n", "        v.u.load(direct, n);\n"),
-    fault("both outputs through one gate", "store_gated(out2, post2, x, n)", "store_gated(out2, post, x, n)"),
+    fault("both outputs through one gate", "row(p.out2), row(p.post2)", "row(p.out2), row(p.post)"),
     # The spectrum
     fault(
         "not divided by the number of points",
@@ -125,31 +126,59 @@ FAULTS = [
     fault("taps that reach nothing", "n + i < p.used ?", "n + i < p.taps ?", "spectrum"),
     fault("lag of a tap behind", "const int j = F::M - (n + i);", "const int j = F::M - (n + i) + 1;", "spectrum"),
     fault("reversed taps out of reach", "j <= p.used_reverse ?", "j <= p.taps_reverse ?", "spectrum"),
+    fault("skip left out", "if (i == 0 && n == 0 && p.skip)", "if (false)", "spectrum"),
+    fault("skip of one channel", "x[i] += p.skip[channel]", "x[i] += p.skip[0]", "spectrum"),
+    fault("skip at every chunk", "if (i == 0 && n == 0 && p.skip)", "if (i == 0 && p.skip)", "spectrum"),
     fault("values of another unit", "out[F::value_at(unit, b, half)]", "out[F::value_at(i, b, half)]", "spectrum"),
-    # The gradient
-    fault("the next row before this one is read", NEXT + SYNC, NEXT, "gradient"),
+    # The backward
+    fault(
+        "the next row before this one is read",
+        "      } else {\n        __syncthreads();\n",
+        "      } else {\n",
+        "backward",
+    ),
+    fault("back over what is still read", "    __syncthreads();  // all has been read", "    // all", "backward"),
     fault(
         "v correlated with g",
         CONJUGATE,
-        CONJUGATE.replace("g.", "t.").replace("a.", "g.").replace("t.", "a."),
-        "gradient",
+        CONJUGATE.replace("x.", "t.").replace("a.", "x.").replace("t.", "a."),
+        "backward",
     ),
+    fault("the last row only", "s.x + p.x, s.y + p.y, s.z + q.x, s.w + q.y", "p.x, p.y, q.x, q.y", "backward"),
+    fault("sums that do not begin at zero", "make_float4(0.0f, 0.0f,", "make_float4(0.0f, 1.0f,", "backward"),
+    fault("values kept where the row is", "v{Base::memory + 8 * M,", "v{Base::memory,", "backward"),
+    fault("values of v kept for every unit", "v.set(unit, b, half, x)", "v.set(0, b, half, x)", "backward"),
+    fault("a share beyond the batch", "end = min(begin + each, rows)", "end = begin + each", "backward"),
+    fault("shares of the wrong size", "begin = min(share * each, rows)", "begin = min(share, rows)", "backward"),
+    fault("the share of another cluster", "slot / channels * cluster + rank", "rank", "backward"),
+    fault("channels side by side", "channel = slot % channels", "channel = slot / channels", "backward"),
+    fault("dy without its gate", "row(g ? p.post : p.pre, batch)}", "row(p.pre, batch)}", "backward"),
+    fault("gradients by the same taps", "g ? -1.0f : 1.0f", "1.0f", "backward"),
+    fault("the convolution by the adjoint", "g ? -1.0f : 1.0f", "-1.0f", "backward"),
+    fault("taps of one channel", "static_cast<long long>(channel) * (Transform<Index>::M / 2)", "0LL", "backward"),
+    fault("the wrong one wanted", "g ? p.du.data || p.dpre.data", "!g ? p.du.data || p.dpre.data", "backward"),
+    fault("gradient of v past its gate", "gate = row(g ? p.pre : p.dy, batch)", "gate = row(p.dy, batch)", "backward"),
+    fault("gradient of the gate by the gate", "gate2 = row(p.u, batch)", "gate2 = row(p.pre, batch)", "backward"),
+    fault("gradients of one batch entry", "row(g ? p.du : p.dpost, batch)", "row(g ? p.du : p.dpost, 0)", "backward"),
+    fault("lag of a tap behind, back", "back = B::M - lag;", "back = B::M - lag - 1;", "backward"),
+    fault("one tap too many", "if (lag < p.used)", "if (lag <= p.used)", "backward"),
+    fault("real for imaginary parts", "+ back - 1] = z[e].y;", "+ back - 1] = z[e].x;", "backward"),
+    fault("sums not divided", "constexpr float scale = 1.0f / B::M;", "constexpr float scale = 1.0f;", "backward"),
     fault(
-        "the last row only",
-        "make_float4(s.x + x.x, s.y + x.y, s.z + y.x, s.w + y.y)",
-        "make_float4(x.x, x.y, y.x, y.y)",
-        "gradient",
+        "pushed while the last row is read",
+        "      cluster_sync();\n      if (gives) {",
+        "      if (gives) {",
+        "backward",
     ),
-    fault("a share beyond the batch", "end = min(begin + each, rows)", "end = begin + each", "gradient"),
-    fault("shares of the wrong size", "begin = share * each", "begin = share", "gradient"),
-    fault("dy without its gate", "row(second ? p.post : p.pre)", "row(p.pre)", "gradient"),
-    fault("lag of a tap behind, back", "back = G::M - lag;", "back = G::M - lag - 1;", "gradient"),
-    fault("one tap too many", "if (lag < p.used)", "if (lag <= p.used)", "gradient"),
-    fault("real for imaginary parts", "+ back - 1] = z[e].y;", "+ back - 1] = z[e].x;", "gradient"),
-    fault("sums not divided", "constexpr float scale = 1.0f / G::M;", "constexpr float scale = 1.0f;", "gradient"),
+    fault("taken before it is pushed", "      cluster_sync();\n      if (takes)", "      if (takes)", "backward"),
+    fault("pushed to itself", PUSH, PUSH.replace("rank - step", "rank"), "backward"),
+    fault("neighbours only", "step < cluster; step *= 2", "step < 2; step *= 2", "backward"),
+    fault("taken from what is not there", " && rank + step < cluster;", ";", "backward"),
+    fault("the last pushed only", ADD, "x", "backward"),
+    fault("every CTA's sums to memory", "return rank == 0;", "return true;", "backward"),
     # Long rows
     fault("strip read before it is there", PUT + SYNC[2:], PUT, "in"),
-    fault("values read before they are there", WORK + SYNC[2:] + "  const Gated", WORK + "  const Gated", "out"),
+    fault("values read before they are there", WORK + SYNC[2:] + "  const Row", WORK + "  const Row", "out"),
     fault("upper terms for lower ones", "plane = Complex ? lane / 8 : lane / 16;", "plane = 0;", "in"),
     fault("whole frequencies", "column * (4 * j0 + 1)", "column * 4 * j0", "in"),
     fault("factor of a neighbour's column", "outer_twiddle(p, column + 1, j0)", "outer_twiddle(p, column, j0)", "in"),
@@ -162,17 +191,11 @@ FAULTS = [
         "inner",
     ),
     fault("taps of one frequency", "static_cast<long long>(group) * (F::M / 2)", "0LL * (F::M / 2)", "inner"),
-    fault(
-        "the wrong part back",
-        "(work + F::M + n) = make_float2(z[0].y",
-        "(work + F::M + n) = make_float2(z[0].x",
-        "inner",
-    ),
+    fault("the wrong part back", "(row + M + n) = make_float2(z[0].y", "(row + M + n) = make_float2(z[0].x", "inner"),
     fault("factor not conjugated", "times_conj({re[e], im[e]}, outer", "times({re[e], im[e]}, outer", "out"),
     fault("one factor for eight", "outer_twiddle(p, column + e, j0)", "outer_twiddle(p, column, j0)", "out"),
     fault("upper rows only", "8 * (quad / 2), n = n0", "0 * (quad / 2), n = n0", "out"),
     fault("a row tile left out", "m < p.outer / 16; m", "m < p.outer / 16 - 1; m", "out"),
-    fault("skip left out", "p.skip ? p.skip[t.channel] : 0.0f", "0.0f", "out"),
     # Filters of long rows
     fault("taps read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "taps in"),
     fault("taps that reach nothing", "ahead < p.used ?", "ahead < p.taps ?", "taps in"),
@@ -181,15 +204,18 @@ FAULTS = [
     fault("taps of one channel", "static_cast<long long>(t.channel) * p.taps + ahead", "ahead", "taps in"),
     fault("points of one row", "1.0f / static_cast<float>(p.outer * F::M)", "1.0f / F::M", "taps' values"),
     fault("values of one row", "+ row * (F::M / 2),", "+ 0 * (F::M / 2),", "taps' values"),
-    fault("v correlated with itself", "second ? p.g_work : p.v_work", "p.v_work", "taps' sums"),
-    fault("sums of one batch entry", "(static_cast<long long>(batch) * rows + row)", "(row)", "taps' sums"),
-    fault("sums not divided", "static_cast<float>(p.outer * G::M)", "1.0f", "taps' sums"),
+    fault("skip left out", "if (n == 0 && p.skip)", "if (false)", "taps in"),
+    fault("skip of every row", "if (n == 0 && p.skip)", "if (n % p.inner == 0 && p.skip)", "taps in"),
+    # The backward of long rows
+    fault("v correlated with itself", "(g ? p.g_work : p.v_work)", "p.v_work", "long backward"),
     fault(
-        "real for imaginary parts, to work",
-        "(to + G::M + n) = make_float2(z[0].y",
-        "(to + G::M + n) = make_float2(z[0].x",
-        "taps' sums",
+        "rows of one batch entry", "(static_cast<long long>(batch) * p.rows + channel)", "(channel)", "long backward"
     ),
+    fault("sums not divided", "of.back(sum, p.scale,", "of.back(sum, 1.0f,", "long backward"),
+    fault("sums of one row", "static_cast<long long>(share.slot) * 2 * B::M", "0LL", "long backward"),
+    fault("taps of one frequency", "(channel) * (M / 2);\n  }", "(0) * (M / 2);\n  }", "long backward"),
+    fault("imaginary for real parts", "work(batch, g) + im * M + n", "work(batch, g) + n", "long backward"),
+    fault("the wrong one wanted", "(g ? p.wants_g : p.wants_v)", "(g ? p.wants_v : p.wants_g)", "long backward"),
     fault("sums read before they are there", WORK + SYNC[2:] + "  const int", WORK + "  const int", "taps out"),
     fault("one tap too many", "if (lag < p.used) dk[lag]", "if (lag <= p.used) dk[lag]", "taps out"),
     fault("imaginary for real parts", "dk[lag] = acc[s][e];", "dk[lag] = acc[s][2 + e];", "taps out"),
@@ -204,33 +230,41 @@ def unit(kernel: str) -> Unit:
     return Unit([f"fft_conv/{file}" for file in FILES], [entry])
 
 
-def calls(kernel: str) -> list[dict]:
+def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
+    """Arguments, and whose gradients are looked at."""
     if kernel in ("in", "inner", "out"):
-        return [inputs(2, 1, LONG, "reverse", "skip", "gates")]
+        return [(inputs(2, 1, LONG, "reverse", "skip", "gates"), False)]
     if kernel.startswith("taps"):
-        beyond = inputs(2, 2, 17001, "reverse", taps=17100, reverse=17100)
+        beyond = inputs(2, 2, 17001, "reverse", "skip", taps=17100, reverse=17100)
         beyond["k"][:, 17001:] = beyond["k_reverse"][:, 17000:] = float("nan")
-        return [beyond]
+        return [(beyond, ("k", "k_reverse"))]
+    if kernel == "long backward":
+        return [(inputs(2, 2, 17001, "reverse", "post_gate", "skip"), ("k", "k_reverse", "post_gate"))]
     poisoned = inputs(3, 2, 1100, "reverse", "skip", taps=1200, reverse=1200)
     wide = torch.full((3, 2, 1104), float("nan"), dtype=torch.bfloat16)
     wide[..., :1100] = poisoned["u"]
     poisoned["k"][:, 1100:] = poisoned["k_reverse"][:, 1099:] = float("nan")
+    gated = inputs(3, 2, 1100, "reverse", "skip", "gates")
+    alone = [(gated, ("u", "pre_gate"))]  # by the convolution; with the filters' gradients by the backward
+    several = [(inputs(4, 2, 1100, "reverse"), True), (inputs(5, 1, 1100, "post_gate"), True)]
     return [
-        inputs(3, 2, 1100, "reverse", "skip", "gates"),
-        {**poisoned, "u": wide[..., :1100]},
-        inputs(2, 1, 1333, "gates", dtype=torch.float16),
-        inputs(1, 1, 2048, "reverse"),
+        (gated, True),
+        *{"convolution": alone, "backward": several}.get(kernel, []),
+        ({**poisoned, "u": wide[..., :1100]}, True),
+        (inputs(2, 1, 1333, "gates", dtype=torch.float16), True),
+        (inputs(1, 1, 2048, "reverse"), True),
     ]
 
 
 def few_shares(monkeypatch, fault: Fault) -> None:
+    """Several shares a cluster, of faults in the backward also several clusters and one that is not a power of two."""
     cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
-    monkeypatch.setattr(cuda, "shares_for", lambda batch, *_: min(batch, 2))
+    monkeypatch.setattr(cuda, "shares_and_cluster", lambda batch, *_: SHARES[batch])
 
 
-def wrong(kwargs: dict) -> str:
+def wrong(call: tuple[dict, bool | tuple[str, ...]]) -> str:
     importlib.import_module("tkpy.ops.fft_conv.spectra").forget()
-    return disagreement(kwargs, grad=kwargs["u"].shape[-1] != LONG)
+    return disagreement(call[0], grad=call[1])
 
 
 test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(

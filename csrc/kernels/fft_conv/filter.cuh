@@ -15,12 +15,11 @@ TK_DEVICE void times_taps(const Transform<Index>&, typename Transform<Index>::Va
 #pragma unroll
   for (int b = 0; b < F::chunks; ++b)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float4 pair = __ldg(spectrum + F::value_at(unit, b, e / 2));
-      const float2 tap = e % 2 ? make_float2(pair.z, sign * pair.w) : make_float2(pair.x, sign * pair.y);
-      const float2 x = times({z.re[b][e], z.im[b][e]}, tap);
-      z.re[b][e] = x.x;
-      z.im[b][e] = x.y;
+    for (int half = 0; half < 2; ++half) {
+      const float4 pair = __ldg(spectrum + F::value_at(unit, b, half));
+      float &r0 = z.re[b][2 * half], &r1 = z.re[b][2 * half + 1], &i0 = z.im[b][2 * half], &i1 = z.im[b][2 * half + 1];
+      const float2 x = times({r0, i0}, {pair.x, sign * pair.y}), y = times({r1, i1}, {pair.z, sign * pair.w});
+      r0 = x.x, i0 = x.y, r1 = y.x, i1 = y.y;
     }
 }
 
