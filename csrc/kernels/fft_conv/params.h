@@ -14,11 +14,10 @@ struct Plan {
 constexpr Plan kPlans[] = {{16, 1, 16, 1},  {16, 8, 8, 2},   {16, 8, 16, 4},
                            {16, 16, 16, 4}, {32, 16, 16, 8}, {32, 32, 16, 16}};
 
-constexpr int kMostCluster = 8;     // CTAs that add their sums up
-constexpr int kInRegisters = 4096;  // most points whose sums a CTA of the backward keeps in registers, and a row's values
-constexpr int backward_shared_bytes(const Plan& p) {  // in shared memory, behind the row
-  return (p.points() <= kInRegisters ? 2 : 1) * p.shared_bytes();
-}
+constexpr int kMostCluster = 8;     // CTAs of the backward that add their sums up
+constexpr int kInRegisters = 4096;  // most points whose sums a CTA of it keeps in registers; values of v then lie in shared
+                                    // memory behind the row
+constexpr int backward_shared_bytes(const Plan& p) { return (p.points() <= kInRegisters ? 2 : 1) * p.shared_bytes(); }
 
 // One buffer holds a plan's tables, in this order, in units of 16 bytes: DFT matrices as fragments of mma.sync in two
 // bf16 terms (64 units a fragment, upper and lower term), then the twiddle factors in float. tkpy/ops/fft_conv/tables.py.

@@ -147,14 +147,11 @@ def wide_fft(op: Op, kwargs: Kwargs) -> torch.Tensor:
 
 
 DFT = "products with small DFT matrices, in two terms of bfloat16 each, beside the operations of an FFT"
-FFT_PROMISES = (
-    Promise(flops=None, why=DFT),
-    Promise(flops=None, bytes=2.5, why=f"{DFT}; u and dy are transformed once for every gradient that needs them"),
-)
-THROUGH = "rows longer than a CTA holds go through memory as float, twice there and twice back"
+FFT_PROMISES = (Promise(flops=None, why=DFT), Promise(flops=None, why=DFT))
+THROUGH = "rows longer than a CTA holds go through memory as complex floats, once there and once back"
 LONG_FFT_PROMISES = (
-    Promise(flops=None, bytes=6.0, why=f"{DFT}; {THROUGH}"),
-    Promise(flops=None, bytes=10.0, why=f"{DFT}; {THROUGH}, anew for each of two convolutions and for the filters"),
+    Promise(flops=None, bytes=5.5, why=f"{DFT}; {THROUGH}"),
+    Promise(flops=None, bytes=6.2, why=f"{DFT}; {THROUGH}, u and dy both"),
 )
 FFT_CONV = OpRows(
     op="fft_conv",

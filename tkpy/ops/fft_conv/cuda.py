@@ -1,8 +1,8 @@
 """fft_conv by the compiled kernels of csrc/kernels/fft_conv: on an sm_90 GPU, or in the emulator.
 
-The spectrum of the filters, to whose first tap the skip is added, is made once a call (or kept, spectra.py), in float32.
-One kernel makes all gradients, transforming u and dy once (backward.cu); where none of filters is needed, gradients.py
-has them by the forward's. The order of all sums follows from shapes: the same call gives the same bits.
+The spectrum of the filters, to whose first tap the skip is added, is made once a call (or kept, spectra.py), in
+float32. One kernel makes all gradients and transforms u and dy once (backward.cu); where none of filters is needed,
+gradients.py has them by the forward's. The order of all sums follows from shapes: the same call gives the same bits.
 
 Rows longer than a CTA holds go through an outer factor in global memory (long.cu), as do the spectrum of their filters
 and the filters' gradients (long_filter.cu); long_backward.cu is what lies between.
@@ -157,11 +157,12 @@ def _everything_long(spectrum, u, pre, dy, post, _skip, wanted, used, used_rever
         block = slice(start, min(start + step, channels))
         rows = [None if t is None else t[:, block] for t in (u, pre, dy, post, *found)]
         values = None if spectrum is None else spectrum[block]
-        _block(values, *rows, dk[block], dk_reverse[block], (outer, inner))
+        _block(values, rows, dk[block], dk_reverse[block], (outer, inner))
     return (*found, dk, dk_reverse)
 
 
-def _block(spectrum, u, pre, dy, post, du, dpre, dpost, dk, dk_reverse, factors):
+def _block(spectrum, rows, dk, dk_reverse, factors):
+    u, pre, dy, post, du, dpre, dpost = rows
     batch, channels, _ = u.shape
     outer, inner = factors
     v_work, g_work = _to_work(u, pre), _to_work(dy, post)
