@@ -19,7 +19,7 @@ from tkpy.interop import (
     scaled_dot_product_attention,
 )
 from tkpy.ops.attention import BlockMask
-from tkpy.ops.attention_fp8.op import quantize_blocks
+from tkpy.ops.attention_fp8.scales import quantize_blocks
 from tkpy.registry import (
     BACKENDS,
     Dispatch,

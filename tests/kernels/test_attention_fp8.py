@@ -1,12 +1,14 @@
-"""fp8 attention in the emulator, under all checks: every case of the op, odd lengths, several schedules; its error
-beside that of the inputs' own rounding; what it refuses; quantize_blocks."""
+"""fp8 attention in the emulator, under all checks: every case of the op, every width, odd lengths, packed sequences,
+several schedules; its error beside that of the inputs' own rounding; what it costs; what it refuses."""
+
+import re
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import on_machine  # noqa: E402  (after the skips)
-from fp8_runs import OP, disagreement, inputs  # noqa: E402
+from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
+from fp8_runs import MODULES, OP, disagreement, inputs, one_by_one, packed  # noqa: E402
 
 import tkpy  # noqa: E402
 from tkpy import conformance, machine, numerics  # noqa: E402
@@ -15,8 +17,9 @@ CASES = [case for case in OP.cases if not case.bench]
 
 
 @pytest.fixture(scope="module")
-def folder(kernel_folder):
-    return kernel_folder("kernels/attention_fp8/kernel.cu")
+def folder(kernel_folder, tmp_path_factory):
+    parts = [kernel_folder(f"kernels/attention_fp8/{module}.cu") for module in MODULES]
+    return gather(tmp_path_factory.mktemp("attention_fp8"), parts)
 
 
 @pytest.fixture
@@ -40,16 +43,26 @@ def test_lengths(built, sq, sk, causal):
     assert disagreement(inputs(1, sq, sk, 1, 1, 64, causal=causal)) == ""
 
 
-@pytest.mark.parametrize("d, dv", [(16, 16), (48, 80), (112, 112), (128, 64), (32, 128)])
-def test_head_dimensions(built, d, dv):
+@pytest.mark.parametrize(
+    "d, dv, kernel",
+    [
+        (16, 16, "32"), (32, 128, "128"), (48, 80, "96"), (128, 64, "128"), (144, 160, "160"), (192, 128, "192x128"),
+        (176, 192, "192"), (16, 208, "224"), (256, 240, "256"),
+    ],
+)  # fmt: skip
+def test_head_dimensions(built, monkeypatch, d, dv, kernel):
+    """The narrowest kernel that takes a width serves it."""
+    ran, launch = [], machine.launch
+    monkeypatch.setattr(OP.module("cuda"), "launch", lambda *args, **more: ran.append(launch(*args, **more)))
     assert disagreement(inputs(1, 70, 150, 2, 1, d, dv, softcap=1.5, window=(70, 20))) == ""
+    assert ran == [f"attention_fp8_{kernel}"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "options", [{}, {"causal": True}, {"window": (150, 60), "softcap": 4.0, "scale": 0.3}], ids=str
 )
-@pytest.mark.parametrize("d, multiprocessors", [(64, 2), (128, 1)])
+@pytest.mark.parametrize("d, multiprocessors", [(64, 2), (128, 1), (256, 1)])
 def test_persistent_ctas_go_round_their_rings(folder, monkeypatch, d, multiprocessors, options, seed):
     """Several tiles for each CTA, more blocks than slots, under several schedules."""
     on_machine(monkeypatch, folder, seed, multiprocessors)
@@ -82,7 +95,62 @@ def test_scales_far_apart(built):
     assert disagreement(kwargs) == ""
 
 
-@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "d, dv, multiprocessors", [(64, 64, 2), (80, 96, 2), (128, 128, 1), (192, 224, 2), (256, 256, 1)]
+)
+def test_packed_with_all_options(folder, monkeypatch, d, dv, multiprocessors, seed):
+    on_machine(monkeypatch, folder, seed, multiprocessors)
+    make = torch.Generator().manual_seed(seed)
+    options = {
+        "sinks": torch.randn(3, generator=make),
+        "out_scale": torch.randn(3, dv, generator=make),
+        "out_bias": torch.randn(3, dv, generator=make),
+        "kv_head_map": torch.tensor([1, 1, 0], dtype=torch.int32),
+        "window": (200, 30),
+        "softcap": 4.0,
+        "scale": 0.3,
+    }
+    kwargs = packed([70, 0, 200, 1, 33], [150, 5, 257, 0, 64], 3, 2, d, dv, seed=seed, **options)
+    assert disagreement(kwargs) == ""
+
+
+@pytest.mark.parametrize("d", [64, 256])
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_sequences_are_as_if_alone(built, d, causal):
+    """The same bits: scales are counted from each sequence's start."""
+    kwargs = packed([1, 127, 128, 0, 129, 300], [129, 3, 256, 9, 128, 257], 4, 2, d, causal=causal)
+    with torch.no_grad():
+        together = tkpy.attention_fp8(**kwargs, return_lse=True, backend="emulator")
+        alone = one_by_one(kwargs, backend="emulator")
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a, b)
+    assert disagreement(kwargs) == ""
+
+
+def test_many_short_sequences(built):
+    """More than a warp looks at at once; with and without a bound on the lengths; offsets of either size."""
+    lengths = [n % 4 for n in range(70)]
+    assert disagreement(packed(lengths, lengths, causal=True)) == ""
+    kwargs = packed(lengths, lengths, causal=True, max_seqlen_q=3, max_seqlen_k=3)
+    offsets = {name: kwargs[name].long() for name in ("cu_seqlens_q", "cu_seqlens_k")}
+    assert disagreement({**kwargs, **offsets}) == ""
+
+
+@pytest.mark.parametrize("length", [70, 129])
+@pytest.mark.parametrize("d", [64, 96, 256])
+def test_packed_sequences_do_not_see_each_other(built, d, length):
+    """NaN in one sequence stays there (0 * NaN would be NaN), and what no block has for a scale is not read."""
+    lengths = [length, 40, 150]
+    kwargs = packed(lengths, lengths, d=d, causal=True)
+    used = {*range(length // 128 + 1), length // 128 + 1, (length + 40) // 128 + 2, (length + 40) // 128 + 3}
+    for name in ("q", "k", "v"):
+        unused = [i for i in range(kwargs[f"descale_{name}"].shape[1]) if i not in used]
+        kwargs[f"descale_{name}"][:, unused] = float("nan")
+    assert disagreement(kwargs, poisoned=range(length, length + 40)) == ""
+
+
+@pytest.mark.parametrize("d", [64, 128, 256])
 def test_the_error_against_unquantised_inputs(built, d):
     """e4m3 has a relative step of 1/8 at most: rounding errors of 2.6 % of the norm in q, k, v and weights, each, give
     less than 7 % of the output's; one scale for all would lose what is small."""
@@ -98,30 +166,16 @@ def test_the_error_against_unquantised_inputs(built, d):
     assert comparison, str(comparison)
 
 
-def test_quantize_blocks():
-    x = torch.randn(2, 300, 3, 16, dtype=torch.float64)
-    x[:, 128:256] *= 1e5
-    x[0, :128, 1] = 0
-    x[1, 0, 2, 0], x[1, 1, 2, 0] = 448.0 * 4, -448.0 * 4
-    x8, descale = tkpy.quantize_blocks(x)
-    assert (x8.shape, x8.dtype) == (x.shape, torch.float8_e4m3fn)
-    assert (descale.shape, descale.dtype) == ((2, 3, 3), torch.float32)
-    assert descale[0, 1, 0] == 1.0
-    assert descale[1, 2, 0] == 4.0  # the largest is exactly representable
-    of_row = descale.double().transpose(1, 2).repeat_interleave(128, 1)[:, :300, :, None]
-    assert ((x8.double() * of_row - x).abs() <= x.abs() / 16 + of_row / 1024).all()  # half a step; below 2^-6, of 2^-9
-    peaks = x8.float().abs()[:, :128].amax((1, 3))
-    assert ((peaks >= 224) | (peaks == 0)).all()
-    assert tkpy.quantize_blocks(torch.zeros(1, 0, 2, 16))[1].shape == (1, 2, 0)
-
-
-def test_turning_the_values_costs_no_bank_conflict(built):
-    """Every block once, in whole passes: 512 bytes in and out of shared memory are 4 each."""
+@pytest.mark.parametrize("d", range(32, 257, 32))
+def test_no_more_work_than_needed(built, d):
+    """Products of whole blocks only; every block turned once, in whole passes: 512 bytes in and out of shared memory
+    are 4 each."""
     with torch.no_grad(), machine.counting() as counters:
-        tkpy.attention_fp8(**inputs(1, 130, 300, 1, 1, 128), backend="emulator")
-    total = machine.total(counters())
+        tkpy.attention_fp8(**inputs(1, 256, 384, 1, 1, d), backend="emulator")
+    total, ideal = machine.total(counters()), 4 * d * 256 * 384
     assert total.bank_conflicts == 0
     assert total.shared_requests > 0
+    assert ideal <= total.flops <= 1.1 * ideal
 
 
 def test_values_beyond_the_sequence_are_not_read(built):
@@ -135,14 +189,18 @@ def test_values_beyond_the_sequence_are_not_read(built):
 
 
 @pytest.mark.parametrize(
-    "change, code",
-    [({"out_dtype": torch.float16}, "out_dtype"), ({}, "head_dim")],
-    ids=["dtype", "width"],
+    "change, sentence",
+    [
+        ({"out_dtype": torch.float16}, "needs an output of bfloat16, got float16"),
+        ({"d": 24}, "needs head dimensions that are multiples of 16 from 16 to 256, got (24, 24)"),
+        ({"d": 256, "dv": 272}, "needs head dimensions that are multiples of 16 from 16 to 256, got (256, 272)"),
+    ],
+    ids=["dtype", "width", "too wide"],
 )
-def test_refusals_are_data(built, change, code):
-    kwargs = inputs(1, 3, 5, 1, 1, 64 if change else 24, **change)
-    assert [r.code for r in tkpy.explain("attention_fp8", **kwargs).refusals["emulator"]] == [code]
-    with pytest.raises(tkpy.Unsupported, match=code):
+def test_refusals_are_data(built, change, sentence):
+    kwargs = inputs(1, 3, 5, 1, 1, **{"d": 64, **change})
+    assert [r.message for r in tkpy.explain("attention_fp8", **kwargs).refusals["emulator"]] == [sentence]
+    with pytest.raises(tkpy.Unsupported, match=re.escape(sentence)):
         tkpy.attention_fp8(**kwargs, backend="emulator")
     assert [r.code for r in tkpy.explain("attention_fp8", **kwargs).refusals["triton"]][-1:] == ["not_written"]
 
@@ -152,7 +210,7 @@ def test_the_launcher_checks_again(built):
     out, lse = torch.empty(1, 130, 2, 64, dtype=torch.bfloat16), torch.empty(1, 2, 130)
     tensors = {"q": good["q"], "k": good["k"], "v": good["v"], "out": out, "lse": lse}
     tensors |= {name: good[name] for name in ("descale_q", "descale_k", "descale_v")}
-    tensors |= dict.fromkeys(("sinks", "kv_head_map", "out_scale", "out_bias"))
+    tensors |= dict.fromkeys(("sinks", "kv_head_map", "out_scale", "out_bias", "cu_seqlens_q", "cu_seqlens_k"))
     wrong = {
         "q: need four dimensions of e4m3": {"q": out},
         "k: need the batch and columns of q": {"k": good["k"][..., :32].contiguous()},
@@ -165,11 +223,36 @@ def test_the_launcher_checks_again(built):
         "out_bias: need 128 contiguous elements of f32": {"out_bias": torch.zeros(2, 63)},
         "q: need columns contiguous": {"q": good["q"].transpose(1, 3).contiguous().transpose(1, 3)},
     }
+    assert_checked(tensors, wrong)
+
+
+def test_the_launcher_checks_packed_calls_again(built):
+    good = packed([130, 3], [140, 0])
+    out, lse = torch.empty(133, 2, 64, dtype=torch.bfloat16), torch.empty(2, 133)
+    tensors = {"q": good["q"], "k": good["k"], "v": good["v"], "out": out, "lse": lse}
+    tensors |= {name: good[name] for name in ("descale_q", "descale_k", "descale_v")}
+    tensors |= dict.fromkeys(("sinks", "kv_head_map", "out_scale", "out_bias"))
+    tensors |= {name: good[name] for name in ("cu_seqlens_q", "cu_seqlens_k")}
+    wrong = {
+        "q: need three dimensions of e4m3": {"q": good["q"][None]},
+        "out: need three dimensions of bf16": {"out": out[None]},
+        "cu_seqlens_q: need at least one offset, and cu_seqlens_k": {"cu_seqlens_k": None},
+        "cu_seqlens_q: need 3 contiguous elements of i32": {"cu_seqlens_q": good["cu_seqlens_q"].long()},
+        "cu_seqlens_k: need 3 contiguous elements of i32": {"cu_seqlens_k": good["cu_seqlens_k"][:2].contiguous()},
+        "descale_q: need 6 contiguous elements of f32": {"descale_q": good["descale_q"][:, :2].contiguous()},
+        "descale_k: need 3 contiguous elements of f32": {"descale_k": good["descale_k"][:, :2].contiguous()},
+    }
+    assert_checked(tensors, wrong)
+
+
+def assert_checked(tensors, wrong):
+    def call(tensors):
+        return machine.launch("attention_fp8", *tensors.values(), 0.1, -1, -1, 0.0, -1, op="attention_fp8")
+
     for words, change in wrong.items():
         with pytest.raises(tkpy.InternalError, match=words):
-            machine.launch("attention_fp8", *(tensors | change).values(), 0.1, -1, -1, 0.0, op="attention_fp8")
-    ran = machine.launch("attention_fp8", *tensors.values(), 0.1, -1, -1, 0.0, op="attention_fp8")
-    assert ran == "attention_fp8_64"
+            call(tensors | change)
+    assert call(tensors) == "attention_fp8_64"
 
 
 @pytest.mark.gpu

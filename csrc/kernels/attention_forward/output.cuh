@@ -6,11 +6,13 @@
 
 namespace tkpy::attention_forward {
 
-// 64 rows of up to `Columns` columns, as `T`; `Packs`: they may be those of packed sequences.
-template <class T, int Columns, bool Packs = true>
+// 64 rows of up to `Width` columns, as `T`, through a shared tile of `Columns` of them; `Packs`: they may be those of packed
+// sequences.
+template <class T, int Width, bool Packs = true, int Columns = Width>
 struct WayOut {
+  static_assert(Width % Columns == 0, "the columns of the shared tile must divide the width");
   using OTile = st<T, 64, Columns>;
-  using Output = rt_fl<16, Columns>;
+  using Output = rt_fl<16, Width>;
 
   TK_DEVICE static void scale_rows(Output& o, const float (&factor)[2]) {
 #pragma unroll
@@ -44,6 +46,12 @@ struct WayOut {
   // are followed by another's.
   TK_DEVICE static void write_out(OTile& stage, const Params& p, const Tile& tile, int consumer, const Output& o,
                                   const tensor_map& map, void* data) {
+#pragma unroll
+    for (int first = 0; first < Width; first += Columns) write_columns(stage, p, tile, consumer, o, map, data, first);
+  }
+
+  TK_DEVICE static void write_columns(OTile& stage, const Params& p, const Tile& tile, int consumer, const Output& o,
+                                      const tensor_map& map, void* data, int first) {
     const bool leader = threadIdx.x % 128 == 0;
     const int row = tile.row + 64 * consumer, valid = tile.seq_q - row;
     if (leader) wait_stores_read();  // the store before this one
@@ -55,7 +63,7 @@ struct WayOut {
     for (int col = 0; col < Columns; col += 32) {
       rt_fl<16, 32> part;
       rt<T, 16, 32> rounded;
-      columns(part, o, col);
+      columns(part, o, first + col);
       copy(rounded, part);
       store(stage, rounded, stage_row, stage_col + col);
     }
@@ -63,7 +71,7 @@ struct WayOut {
     sync(1 + consumer, 128);
     if (!Packs || p.cu_seqlens_q == nullptr || valid >= 64) {
       if (leader) {
-        store(gl<OTile, 4>(map), stage, {tile.batch, tile.head, tile.q_begin + row, 0});
+        store(gl<OTile, 4>(map), stage, {tile.batch, tile.head, tile.q_begin + row, first});
         commit_stores();
       }
       return;
@@ -72,8 +80,8 @@ struct WayOut {
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) % 128; i < valid * chunks; i += 128) {
       const int r = i / chunks, col = i % chunks * width;
-      if (col >= p.dim_v) continue;
-      T* to = static_cast<T*>(data) + offset(p, tile, row + r) + col;
+      if (first + col >= p.dim_v) continue;
+      T* to = static_cast<T*>(data) + offset(p, tile, row + r) + first + col;
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&stage.at(r, col));
     }
   }

@@ -11,6 +11,7 @@ using namespace tk;
 
 struct Tile {
   int batch, head, kv_head;  // coordinates of the tensor maps
+  int sequence;              // batch entry, or packed sequence
   int q_begin, k_begin;      // first row of the sequence in q and k
   int seq_q, seq_k;          // its lengths
   int row;                   // first query row of the tile, in the sequence
@@ -38,7 +39,7 @@ struct Schedule {
       const int pairs = p.sequences * p.heads, section = task / (p.heads_at_once * p.tiles);
       const int first = section * p.heads_at_once, count = min(p.heads_at_once, pairs - first);
       const int within = task - first * p.tiles, pair = first + within % count;
-      tile.batch = pair / p.heads;
+      tile.batch = tile.sequence = pair / p.heads;
       tile.head = pair % p.heads;
       tile.row = (p.tiles - 1 - within / count) * Rows;
       tile.q_begin = tile.k_begin = 0;
@@ -93,7 +94,8 @@ struct Schedule {
         tile.row = (index - __shfl_sync(0xffffffffu, sum - tiles, lane)) * Rows;
         tile.q_begin = __shfl_sync(0xffffffffu, begin, lane);
         tile.seq_q = __shfl_sync(0xffffffffu, length, lane);
-        bounds(p.cu_seqlens_k, base + lane, p.seq_k, tile.k_begin, tile.seq_k);
+        tile.sequence = base + lane;
+        bounds(p.cu_seqlens_k, tile.sequence, p.seq_k, tile.k_begin, tile.seq_k);
         return true;
       }
       index -= __shfl_sync(0xffffffffu, sum, 31);

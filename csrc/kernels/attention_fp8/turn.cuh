@@ -12,11 +12,18 @@ namespace tkpy::attention_fp8 {
 using namespace tk;
 
 // 16 columns and 32 keys: a warp. Matrices of even and odd rows of v^T change places half way, so that the eight rows of
-// one lie in different banks.
+// one lie in different banks. Keys from `valid` on become zeros: they are another sequence's, and 0 * NaN is NaN.
 template <class VTile, class Turned>
-TK_DEVICE void turn_part(Turned& to, const VTile& v, int key, int col) {
+TK_DEVICE void turn_part(Turned& to, const VTile& v, int key, int col, int valid) {
   u32 pairs[4], words[4];
   ptx::ldmatrix_x4_trans(pairs, v.address(key + lane_index(), col));
+  if (key + 32 > valid) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int left = valid - key - 8 * i - 2 * (lane_index() % 4);  // of the word's two keys
+      pairs[i] &= left >= 2 ? 0xffffffffu : left == 1 ? 0xffffu : 0u;
+    }
+  }
   const bool low = lane_index() < 16;
   const u32 even = low ? 0x6420u : 0x7531u, odd = low ? 0x7531u : 0x6420u;
   words[0] = __byte_perm(pairs[0], pairs[1], even);
@@ -27,12 +34,12 @@ TK_DEVICE void turn_part(Turned& to, const VTile& v, int key, int col) {
   ptx::stmatrix_x4(to.address(col + 2 * c + swap, key + 16 * (matrix / 2)), words);
 }
 
-// A whole block, shared by `warps` warps.
+// A whole block, of which the first `valid` keys count, shared by `warps` warps.
 template <class VTile, class Turned>
-TK_DEVICE void turn(Turned& to, const VTile& v, int warp, int warps) {
+TK_DEVICE void turn(Turned& to, const VTile& v, int warp, int warps, int valid) {
   constexpr int columns = VTile::cols / 16, parts = columns * (VTile::rows / 32);
 #pragma unroll 2
-  for (int i = warp; i < parts; i += warps) turn_part(to, v, 32 * (i / columns), 16 * (i % columns));
+  for (int i = warp; i < parts; i += warps) turn_part(to, v, 32 * (i / columns), 16 * (i % columns), valid);
 }
 
 // P as an operand, keys in the order of `turn`.

@@ -94,7 +94,7 @@ def attention(
     check.that(kv_heads >= 1, "k", "of at least one head", k)
     if kv_head_map is None:
         check.that(heads % kv_heads == 0, "q", f"of a multiple of k's {kv_heads} heads", q)
-    cu_seqlens_k = _check_packing(check, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    cu_seqlens_k = check_packing(check, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     check.flag("causal", causal)
     check.flag("return_lse", return_lse)
     if scale is None:
@@ -116,7 +116,7 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _check_packing(
+def check_packing(
     check: Arguments,
     cu_seqlens_q: torch.Tensor | None,
     cu_seqlens_k: torch.Tensor | None,
@@ -199,17 +199,30 @@ def values(
     cu_seqlens_k: torch.Tensor | None,
     *rest: Any,
 ) -> None:
+    check_values("attention", q, k, kv_head_map, cu_seqlens_q, cu_seqlens_k, *rest[-2:])
+
+
+def check_values(
+    op: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    kv_head_map: torch.Tensor | None,
+    cu_seqlens_q: torch.Tensor | None,
+    cu_seqlens_k: torch.Tensor | None,
+    most_q: int,
+    most_k: int,
+) -> None:
+    """The contents of a head map and of offsets."""
+    check = Arguments(op)
     if kv_head_map is not None and kv_head_map.numel():
         low, high = int(kv_head_map.min()), int(kv_head_map.max())
         inside = low >= 0 and high < k.shape[-2]
-        Arguments("attention").that(inside, "kv_head_map", f"in range [0, {k.shape[-2]})", kv_head_map)
+        check.that(inside, "kv_head_map", f"in range [0, {k.shape[-2]})", kv_head_map)
     if cu_seqlens_q is None or cu_seqlens_k is None:
         return
-    *_, most_q, most_k = rest
     for letter, offsets, tensor, most in (("q", cu_seqlens_q, q, most_q), ("k", cu_seqlens_k, k, most_k)):
-        bounds = sequence_bounds("attention", f"cu_seqlens_{letter}", offsets, tensor.shape[0])
+        bounds = sequence_bounds(op, f"cu_seqlens_{letter}", offsets, tensor.shape[0])
         longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
-        check = Arguments("attention")
         check.that(most < 0 or most >= longest, f"max_seqlen_{letter}", f"at least the longest, {longest}", most)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from tkpy.machine import launch
-from tkpy.ops.attention_fp8.op import BLOCK
+from tkpy.ops.attention_fp8.scales import scales_of_blocks
 
 
 def _fits_tma(tensor: torch.Tensor) -> bool:
@@ -27,21 +27,28 @@ def _operand(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def forward(
-    q, k, v, descale_q, descale_k, descale_v, sinks, kv_head_map, out_scale, out_bias,
-    scale, left, right, softcap, out_dtype,
+    q, k, v, descale_q, descale_k, descale_v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k,
+    scale, left, right, softcap, max_seqlen_q, max_seqlen_k, out_dtype,
 ):  # fmt: skip
     q, k, v = map(_operand, (q, k, v))
     out = q.new_empty(*q.shape[:-1], v.shape[-1], dtype=out_dtype)
-    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+    *batch, rows, heads = q.shape[:-1]
+    lse = q.new_empty(*batch, heads, rows, dtype=torch.float32)
     scales = [
-        descale.float().expand(-1, -1, -(-tensor.shape[1] // BLOCK)).contiguous()
-        for descale, tensor in ((descale_q, q), (descale_k, k), (descale_v, v))
+        scales_of_blocks(x, descale, offsets).float().contiguous()
+        for x, descale, offsets in (
+            (q, descale_q, cu_seqlens_q),
+            (k, descale_k, cu_seqlens_k),
+            (v, descale_v, cu_seqlens_k),
+        )
     ]
     sinks, out_scale, out_bias = (None if t is None else t.float().contiguous() for t in (sinks, out_scale, out_bias))
-    kv_head_map = None if kv_head_map is None else kv_head_map.contiguous()
+    kv_head_map, cu_seqlens_q, cu_seqlens_k = (
+        None if t is None else t.int().contiguous() for t in (kv_head_map, cu_seqlens_q, cu_seqlens_k)
+    )
     launch(
         *("attention_fp8", q, k, v, out, lse, *scales, sinks, kv_head_map, out_scale, out_bias),
-        *(scale, left, right, softcap),
+        *(cu_seqlens_q, cu_seqlens_k, scale, left, right, softcap, max_seqlen_q),
         op="attention_fp8",
     )
     return out, lse

@@ -3,15 +3,17 @@
 import torch
 
 from tkpy.ops.attention import eager
-from tkpy.ops.attention_fp8.op import dequantized
+from tkpy.ops.attention_fp8.scales import dequantized
 
 
 def forward(
-    q, k, v, descale_q, descale_k, descale_v, sinks, kv_head_map, out_scale, out_bias,
-    scale, left, right, softcap, out_dtype,
+    q, k, v, descale_q, descale_k, descale_v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k,
+    scale, left, right, softcap, max_seqlen_q, max_seqlen_k, out_dtype,
 ):  # fmt: skip
     wide = torch.float64 if torch.float64 in (q.dtype, out_dtype) else torch.float32
-    a, b, c = (dequantized(x, s, wide) for x, s in ((q, descale_q), (k, descale_k), (v, descale_v)))
-    options = (sinks, kv_head_map, out_scale, out_bias)
-    out, lse, _ = eager.forward(a, b, c, *options, None, None, [], 0, scale, left, right, softcap, -1, -1)
+    a = dequantized(q, descale_q, wide, cu_seqlens_q)
+    b, c = (dequantized(x, s, wide, cu_seqlens_k) for x, s in ((k, descale_k), (v, descale_v)))
+    options = (sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k)
+    rule = (scale, left, right, softcap, max_seqlen_q, max_seqlen_k)
+    out, lse, _ = eager.forward(a, b, c, *options, [], 0, *rule)
     return out.to(torch.float64 if q.dtype == torch.float64 else out_dtype), lse

@@ -12,12 +12,9 @@ import torch
 
 from tkpy.arguments import FLOATS, Arguments
 from tkpy.ops.attention.op import OP as ATTENTION
-from tkpy.ops.attention.op import check_window
+from tkpy.ops.attention.op import check_packing, check_values, check_window
+from tkpy.ops.attention_fp8.scales import BLOCK, E4M3, block_count, quantize_blocks
 from tkpy.registry import Call, Case, Maker, Op, Refusal
-
-E4M3 = torch.float8_e4m3fn
-BLOCK = 128  # rows that share a scale
-LARGEST = 448.0  # of e4m3
 
 
 def attention_fp8(
@@ -36,6 +33,10 @@ def attention_fp8(
     kv_head_map: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
     out_bias: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     return_lse: bool = False,
     backend: str | None = None,
@@ -47,26 +48,33 @@ def attention_fp8(
     backward; the other backends compute in float32 or wider.
 
     Args:
-        q: (B, Sq, H, D), float8_e4m3fn (float64: the same numbers, for the reference).
-        k, v: (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv), like q; H is a multiple of Hkv, unless
+        q: (B, Sq, H, D), or packed (total_q, H, D), float8_e4m3fn (float64: the same numbers, for the reference).
+        k, v: (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv), or packed, like q; H is a multiple of Hkv, unless
             there is a `kv_head_map`.
         descale_q: float32 (B, H, ceil(Sq / 128)), what q is to be multiplied by, block by block of 128 rows; or
-            (B, H, 1), one for a head; positive; None: 1.
-        descale_k, descale_v: the same of k and v, (B, Hkv, ceil(Sk / 128)) or (B, Hkv, 1).
+            (B, H, 1), one for a head; positive; None: 1. Packed, blocks are counted from each sequence's start:
+            (H, total_q // 128 + N), where block i of sequence n has the scale at cu_seqlens_q[n] // 128 + n + i, and
+            what no block has is not read; or (N, H, 1), one for a head of a sequence.
+        descale_k, descale_v: the same of k and v, with Hkv heads and cu_seqlens_k.
         causal, scale, window, softcap, sinks, kv_head_map, out_scale, out_bias: as in `attention`.
+        cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k: N packed sequences, as in `attention`; offsets are
+            never read by the host, except where tensors are on the CPU.
         out_dtype: of the output.
         return_lse: also return the log-sum-exp.
         backend: None (automatic), or one of `tkpy.BACKENDS`.
 
     Returns:
-        out (B, Sq, H, Dv) in out_dtype; with `return_lse` (out, lse), lse (B, H, Sq) float32 (float64 for float64).
+        out (B, Sq, H, Dv), or packed (total_q, H, Dv), in out_dtype; with `return_lse` (out, lse), lse (B, H, Sq) or
+        packed (H, total_q), float32 (float64 for float64).
 
     Raises:
         TypeError, ValueError: malformed arguments.
         tkpy.Unsupported: the named backend cannot serve the call.
     """
     check = Arguments("attention_fp8")
-    for name, tensor, shape in (("q", q, "B Sq H D"), ("k", k, "B Sk Hkv D"), ("v", v, "B Sk Hkv Dv")):
+    packed = cu_seqlens_q is not None
+    rows_q, rows_k = ("total_q", "total_k") if packed else ("B Sq", "B Sk")
+    for name, tensor, shape in (("q", q, f"{rows_q} H D"), ("k", k, f"{rows_k} Hkv D"), ("v", v, f"{rows_k} Hkv Dv")):
         check.tensor(name, tensor, shape, dtypes=(E4M3, torch.float64))
     check.same_dtype("q", "k", "v")
     check.tensor("sinks", sinks, "H", optional=True)
@@ -78,8 +86,9 @@ def attention_fp8(
     check.that(size["Hkv"] >= 1, "k", "of at least one head", k)
     if kv_head_map is None:
         check.that(size["H"] % size["Hkv"] == 0, "q", f"of a multiple of k's {size['Hkv']} heads", q)
+    cu_seqlens_k = check_packing(check, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     scales = [
-        _check_scale(check, name, given, tensor)
+        _check_scale(check, name, given, tensor, cu_seqlens_q)
         for name, given, tensor in (
             ("descale_q", descale_q, q),
             ("descale_k", descale_k, k),
@@ -97,65 +106,59 @@ def attention_fp8(
     check.same_device()
     right = 0 if causal else right
     out, lse = OP(
-        *(q, k, v, *scales, sinks, kv_head_map, out_scale, out_bias),
-        *(float(scale), left, right, float(softcap), out_dtype),
+        *(q, k, v, *scales, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k),
+        *(float(scale), left, right, float(softcap)),
+        -1 if max_seqlen_q is None else max_seqlen_q,
+        -1 if max_seqlen_k is None else max_seqlen_k,
+        out_dtype,
         backend=backend,
     )
     return (out, lse) if return_lse else out
 
 
-def _check_scale(check: Arguments, name: str, given: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor:
-    """The scales of all blocks, or one for a head."""
-    batch, rows, heads = tensor.shape[:3]
+def _check_scale(
+    check: Arguments,
+    name: str,
+    given: torch.Tensor | None,
+    tensor: torch.Tensor,
+    cu_seqlens: torch.Tensor | None,
+) -> torch.Tensor:
+    """The scales of all blocks, or one for a head of a batch entry or sequence."""
+    *batch, rows, heads = tensor.shape[:-1]
+    sequences = [*batch, *([] if cu_seqlens is None else [cu_seqlens.shape[0] - 1])]
     if given is None:
-        return torch.ones(batch, heads, 1, dtype=torch.float32, device=tensor.device)
-    blocks = -(-rows // BLOCK)
-    check.tensor(name, given, "batch heads blocks", dtypes=(torch.float32, torch.float64))
-    for key in ("batch", "heads", "blocks"):
-        del check.sizes[key]
-    fits = given.shape[:2] == (batch, heads) and given.shape[2] in (1, blocks)
-    check.that(fits, name, f"of shape {(batch, heads, blocks)} or {(batch, heads, 1)}", given)
+        return torch.ones(*sequences, heads, 1, dtype=torch.float32, device=tensor.device)
+    shapes = ((*batch, heads, block_count(rows, cu_seqlens)), (*sequences, heads, 1))
+    check.tensor(name, given, "...", dtypes=(torch.float32, torch.float64))
+    check.that(tuple(given.shape) in shapes, name, f"of shape {shapes[0]} or {shapes[1]}", given)
     return given
-
-
-def quantize_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x as e4m3, and the scales that `attention_fp8` takes: x is about x8 * descale, block by block.
-
-    A scale is the power of two that brings the largest entry of its block of 128 rows of a head into (224, 448]:
-    scaling itself rounds nothing, and e4m3 has as many bits everywhere in its range. A block of zeros has scale 1.
-
-    Args:
-        x: (B, S, H, D), any float dtype, finite.
-
-    Returns:
-        x8: (B, S, H, D), float8_e4m3fn.
-        descale: (B, H, ceil(S / 128)), float32.
-    """
-    check = Arguments("quantize_blocks")
-    check.tensor("x", x, "B S H D")
-    batch, rows, heads, width = x.shape
-    blocks = -(-rows // BLOCK)
-    padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, blocks * BLOCK - rows))
-    largest = padded.view(batch, blocks, BLOCK * heads, width).unflatten(2, (BLOCK, heads)).abs().amax((2, 4)).float()
-    exponent = torch.ceil(torch.log2(largest / LARGEST)).clamp(-126, 127)
-    descale = torch.where(largest > 0, torch.exp2(exponent), 1.0)  # (B, blocks, H)
-    wide = x.double() if x.dtype == torch.float64 else x.float()
-    scaled = wide / descale.repeat_interleave(BLOCK, 1)[:, :rows, :, None]
-    return scaled.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), descale.transpose(1, 2).contiguous()
-
-
-def dequantized(x: torch.Tensor, descale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(B, S, H, D) of `dtype`, scales applied."""
-    blocks = descale.to(dtype).expand(-1, -1, -(-x.shape[1] // BLOCK)).transpose(1, 2)
-    rows = blocks.repeat_interleave(BLOCK, 1)[:, : x.shape[1], :, None]
-    return x.to(dtype) * rows
 
 
 def fake(q: Any, k: Any, v: Any, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     out_dtype = rest[-1]
     wide = torch.float64 if torch.float64 in (q.dtype, out_dtype) else torch.float32
     out = q.new_empty(*q.shape[:-1], v.shape[-1], dtype=torch.float64 if q.dtype == torch.float64 else out_dtype)
-    return out, q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=wide)
+    *batch, rows, heads = q.shape[:-1]
+    return out, q.new_empty(*batch, heads, rows, dtype=wide)
+
+
+def values(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    descale_q: torch.Tensor,
+    descale_k: torch.Tensor,
+    descale_v: torch.Tensor,
+    sinks: Any,
+    kv_head_map: torch.Tensor | None,
+    out_scale: Any,
+    out_bias: Any,
+    cu_seqlens_q: torch.Tensor | None,
+    cu_seqlens_k: torch.Tensor | None,
+    *rest: Any,
+) -> None:
+    *_, most_q, most_k, _ = rest
+    check_values("attention_fp8", q, k, kv_head_map, cu_seqlens_q, cu_seqlens_k, most_q, most_k)
 
 
 def supports(backend: str, call: Call) -> list[Refusal]:
@@ -167,9 +170,9 @@ def supports(backend: str, call: Call) -> list[Refusal]:
     if call["out_dtype"] != torch.bfloat16:
         got = str(call["out_dtype"]).removeprefix("torch.")
         reasons.append(Refusal("out_dtype", f"needs an output of bfloat16, got {got}"))
-    if any(width % 16 or not 16 <= width <= 128 for width in widths):
+    if any(width % 16 or not 16 <= width <= 256 for width in widths):
         reasons.append(
-            Refusal("head_dim", f"needs head dimensions that are multiples of 16 from 16 to 128, got {widths}")
+            Refusal("head_dim", f"needs head dimensions that are multiples of 16 from 16 to 256, got {widths}")
         )
     if max(*q.shape, *call["k"].shape) >= 2**30:
         reasons.append(Refusal("size", f"needs sizes below 2^30, got {tuple(q.shape)} and {tuple(call['k'].shape)}"))
@@ -177,7 +180,7 @@ def supports(backend: str, call: Call) -> list[Refusal]:
 
 
 def flops(call: Call) -> int:
-    return ATTENTION.flops(Call("attention", {**call.args, "cu_seqlens_q": None, "blocks": []}, call.device))
+    return ATTENTION.flops(Call("attention", {**call.args, "blocks": []}, call.device))
 
 
 def nbytes(call: Call) -> int:
@@ -196,13 +199,29 @@ def _inputs(m: Maker, b: int, sq: int, sk: int, h: int, hkv: int, d: int, **opti
     return {**found, "out_dtype": m.dtype, "return_lse": True, **options}
 
 
+def _packed(
+    m: Maker, lengths_q: list[int], lengths_k: list[int], h: int, hkv: int, d: int, **options: Any
+) -> dict[str, Any]:
+    """Rows grow from block to block of each sequence, and from sequence to sequence."""
+    found: dict[str, Any] = {}
+    for name, lengths, heads in (("q", lengths_q, h), ("k", lengths_k, hkv), ("v", lengths_k, hkv)):
+        offsets = m.ints(0, *torch.tensor(lengths).cumsum(0).tolist()).int()
+        step = torch.cat([torch.arange(n) // BLOCK + i for i, n in enumerate(lengths)])
+        growth = torch.exp2(step % 4).view(-1, 1, 1).to(m.device)
+        x = m.randn(sum(lengths), heads, d, dtype=torch.float32) * (growth if name == "v" else growth.rsqrt())
+        found[name], found[f"descale_{name}"] = quantize_blocks(x, offsets)
+        found["cu_seqlens_q" if name == "q" else "cu_seqlens_k"] = offsets
+    return {**found, "out_dtype": m.dtype, "return_lse": True, **options}
+
+
 #: P as e4m3 in the kernel; four times the tolerance of the output's dtype.
 ROUGH: dict[str, Any] = {"tol": 4.0, "grad": False}
 
 CASES = (
     Case("causal", lambda m: _inputs(m, 2, 37, 37, 2, 2, 16, causal=True), "self-attention", **ROUGH),
     Case("blocks", lambda m: _inputs(m, 1, 300, 417, 4, 2, 64), "several scales, grouped heads, odd lengths", **ROUGH),
-    Case("blocks of 128", lambda m: _inputs(m, 1, 130, 259, 2, 1, 128, causal=True), "the wider kernel", **ROUGH),
+    Case("width 128", lambda m: _inputs(m, 1, 130, 259, 2, 1, 128, causal=True), "wider heads", **ROUGH),
+    Case("width 256", lambda m: _inputs(m, 1, 130, 259, 2, 1, 256, causal=True), "the widest", **ROUGH),
     Case("window", lambda m: _inputs(m, 1, 200, 140, 2, 1, 48, window=(60, 9)), "queries without keys", **ROUGH),
     Case(
         "softcap and sinks", lambda m: _inputs(m, 1, 70, 150, 2, 1, 32, softcap=3.0, sinks=m.randn(2)), "both", **ROUGH
@@ -232,6 +251,37 @@ CASES = (
         "heads before rows, one scale for a head, values of another width",
         **ROUGH,
     ),
+    Case(
+        "packed",
+        lambda m: _packed(m, [5, 0, 140, 1], [5, 0, 140, 1], 2, 1, 64, causal=True, max_seqlen_q=140),
+        "sequences of which one is empty, one has two blocks",
+        **ROUGH,
+    ),
+    Case(
+        "packed, everything",
+        lambda m: _packed(
+            *(m, [70, 3, 20, 4], [130, 0, 260, 7], 3, 2, 32),
+            window=(150, 5),
+            softcap=4.0,
+            sinks=m.randn(3),
+            kv_head_map=m.ints(1, 0, 1).int(),
+            out_scale=m.randn(3, 32),
+            out_bias=m.randn(3, 32),
+        ),
+        "lengths of q and k differ, one sequence has no keys; all options",
+        **ROUGH,
+    ),
+    Case(
+        "packed, one scale for a sequence",
+        lambda m: {
+            **_packed(m, [9, 150], [11, 140], 2, 1, 16),
+            "descale_q": torch.tensor([0.5, 0.25], device=m.device).view(2, 1, 1).repeat(1, 2, 1),
+            "descale_k": torch.tensor([0.25, 0.5], device=m.device).view(2, 1, 1),
+            "descale_v": None,
+        },
+        "whole heads, some of them without scales",
+        **ROUGH,
+    ),
     Case("no keys", lambda m: _inputs(m, 2, 5, 0, 2, 1, 16, sinks=m.randn(2)), "only the sink", **ROUGH),
     Case("no queries", lambda m: _inputs(m, 2, 0, 5, 2, 1, 16), "zero-size", **ROUGH),
     Case(
@@ -247,11 +297,14 @@ OP = Op(
     "attention_fp8",
     attention_fp8,
     "(Tensor q, Tensor k, Tensor v, Tensor descale_q, Tensor descale_k, Tensor descale_v, Tensor? sinks, "
-    "Tensor? kv_head_map, Tensor? out_scale, Tensor? out_bias, float scale, SymInt left, SymInt right, float softcap, "
+    "Tensor? kv_head_map, Tensor? out_scale, Tensor? out_bias, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
+    "float scale, SymInt left, SymInt right, float softcap, SymInt max_seqlen_q, SymInt max_seqlen_k, "
     "ScalarType out_dtype) -> (Tensor, Tensor)",
     fake=fake,
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    values=values,
     supports=supports,
+    kernel="attention_fp8_hd64",
 )

@@ -2,22 +2,28 @@
 //   S_j = q8 k8_j^T, its scores are c_j S_j with c_j = c descale_q descale_k[j]; softmax online as in attention_forward
 //   P = 2^(8 + c_j S_j - m), at most 256, as e4m3; its sum, not rounded, has the same 2^8, and the quotient none
 //   O = sum_j descale_v[j] P_j v8_j: sums are kept in units of the descale_v of the block that was added last
-// in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  e4m3, any strides that TMA takes | descales f32 (params.h)
+// in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  e4m3, any strides that TMA takes; or packed [total,H,D] with
+//      cu_seqlens on the device | descales f32, blocks counted from each sequence's start (params.h)
 //      sinks, out_scale, out_bias f32, kv_head_map: optional
 // out  o [B,Sq,H,Dv] bf16, lse [B,H,Sq] f32 natural log, sink included
-// kernels  attention_fp8_<D>      grid up to one CTA an SM, persistent, tasks as in attention_forward; block 384
-// producer   warp 0    gl q --TMA--> q[2]; gl k, v --TMA--> k[2], v[2], blocks downwards
+// kernels  attention_fp8_<D>[x<Dv>]  grid up to one CTA an SM, persistent, tasks as in attention_forward; block 384
+// producer   warp 0    gl q --TMA--> q[2]; gl k, v --TMA--> k[2], v[2] (v[1] from 224 on), blocks downwards
 //              q_full  1 arrival + bytes, waited by the consumers     q_free  8 consumer warps
 //              keys    full 1 arrival + bytes, free 8 consumer warps    values  full 1 arrival + bytes, free 3 turning warps
-// turning    warps 1 .. 3   v[2] --ldmatrix, stmatrix--> turned[2], v^T (turn.cuh)
+// turning    warps 1 .. 3   v --ldmatrix, stmatrix--> turned[2], v^T (turn.cuh)
 //              turned  full 3 arrivals, free 8 consumer warps
 // consumers  2 warpgroups of 64 rows    S of block j runs with P v of block j + 1; the softmax of j under that P v
+//              at 256 registers hold O and one of S and P: P v of j + 1, S of j, softmax of j under the other's products
 //              named barriers 1, 2: 128 threads of a consumer, around its way out     3, 4: the turn, as in attention_forward
-//            O -> bf16 -> shared tile --TMA--> gl o
-// Tails: TMA reads zeros outside q, k, v and writes nothing outside o; keys beyond the sequence are hidden.
+//            O -> bf16 -> shared tile (at 256 half of the columns at a time) --TMA--> gl o; the last tile of a packed
+//            sequence by plain stores
+// Tails: TMA reads zeros outside q, k, v and writes nothing outside o; keys beyond the sequence are hidden. Packed, the last
+//      block of a sequence runs into the next one: its rows of v^T are set to zero, as 0 * NaN is NaN.
 // precision  products exact, sums as wgmma of 8-bit types keeps them; P rounded to e4m3 (3 bits), its sum not
-// limits  sm_90a; D, Dv <= 128 and multiples of 16; lengths below 2^30
+// limits  sm_90a; D, Dv <= 256 and multiples of 16; lengths below 2^30
 // cost  bytes q + k + v + 2 o + 4 rows, flops 2 (D + Dv) pairs seen, at twice the rate of bf16
+#pragma once
+
 #include "kernels/attention_forward/output.cuh"
 #include "kernels/attention_forward/softmax.cuh"
 #include "params.h"
@@ -73,23 +79,28 @@ template <int Index>
 struct Forward {
   static constexpr Shape shape = kShapes[Index];
   static constexpr int W = Shape::kConsumers, Keys = kBlock, Stages = Shape::kStages, turners = 3;
-  using Way = attention_forward::WayOut<bf16, shape.dim>;
+  static constexpr int VStages = shape.v_stages();
+  static constexpr bool overlaps = shape.dim_v < 256;  // the registers for O, S and P at once
+  using Way = attention_forward::WayOut<bf16, shape.dim_v, true, shape.out_columns()>;
 
   using QTile = st<e4m3, 64, shape.dim>;
   using KTile = st<e4m3, Keys, shape.dim>;
-  using Turned = st<e4m3, shape.dim, Keys>;
+  using VTile = st<e4m3, Keys, shape.dim_v>;
+  using Turned = st<e4m3, shape.dim_v, Keys>;
   using OTile = typename Way::OTile;
   using Output = typename Way::Output;
   using Work = attention_forward::Schedule<W * 64, Keys>;
 
   struct Barriers {
-    channel<Stages> keys, values, turned;
+    channel<Stages> keys, turned;
+    channel<VStages> values;
     mbarrier q_full, q_free;
   };
   struct Shared {
     OTile o[W];
     QTile q[W];
-    KTile k[Stages], v[Stages];
+    KTile k[Stages];
+    VTile v[VStages];
     Turned turned[Stages];
     Barriers barriers;
   };
@@ -108,6 +119,7 @@ struct Forward {
     Barriers& bars = shared.barriers;
     const bool leader = lane_index() == 0;
     ring<Stages> at;
+    ring<VStages> at_v;
     u32 q_phase = 1;
     each_tile(p, [&](const Tile& tile) {
       if (tile.blocks() == 0) return;
@@ -116,19 +128,19 @@ struct Forward {
       if (leader) {
         arrive_expect(bars.q_full, W * QTile::bytes);
         for (int i = 0; i < W; ++i)
-          load(shared.q[i], gl<QTile, 4>(p.q), {tile.batch, tile.head, tile.row + 64 * i, 0}, bars.q_full);
+          load(shared.q[i], gl<QTile, 4>(p.q), {tile.batch, tile.head, tile.q_begin + tile.row + 64 * i, 0}, bars.q_full);
       }
-      for (int block = tile.end - 1; block >= tile.first; --block, at.next()) {
-        const int row = block * Keys;
+      for (int block = tile.end - 1; block >= tile.first; --block, at.next(), at_v.next()) {
+        const int row = tile.k_begin + block * Keys;
         acquire(bars.keys, at);
         if (leader) {
           arrive_expect(bars.keys.full[at.slot], KTile::bytes);
           load(shared.k[at.slot], gl<KTile, 4>(p.k), {tile.batch, tile.kv_head, row, 0}, bars.keys.full[at.slot]);
         }
-        acquire(bars.values, at);
+        acquire(bars.values, at_v);
         if (leader) {
-          arrive_expect(bars.values.full[at.slot], KTile::bytes);
-          load(shared.v[at.slot], gl<KTile, 4>(p.v), {tile.batch, tile.kv_head, row, 0}, bars.values.full[at.slot]);
+          arrive_expect(bars.values.full[at_v.slot], VTile::bytes);
+          load(shared.v[at_v.slot], gl<VTile, 4>(p.v), {tile.batch, tile.kv_head, row, 0}, bars.values.full[at_v.slot]);
         }
         __syncwarp();
       }
@@ -138,14 +150,16 @@ struct Forward {
   TK_DEVICE static void turn_values(Shared& shared, const Params& p, int warp) {
     Barriers& bars = shared.barriers;
     ring<Stages> at;
+    ring<VStages> at_v;
     each_tile(p, [&](const Tile& tile) {
-      for (int block = tile.first; block < tile.end; ++block, at.next()) {
-        await(bars.values, at);
+      for (int block = tile.end - 1; block >= tile.first; --block, at.next(), at_v.next()) {
+        await(bars.values, at_v);
         acquire(bars.turned, at);
-        turn(shared.turned[at.slot], shared.v[at.slot], warp, turners);
+        const int valid = p.cu_seqlens_q == nullptr ? Keys : tile.seq_k - block * Keys;
+        turn(shared.turned[at.slot], shared.v[at_v.slot], warp, turners, valid);
         publish_tile();
         __syncwarp();
-        release(bars.values, at);
+        release(bars.values, at_v);
         if (lane_index() == 0) arrive(bars.turned.full[at.slot]);
       }
     });
@@ -159,6 +173,31 @@ struct Forward {
     u32 q_phase = 0;
   };
 
+  // Those of a head's blocks, in its sequence that begins at row `begin`.
+  TK_DEVICE static const float* scales(const float* all, const Params& p, const Tile& tile, int heads, int head, int blocks, int begin) {
+    const int first = p.cu_seqlens_q == nullptr ? 0 : begin / kBlock + tile.sequence;
+    return all + static_cast<long long>(tile.batch * heads + head) * blocks + first;
+  }
+
+  TK_DEVICE static void issue_scores(Shared& shared, int consumer, const Positions& at, typename Softmax::Scores& s) {
+    mma_fence();
+    mma_ABt(s, shared.q[consumer], shared.k[at.k.slot], false);
+    mma_commit();
+  }
+  TK_DEVICE static void issue_values(Shared& shared, const Positions& at, Output& o, const rt_e4m3<16, Keys>& weights) {
+    mma_fence();
+    mma_ABt(o, weights, shared.turned[at.v.slot]);
+    mma_commit();
+  }
+  TK_DEVICE static void free_keys(Shared& shared, Positions& at) {
+    release(shared.barriers.keys, at.k);
+    at.k.next();
+  }
+  TK_DEVICE static void free_values(Shared& shared, Positions& at) {
+    release(shared.barriers.turned, at.v);
+    at.v.next();
+  }
+
   // O += P v (before division), with the softmax's state, of a tile that sees at least one block; gives the unit of O.
   TK_DEVICE static float accumulate(Shared& shared, const Params& p, const Tile& tile, int consumer, Positions& at,
                                     Output& o, Softmax& soft) {
@@ -166,56 +205,57 @@ struct Forward {
     typename Softmax::Scores s;
     rt_e4m3<16, Keys> weights;
     float factor[2];
-    const int pair = tile.batch * p.kv_heads + tile.kv_head;
-    const float *of_k = p.descale_k + static_cast<long long>(pair) * p.k_blocks, *of_v = p.descale_v + static_cast<long long>(pair) * p.k_blocks;
-    const float of_q = p.descale_q[static_cast<long long>(tile.batch * p.heads + tile.head) * p.q_blocks + tile.row / kBlock];
+    const float* of_k = scales(p.descale_k, p, tile, p.kv_heads, tile.kv_head, p.k_blocks, tile.k_begin);
+    const float* of_v = scales(p.descale_v, p, tile, p.kv_heads, tile.kv_head, p.k_blocks, tile.k_begin);
+    const float of_q = scales(p.descale_q, p, tile, p.heads, tile.head, p.q_blocks, tile.q_begin)[tile.row / kBlock];
     float unit = of_v[tile.end - 1];
     wait(bars.q_full, at.q_phase);
     at.q_phase ^= 1;
     await(bars.keys, at.k);
-    mma_fence();
-    mma_ABt(s, shared.q[consumer], shared.k[at.k.slot], false);
-    mma_commit();
+    issue_scores(shared, consumer, at, s);
     float descale = of_q * of_k[tile.end - 1];
     mma_wait(s);
-    release(bars.keys, at.k);
-    at.k.next();
+    free_keys(shared, at);
     soft.step(s, factor, p, descale, (tile.end - 1) * Keys);
     order_of_keys(weights, s);
     for (int block = tile.end - 2; block >= tile.first; --block) {
-      await(bars.keys, at.k);
-      take_turn(consumer);
-      mma_fence();
-      mma_ABt(s, shared.q[consumer], shared.k[at.k.slot], false);
-      mma_commit();
-      await(bars.turned, at.v);
-      mma_fence();
-      mma_ABt(o, weights, shared.turned[at.v.slot]);
-      mma_commit();
-      pass_turn(consumer);
+      if constexpr (overlaps) {
+        await(bars.keys, at.k);
+        take_turn(consumer);
+        issue_scores(shared, consumer, at, s);
+        await(bars.turned, at.v);
+        issue_values(shared, at, o, weights);
+        pass_turn(consumer);
+      } else {
+        await(bars.turned, at.v);
+        take_turn(consumer);
+        issue_values(shared, at, o, weights);
+        await(bars.keys, at.k);
+        mma_wait(o);
+        free_values(shared, at);
+        issue_scores(shared, consumer, at, s);
+        pass_turn(consumer);
+      }
       descale = of_q * of_k[block];
       const float next = of_v[block], change = unit / next;
       unit = next;
-      mma_wait<1>(s);
-      release(bars.keys, at.k);
-      at.k.next();
+      mma_wait<overlaps ? 1 : 0>(s);
+      free_keys(shared, at);
       soft.step(s, factor, p, descale, block * Keys);
       factor[0] *= change;
       factor[1] *= change;
-      mma_wait(o);
-      release(bars.turned, at.v);
-      at.v.next();
+      if constexpr (overlaps) {
+        mma_wait(o);
+        free_values(shared, at);
+      }
       Way::scale_rows(o, factor);
       order_of_keys(weights, s);
     }
     if (lane_index() == 0) arrive(bars.q_free);
     await(bars.turned, at.v);
-    mma_fence();
-    mma_ABt(o, weights, shared.turned[at.v.slot]);
-    mma_commit();
+    issue_values(shared, at, o, weights);
     mma_wait(o);
-    release(bars.turned, at.v);
-    at.v.next();
+    free_values(shared, at);
     return unit;
   }
 
@@ -277,5 +317,3 @@ struct Forward {
       attention_fp8_##NAME(const __grid_constant__ tkpy::attention_fp8::Params p) {                  \
     tkpy::attention_fp8::Forward<INDEX>::run(p);                                                     \
   }
-TKPY_ATTENTION_FP8(64, 0)
-TKPY_ATTENTION_FP8(128, 1)
