@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import tkpy
+from tkpy import registry
+from tkpy.live_memory import LiveMemory
 from tkpy.nn import GatedMLP, Linear, MonarchMLP, bare
 from tkpy.numerics import compare
 from tkpy.ops.gated_mlp import eager
@@ -97,3 +100,62 @@ def test_gated_mlp_names_what_does_not_fit(change, words):
 def test_blockdiag_mlp_names_what_does_not_fit(change, words):
     with pytest.raises(ValueError, match=words):
         tkpy.blockdiag_mlp(**{**blocks(), **change})
+
+
+BOTH = pytest.mark.parametrize(
+    "op, kwargs", [("gated_mlp", dense()), ("blockdiag_mlp", blocks())], ids=["dense", "blocks"]
+)
+
+
+def kept_by(op: str, kwargs: dict, **more) -> int:
+    """Bytes that autograd holds for the backward beside the arguments."""
+    given = {t.untyped_storage().data_ptr() for t in kwargs.values() if isinstance(t, torch.Tensor)}
+    held: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        getattr(tkpy, op)(**kwargs, **more)
+    return sum(size for place, size in held.items() if place not in given)
+
+
+def wanting(kwargs: dict, *names: str) -> dict:
+    return {k: v.detach().requires_grad_(k in names) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+
+
+@BOTH
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_gate_and_value_are_kept_where_a_gradient_is_wanted(op, kwargs, backend):
+    inner = {"gated_mlp": 40, "blockdiag_mlp": 62}[op]
+    assert kept_by(op, wanting(kwargs, "x"), backend=backend) == 2 * 200 * inner * 4
+    assert kept_by(op, wanting(kwargs, "x"), backend=backend, recompute=True) == 0
+    with torch.no_grad():
+        assert registry.capture(registry.get(op), wanting(kwargs, "x"))["keep"] is False
+    assert registry.capture(registry.get(op), wanting(kwargs))["keep"] is False
+
+
+@BOTH
+def test_recompute_and_checkpoint_change_nothing(op, kwargs):
+    """And a second backward of a retained graph finds what was kept as it was."""
+    names = [k for k, v in kwargs.items() if isinstance(v, torch.Tensor)]
+    function = getattr(tkpy, op)
+    given = wanting(kwargs, *names)
+    leaves = [given[name] for name in names]
+    y = function(**given)
+    want = torch.autograd.grad(y.sin().sum(), leaves, retain_graph=True)
+    again = torch.autograd.grad(y.sin().sum(), leaves)
+    computed = torch.autograd.grad(function(**given, recompute=True).sin().sum(), leaves)
+    through = checkpoint(lambda: function(**given).sin().sum(), use_reentrant=False)
+    for found in (again, computed, torch.autograd.grad(through, leaves)):
+        assert all(compare(a, b, 1e-6) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("layer", [GatedMLP(16, 24), MonarchMLP(16, 24)], ids=["dense", "blocks"])
+def test_inference_holds_nothing_of_the_inner_width(layer):
+    x = torch.randn(1000, 16)
+    with torch.no_grad(), LiveMemory([x, *layer.parameters()]) as memory:
+        before = memory.live
+        y = layer(x)
+        assert memory.live == before + y.nbytes

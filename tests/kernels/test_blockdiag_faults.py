@@ -41,7 +41,7 @@ FAULTS = [
     Fault("both consumers the same rows", "t.row + 64 * consumer", "t.row", NT),
     Fault("both CTAs the same rows", "at.row * kCluster + rank", "at.row * kCluster", NT),
     Fault("the last step of K", "(depth + kTileDepth - 1) / kTileDepth", "max(depth / kTileDepth, 1)", NT),
-    Fault("shares begin together", "t.first + step * kTileDepth, rank", "step * kTileDepth, rank", TN),
+    Fault("shares begin together", "depth = t.first + (step", "depth = (step", TN),
     Fault("shares overlap", "min(p.share_depth, p.k - first)", "p.k - first", TN),
     Fault("shares in one place", " + tile.share * p.out_share", "", TN),
     Fault("channels past the last read", "x.step ? cols : left", "x.step ? cols : left > 0 ? cols : left", GENERIC),
@@ -60,7 +60,7 @@ def unit(kernel: str) -> Unit:
     majors = {"mk": "k", "km": "mn", "nk": "k", "kn": "mn"}
     gemm = f"tkpy::gemm::Gemm<tk::bf16, tk::Major::{majors[a]}, tk::Major::{majors[b]}, tkpy::gemm::Route::{route}>"
     entry = Entry(f"gemm_bf16_{kernel}", "gemm", "tkpy::gemm::Params", f"{gemm}::run(p)", "tkpy::gemm::kThreads, 1")
-    return Unit(("gemm/params.h", "gemm/epilogue.cuh", "gemm/gemm.cuh"), [entry])
+    return Unit(("gemm/params.h", "gemm/epilogue.cuh", "gemm/slopes.cuh", "gemm/gemm.cuh"), [entry])
 
 
 def case(name: str, rows: int, blocks: int, o: int, i: int, lost: int = 0, **more) -> Case:

@@ -148,16 +148,21 @@ def test_refusals_are_data(built):
 def test_the_launcher_checks_again(built):
     x, w, h = (torch.zeros(*shape).bfloat16() for shape in ((6, 32), (4, 16, 8), (6, 64)))
 
-    def call(x=x, b1=w, b2=w, out=h, halves=True, activation="silu"):
-        return machine.launch("gemm_gated", x, b1, b2, out, halves, activation, op="gated_mlp")
+    def call(x=x, b1=w, b2=w, out=h, gate=h, value=h, halves=True, activation="silu"):
+        return machine.launch("gemm_gated", x, b1, b2, out, gate, value, halves, activation, op="gated_mlp")
 
     for words, wrong in {
         "x: need two dimensions, bf16 or f16": {"x": x.float()},
-        "b1: need three dimensions, the dtype": {"b1": w.half()},
+        "b1: need three dimensions, bf16 or f16": {"b1": w[0]},
+        "b1: need the dtype and device": {"b1": w.half()},
         "b2: need the shape of b1": {"b2": w[:, :8]},
         "b1: need a contiguous last dimension": {"b1": torch.zeros(4, 16, 16).bfloat16()[..., ::2]},
         "b1: need one group": {"halves": False},
-        "out: need the rows, dtype and device of x": {"out": h[:5]},
+        "out: need 6 rows of 64": {"out": h[:5]},
+        "out: need the dtype and device": {"out": h.float()},
+        "out: need it, or gate and value": {"out": None, "gate": None, "value": None},
+        "value: need both or neither": {"value": None},
+        "value: need contiguous rows, as far apart": {"value": torch.zeros(6, 72).bfloat16()[:, :64]},
         "x: need at most 32 channels": {"x": torch.zeros(6, 40).bfloat16()},
         "activation must be": {"activation": "mish"},
     }.items():

@@ -13,14 +13,14 @@ from tkpy import conformance  # noqa: E402
 SHARED, TWO, MASKED = "shared_tma", "two_tma", "two_generic"
 WAIT = "        wait_cluster(shared.full[at.slot], at.parity);\n"
 FREE = "        wait_cluster(shared.free[at.slot], at.parity ^ 1);\n"
-B2 = "gated && rank == 1 ? p.b2 : p.b"
+B2 = "(gated ? rank : step.part) == 1 ? p.b2 : p.b"
 BLOCK = "(t.group + input * p.groups) / 2"
 ROWS = "r = half; r < 16 && row + r < p.m; r += 2"
 VALUE = "part<2>(shared.b[slot], 1), p.b2_data"
 PARTS = "    __syncwarp();\n    to_patch<32>(patch, gate, 32 * part, 0);\n"
 READ = "to_patch<32>(patch, value, 32 * part, 32);\n"
 FAULTS = [
-    Fault("gate and value exchanged", B2, "gated && rank == 0 ? p.b2 : p.b", SHARED),
+    Fault("gate and value exchanged", B2, "rank == 0 ? p.b2 : p.b", SHARED),
     Fault("the gate's weights for both", B2, "p.b", SHARED),
     Fault("the gate's block for both", BLOCK, "t.group / 2", TWO),
     Fault("blocks not halved", BLOCK, "t.group + input * p.groups", TWO),
@@ -62,7 +62,7 @@ def unit(kernel: str) -> Unit:
     gemm = f"Gemm<tk::bf16, tk::Major::k, tk::Major::k, Route::{route}, Gate::{gate}>"
     run, bounds = f"using namespace tkpy::gemm; {gemm}::run(p)", "tkpy::gemm::kThreads, 1"
     entry = Entry(f"gemm_gated_bf16_{kernel}", "gemm_gated", "tkpy::gemm::Params", run, bounds)
-    return Unit(("gemm/params.h", "gemm/epilogue.cuh", "gemm/gemm.cuh"), [entry])
+    return Unit(("gemm/params.h", "gemm/epilogue.cuh", "gemm/slopes.cuh", "gemm/gemm.cuh"), [entry])
 
 
 def wrong(call: tuple) -> str:

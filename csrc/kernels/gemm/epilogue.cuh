@@ -124,18 +124,29 @@ TK_DEVICE void write_sums(const float* patch, const Params& p, const Tile& tile,
   }
 }
 
-// C = act(gate) * value from a patch of 32 columns of both. Half a warp moves 64 contiguous bytes of a row at a time.
+// C = act(gate) * value from a patch of 32 columns of both, and both themselves; each where it has an address. Half a
+// warp moves 64 contiguous bytes of a row at a time.
 template <class T>
 TK_DEVICE void write_gated_rows(const float* patch, const Params& p, const Tile& tile, int row, int col) {
   const int lane_col = 2 * (lane_index() % 16), half = lane_index() / 16;
   const Pair pair(p, tile.group, col + lane_col);
   T* const out = static_cast<T*>(p.out.data);
+  T* const kept_gate = static_cast<T*>(p.kept.gate);
+  T* const kept_value = static_cast<T*>(p.kept.value);
   const bool joined = pair.joined(out, p.out.pitch);
+  const bool kept_joined = pair.joined(kept_gate, p.kept.pitch) && pair.joined(kept_value, p.kept.pitch);
 #pragma unroll 1
   for (int r = half; r < 16 && row + r < p.m; r += 2) {
     const float2 gate = patched(patch, r, lane_col), value = patched(patch, r, 32 + lane_col);
-    const float h[2] = {activate(p.activation, gate.x) * value.x, activate(p.activation, gate.y) * value.y};
-    write_pair(out + (row + r) * p.out.pitch, h, pair, joined);
+    if (out) {
+      const float h[2] = {activate(p.activation, gate.x) * value.x, activate(p.activation, gate.y) * value.y};
+      write_pair(out + (row + r) * p.out.pitch, h, pair, joined);
+    }
+    if (kept_gate) {
+      const long long at = (row + r) * p.kept.pitch;
+      write_pair(kept_gate + at, {gate.x, gate.y}, pair, kept_joined);
+      write_pair(kept_value + at, {value.x, value.y}, pair, kept_joined);
+    }
   }
 }
 

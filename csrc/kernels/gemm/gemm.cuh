@@ -2,13 +2,16 @@
 // in   A, B bf16 or fp16, each with either of its two dimensions contiguous | bias [N], residual [M, N] optional
 // gated  C = act(A B) * (A' B2): a tile is 128 columns of both products; B and B2 stored with k contiguous, A' = A
 //      (`shared`), or another block of its channels (`two`: group g's gate comes from block g / 2, its value from block
-//      (groups + g) / 2, Monarch Mixer's MLP). Neither product is written
+//      (groups + g) / 2, Monarch Mixer's MLP). Both products are written only where the backward wants them
+// slopes  dh = A B is not written: with the gate and the value that were kept it becomes dgate, dvalue and h (slopes.cuh)
+// pair  C = A B + A' B2, one product over two parts of K: A' is A's second group
 // out  C, the type of A, rows contiguous, any pitch; or fp32 sums over each of several shares of K
 // groups  the group is the outermost coordinate of the tensor maps, and of C's tiles. Where groups are blocks of the
 //      channels of one matrix, that is a stride: nothing is copied. Blocks of every so-manyth channel, or shuffled
 //      ones, and blocks of which the last channels do not exist, go through `generic` (params.h, Blocks)
 // kernels  gemm_<bf16|fp16>_<mk|km>_<nk|kn>_<tma|generic>: km: A is stored with m contiguous; kn: B with n contiguous
 //          gemm_gated_<bf16|fp16>_<shared|two>_<tma|generic>: three slots where there are two A
+//          gemm_gated_<bf16|fp16>_slopes_<tma|generic>: A as mk, B as kn
 //   tma      pitches and addresses multiples of 16 bytes; a cluster of two CTAs, 128 rows each, shares B by multicast
 //   generic  anything else; the producer warpgroup loads with masked accesses
 // grid a multiple of 2, cluster (2, 1, 1), block 384, kSharedBytes; persistent, by clusters
@@ -24,16 +27,17 @@
 // cost  a group: bytes 2 (MK + KN + MN), flops 2 M N K; tiles of 256 columns: N = 192 issues a third more
 #pragma once
 
-#include "epilogue.cuh"
+#include "slopes.cuh"
 
 namespace tkpy::gemm {
 
 enum class Route { tma, generic };
-enum class Gate { none, shared, two };  // gated: both products of the same A, or of two blocks of its channels
+// Both products of the same A, or of two blocks of its channels; or one product, dh, and on its way out the gate's slopes.
+enum class Gate { none, shared, two, slopes };
 
 template <class T, Major MajorA, Major MajorB, Route R, Gate G = Gate::none>
 struct Gemm {
-  static constexpr bool gated = G != Gate::none;
+  static constexpr bool gated = G == Gate::shared || G == Gate::two;
   static_assert(!gated || (MajorA == Major::k && MajorB == Major::k), "gated kernels read A and B along K");
   static constexpr int inputs = G == Gate::two ? 2 : 1, stages = G == Gate::two ? kGatedStages : kStages;
   static constexpr int cols = gated ? kTileCols / 2 : kTileCols;  // of C, a tile
@@ -66,24 +70,35 @@ struct Gemm {
       const Tile2 at = grouped_tile(index % (rows() * across()), rows(), across(), kGroupRows);
       const int depth = min(p.share_depth, p.k - first);
       return {(at.row * kCluster + rank) * kTileRows, at.col * cols, batch % p.groups, share, first,
-              (depth + kTileDepth - 1) / kTileDepth};
+              (depth + kTileDepth - 1) / kTileDepth * (p.pair ? 2 : 1)};
+    }
+  };
+
+  // Where in A a step of a tile begins: of a pair, in which of its parts.
+  struct Step {
+    int depth, part;
+    TK_DEVICE Step(const Params& p, const Tile& t, int step) {
+      const int steps = !gated && p.pair ? t.steps / 2 : t.steps;
+      part = !gated && step >= steps;
+      depth = t.first + (step - part * steps) * kTileDepth;
     }
   };
 
   // The block of A's channels that a group's gate (input 0) or value (input 1) is made of: groups are halves of them.
-  TK_DEVICE static int block_of(const Params& p, const Tile& t, int input) {
-    return G == Gate::two ? (t.group + input * p.groups) / 2 : t.group;
+  TK_DEVICE static int block_of(const Params& p, const Tile& t, int input, int part) {
+    return G == Gate::two ? (t.group + input * p.groups) / 2 : t.group + part;
   }
 
   // One thread. Each CTA fetches its own A and half of B, and sends that half to both: of a gated kernel, the first CTA
   // the gate's B and the second the value's.
-  TK_DEVICE static void fetch(Shared& shared, const Params& p, int slot, const Tile& t, int depth, int rank) {
+  TK_DEVICE static void fetch(Shared& shared, const Params& p, int slot, const Tile& t, Step step, int rank) {
     mbarrier& full = shared.full[slot];
+    const int depth = step.depth;
     const gl<ATile, 3> a(p.a);
-    const gl<BHalf, 3> b(gated && rank == 1 ? p.b2 : p.b);
+    const gl<BHalf, 3> b((gated ? rank : step.part) == 1 ? p.b2 : p.b);
     arrive_expect(full, inputs * kConsumers * ATile::bytes + BTile::bytes);
     for (int i = 0; i < inputs * kConsumers; ++i) {
-      const int group = block_of(p, t, i / kConsumers), row = t.row + 64 * (i % kConsumers);
+      const int group = block_of(p, t, i / kConsumers, step.part), row = t.row + 64 * (i % kConsumers);
       if constexpr (MajorA == Major::k)
         load(shared.a[slot][i], a, {group, row, depth}, full);
       else
@@ -118,10 +133,11 @@ struct Gemm {
   }
 
   // All 128 threads of the producer.
-  TK_DEVICE static void fetch_generic(Shared& shared, const Params& p, int slot, const Tile& t, int depth) {
+  TK_DEVICE static void fetch_generic(Shared& shared, const Params& p, int slot, const Tile& t, Step step) {
     constexpr bool at = MajorA == Major::mn, bt = MajorB == Major::mn;
+    const int depth = step.depth;
     for (int i = 0; i < inputs * kConsumers; ++i) {
-      const int group = block_of(p, t, i / kConsumers), row = t.row + 64 * (i % kConsumers);
+      const int group = block_of(p, t, i / kConsumers, step.part), row = t.row + 64 * (i % kConsumers);
       load_blocks(shared.a[slot][i], p.a_data, p, group, at ? p.k : p.m, at ? p.m : p.k, at ? depth : row,
                   at ? row : depth);
     }
@@ -129,7 +145,7 @@ struct Gemm {
       load_blocks(part<2>(shared.b[slot], 0), p.b_data, p, t.group, p.n, p.k, t.col, depth);
       load_blocks(part<2>(shared.b[slot], 1), p.b2_data, p, t.group, p.n, p.k, t.col, depth);
     } else {
-      load_blocks(shared.b[slot], p.b_data, p, t.group, bt ? p.k : p.n, bt ? p.n : p.k, bt ? depth : t.col,
+      load_blocks(shared.b[slot], step.part == 1 ? p.b2_data : p.b_data, p, t.group, bt ? p.k : p.n, bt ? p.n : p.k, bt ? depth : t.col,
                   bt ? t.col : depth);
     }
     publish_tile();
@@ -144,9 +160,9 @@ struct Gemm {
       for (int step = 0; step < t.steps; ++step, at.next()) {
         wait_cluster(shared.free[at.slot], at.parity ^ 1);
         if constexpr (R == Route::tma)
-          fetch(shared, p, at.slot, t, t.first + step * kTileDepth, rank);
+          fetch(shared, p, at.slot, t, Step(p, t, step), rank);
         else
-          fetch_generic(shared, p, at.slot, t, t.first + step * kTileDepth);
+          fetch_generic(shared, p, at.slot, t, Step(p, t, step));
       }
     }
   }
@@ -187,6 +203,8 @@ struct Gemm {
       const int row = t.row + 64 * consumer + 16 * warp;
       if constexpr (gated)
         write_gated<T>(patch, d[0], d[1], p, t, row);
+      else if constexpr (G == Gate::slopes)
+        write_slopes<T>(patch, d[0], p, t, row);
       else
         write_out<T>(patch, d[0], p, t, row);
     }

@@ -11,8 +11,6 @@ namespace tkpy::gemm {
 
 bool contiguous(const runtime::View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1; }
 
-namespace {
-
 using runtime::DType;
 using runtime::View;
 
@@ -28,6 +26,8 @@ Stored stored(const View& v) {
   s.tma = v.shape[0] > 0 && v.shape[1] > 0 && aligned_for_tma(v.data, pitch);
   return s;
 }
+
+namespace {
 
 Problem problem(const Arguments& x) {
   Problem made;
@@ -100,13 +100,20 @@ bool aligned_for_tma(const void* data, std::int64_t pitch) {
 
 namespace {
 
-bool by_tma(const Problem& x) { return x.a.tma && x.b.tma && (x.gating == Gating::none || x.b2.tma); }
+// Both products of a tile at once, of 128 columns each.
+bool gated(const Problem& x) { return x.gating == Gating::shared || x.gating == Gating::two; }
+
+bool by_tma(const Problem& x) {
+  const bool second = gated(x) || x.gating == Gating::pair;
+  return x.a.tma && x.b.tma && (!second || x.b2.tma);
+}
 
 }  // namespace
 
 std::string kernel_name(const Problem& x) {
   const std::string type = x.dtype == DType::bf16 ? "bf16" : "fp16", route = by_tma(x) ? "_tma" : "_generic";
-  if (x.gating != Gating::none) return "gemm_gated_" + type + (x.gating == Gating::two ? "_two" : "_shared") + route;
+  if (gated(x)) return "gemm_gated_" + type + (x.gating == Gating::two ? "_two" : "_shared") + route;
+  if (x.gating == Gating::slopes) return "gemm_gated_" + type + "_slopes" + route;
   return "gemm_" + type + (x.a.transposed ? "_km" : "_mk") + (x.b.transposed ? "_nk" : "_kn") + route;
 }
 
@@ -114,19 +121,19 @@ std::string kernel_name(const Arguments& x) { return kernel_name(problem(x)); }
 
 void launch(runtime::Machine& machine, const Problem& x) {
   Params params = x.params;
-  const bool gated = x.gating != Gating::none;
   if (by_tma(x)) {
     // A: each consumer's 64 rows, 64 deep. B: half of a cluster's columns; one box is 64 columns of a panel, or the
     // rows of a half.
     params.a = map_of(machine, x.a, x.dtype, 64);
     params.b = map_of(machine, x.b, x.dtype, x.b.transposed ? kTileCols / kCluster : kTileDepth);
   }
-  if (by_tma(x) && gated) params.b2 = map_of(machine, x.b2, x.dtype, kTileCols / kCluster);
+  if (by_tma(x) && (gated(x) || params.pair))
+    params.b2 = map_of(machine, x.b2, x.dtype, x.b2.transposed ? kTileCols / kCluster : kTileDepth);
   params.a_data = x.a.blocks;
   params.b2_data = x.b2.blocks;
   params.b_data = x.b.blocks;
   const auto ceil_div = [](std::int64_t value, std::int64_t by) { return (value + by - 1) / by; };
-  const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, gated ? kTileCols / 2 : kTileCols) *
+  const std::int64_t tiles = ceil_div(params.m, kCluster * kTileRows) * ceil_div(params.n, gated(x) ? kTileCols / 2 : kTileCols) *
                              params.groups * params.shares;
   const std::int64_t clusters =
       std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.device) / kCluster));
@@ -139,7 +146,8 @@ void launch(runtime::Machine& machine, const Problem& x) {
   spec.views = x.views;
   spec.stream = x.stream;
   spec.device = x.device;
-  machine.launch(machine.kernel(gated ? "gemm_gated" : "gemm", kernel_name(x)), spec);
+  const bool plain = x.gating == Gating::none || x.gating == Gating::pair;
+  machine.launch(machine.kernel(plain ? "gemm" : "gemm_gated", kernel_name(x)), spec);
 }
 
 void launch(runtime::Machine& machine, const Arguments& x) {

@@ -22,12 +22,14 @@ struct Stored {
   bool tma = false;         // a tensor map can describe it
 };
 
-enum class Gating { none, shared, two };  // how many blocks of a's channels a gated product reads (gemm.cuh)
+// What a problem reads and writes beside a, b and out (gemm.cuh): a gated product of one block of a's channels, or of two;
+// the first product of its backward; or a sum of two products.
+enum class Gating { none, shared, two, slopes, pair };
 
 // What is left to say: `params` has sizes, shares and the epilogue; operands, maps and grid are added here.
 struct Problem {
   Params params{};
-  Stored a, b, b2;  // b2: of gated products
+  Stored a, b, b2;  // b2: of gated products and of pairs
   Gating gating = Gating::none;
   runtime::DType dtype = runtime::DType::bf16;
   std::span<const runtime::View> views;
@@ -36,6 +38,7 @@ struct Problem {
 };
 
 bool contiguous(const runtime::View& v, int d);
+Stored stored(const runtime::View& v);                      // [.., ..], one dimension contiguous
 Stored matrices(const char* what, const runtime::View& v);  // [groups, .., ..], one dimension contiguous
 Stored channels(const char* what, const runtime::View& v, int along, std::int64_t groups, std::int64_t width,
                 std::string_view order);  // blocks of `width` of the columns (along: their dimension) of a matrix

@@ -34,9 +34,17 @@ struct Blocks {
   bool shuffled;
 };
 
+// Gate and value before the activation, with h's channels and a pitch of their own: gated kernels write them where there
+// is an address, `slopes` reads them and writes the gradients of both where there is one.
+struct Kept {
+  void *gate, *value, *dgate, *dvalue;
+  long long pitch, slopes_pitch;
+  bool fours;  // four columns of any of these, and of h, lie on a multiple of 8 bytes
+};
+
 struct Params {
   tk::tensor_map a, b, b2;  // TMA kernels: [groups, rows, columns] as stored, box {1, 64 or 128, 64}, swizzle 128
-  Blocks a_data, b_data, b2_data, out;  // b2: of the gated kernels
+  Blocks a_data, b_data, b2_data, out;  // b2: of the gated kernels, and of a pair
   const void* bias;      // [columns of out] or null
   const void* residual;  // as out, with a pitch of its own; or null
   long long residual_pitch;
@@ -44,7 +52,9 @@ struct Params {
   int m, n, k, groups;     // of a group
   int shares, share_depth; // K in `shares` parts of share_depth, a multiple of kTileDepth
   bool out_float;          // out is fp32: sums, neither bias nor activation nor rounding
+  bool pair;               // K has two parts of k: a's group 1 times b2 comes after a's group 0 times b
   Activation activation;
+  Kept kept;               // of the gated kernels, whose `out` is h, or has no data
 };
 
 }  // namespace tkpy::gemm

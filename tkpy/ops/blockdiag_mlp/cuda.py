@@ -8,7 +8,9 @@ two         the GEMM: the gated product of half-blocks, then blockdiag_linear. O
             15 KB a row (x 1.5, h twice 6, y 1.5), where the two layers apart move 39 KB
 two layers  where 2 I is no multiple of 2 nblocks, or inputs are padded, one after the other
 
-The backward computes the first layer again; both layers' gradients are blockdiag_linear's, slopes are torch's.
+For a backward the gated product writes gate and value too, by the second route. There dh = dy wo meets both on its way
+out of the accumulators and becomes dgate, dvalue and h (gated_mlp's kernels, whose bytes these are); the first layer's
+gradients are blockdiag_linear's, on both slopes as one matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from tkpy.machine import launch
 from tkpy.ops.blockdiag_linear import cuda as blockdiag
 from tkpy.ops.blockdiag_linear.cuda import rows_of
-from tkpy.ops.blockdiag_mlp.eager import gradients
+from tkpy.ops.gated_mlp.cuda import Pair, slopes
 from tkpy.ops.gated_mlp.cuda import gated as gated_product
 from tkpy.ops.gated_mlp.eager import gated as open_gate
 
@@ -41,26 +43,76 @@ def _fuses(rows: int, nblocks: int, c: int, i: int, o: int) -> bool:
     return sizes and max(c, o) <= WIDEST and -(-rows // 256) * nblocks >= FEWEST_TILES
 
 
-def forward(x, gated, wo, bias, inner, out_features, activation):
+def _halves(z: torch.Tensor, inner: int) -> Pair:
+    """Gate and value, or their slopes, of (rows, 2 inner)."""
+    return z[:, :inner], z[:, inner:]
+
+
+def _halved(rows: torch.Tensor, gated: torch.Tensor, inner: int) -> bool:
+    """Whether every block is a gate's or a value's, and no size is padded."""
     nblocks, outer, width = gated.shape
-    if 2 * inner == nblocks * outer and outer % 2 == 0 and x.shape[-1] == nblocks * width:
-        halves = gated.reshape(2 * nblocks, outer // 2, width)
-        rows = rows_of(x)
+    return 2 * inner == nblocks * outer and outer % 2 == 0 and rows.shape[-1] == nblocks * width
+
+
+def _first_layer(rows, gated, inner, activation, *, h, z):
+    """h (rows, inner) and z (rows, 2 inner), gate and value as they are before the activation; either may be None."""
+    nblocks, outer, width = gated.shape
+    weights = gated.reshape(2 * nblocks, outer // 2, width)
+    kept = None if z is None else _halves(z, inner)
+    gated_product(
+        rows, weights[:nblocks], weights[nblocks:], activation, h=h, kept=kept, halves=True, op="blockdiag_mlp"
+    )
+
+
+def _fused(rows, gated, wo, bias, out_features, activation):
+    nblocks, outer, width = gated.shape
+    y = rows.new_empty(len(rows), out_features)
+    bias = None if bias is None else _aligned(bias)
+    halves = _aligned(gated.reshape(2 * nblocks, outer // 2, width))
+    launch("blockdiag_mlp", _aligned(rows), halves, _aligned(wo), bias, y, activation, op="blockdiag_mlp")
+    return y
+
+
+def forward(x, gated, wo, bias, inner, out_features, activation, keep):
+    lead, rows = x.shape[:-1], rows_of(x)
+    nblocks, outer, width = gated.shape
+    z = x.new_empty(*lead, 2 * inner if keep else 0)
+    if _halved(rows, gated, inner):
         whole = out_features == nblocks * wo.shape[1]
-        if whole and _fuses(len(rows), nblocks, width, outer // 2, wo.shape[1]):
-            y = x.new_empty(len(rows), out_features)
-            bias = None if bias is None else _aligned(bias)
-            launch(
-                "blockdiag_mlp", _aligned(rows), _aligned(halves), _aligned(wo), bias, y, activation, op="blockdiag_mlp"
-            )
-            return y.view(*x.shape[:-1], out_features)
-        h = gated_product(rows, halves[:nblocks], halves[nblocks:], activation, halves=True, op="blockdiag_mlp")
-        h = h.view(*x.shape[:-1], inner)
+        if whole and not keep and _fuses(len(rows), nblocks, width, outer // 2, wo.shape[1]):
+            return _fused(rows, gated, wo, bias, out_features, activation).view(*lead, out_features), z
+        h = x.new_empty(len(rows), inner)
+        _first_layer(rows, gated, inner, activation, h=h, z=z.view(len(rows), 2 * inner) if keep else None)
     else:
-        gate, value = blockdiag.forward(x, gated, None, False, 2 * inner).chunk(2, -1)
-        h = open_gate(gate, value, activation)
-    return blockdiag.forward(h, wo, bias, False, out_features)
+        both = blockdiag.forward(rows, gated, None, False, 2 * inner)
+        gate, value = _halves(both, inner)
+        h = open_gate(gate.clone() if keep else gate, value, activation)
+        z = both.view(z.shape) if keep else z
+    return blockdiag.forward(h, wo, bias, False, out_features).view(*lead, out_features), z
 
 
-def backward(grads, outputs, x, gated, wo, bias, inner, out_features, activation, *, needs):
-    return gradients(blockdiag, grads, x, gated, wo, bias, inner, out_features, activation, needs)
+def _again(rows, gated, inner, activation):
+    if not _halved(rows, gated, inner):
+        return blockdiag.forward(rows, gated, None, False, 2 * inner)
+    z = rows.new_empty(len(rows), 2 * inner)
+    _first_layer(rows, gated, inner, activation, h=None, z=z)
+    return z
+
+
+def backward(grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, *, needs):
+    dy = grads[0]
+    if dy is None:
+        return [None] * 4
+    dy, rows = rows_of(dy), rows_of(x)
+    z = outputs[0].view(len(rows), 2 * inner) if keep else _again(rows, gated, inner, activation)
+    dz = torch.empty_like(z) if any(needs[:2]) else None
+    h = z.new_empty(len(rows), inner) if needs[2] else None
+    if dz is not None or h is not None:
+        both = None if dz is None else _halves(dz, inner)
+        slopes(dy, wo, _halves(z, inner), activation, dz=both, h=h, op="blockdiag_mlp")
+    dx = dgated = None
+    if dz is not None:
+        wanted = [needs[0], needs[1], False]
+        dx, dgated, _ = blockdiag.backward([dz], (), rows, gated, None, False, 2 * inner, needs=wanted)
+    dwo = None if h is None else blockdiag.gradient(dy, h, wo)
+    return [dx if dx is None else dx.view(x.shape), dgated, dwo, dy.sum(0) if needs[3] else None]

@@ -1,7 +1,7 @@
 """blockdiag_mlp by torch's GEMMs, a GEMM per block; on a CPU in pieces of rows that stay in its cache (gated_mlp).
 
-Inner channels of wo's block b are gate channels [b i, (b + 1) i) and value channels I + the same. The backward computes
-the first layer again, and is that of blockdiag_linear twice.
+Inner channels of wo's block b are gate channels [b i, (b + 1) i) and value channels I + the same. The backward is that
+of blockdiag_linear twice, on the first layer's output as it was kept, or computed again.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from tkpy.ops.gated_mlp.eager import gated as open_gate
 from tkpy.ops.gated_mlp.eager import pieces, slopes
 
 
-def forward(x, gated, wo, bias, inner, out_features, activation):
-    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    whole = x.new_empty(len(rows), out_features)
+def forward(x, gated, wo, bias, inner, out_features, activation, keep):
+    lead = x.shape[:-1]
+    rows = x.reshape(lead.numel(), x.shape[-1])
+    whole, kept = x.new_empty(len(rows), out_features), x.new_empty(*lead, 2 * inner if keep else 0)
     steps = pieces(len(rows), inner, x)
     for first in steps:
         piece = slice(first, first + steps.step)
-        gate, value = blockdiag.forward(rows[piece], gated, None, False, 2 * inner).chunk(2, -1)
+        z = blockdiag.forward(rows[piece], gated, None, False, 2 * inner)
+        if keep:
+            kept.view(len(rows), 2 * inner)[piece] = z
+        gate, value = z.chunk(2, -1)
         h = open_gate(gate, value, activation)
         y = blockdiag.forward(h, wo, bias, False, out_features)
         if len(steps) == 1:
-            return y.view(*x.shape[:-1], out_features)
+            return y.view(*lead, out_features), kept
         whole[piece] = y
-    return whole.view(*x.shape[:-1], out_features)
+    return whole.view(*lead, out_features), kept
 
 
-def gradients(layer, grads, x, gated, wo, bias, inner, out_features, activation, needs):
+def gradients(layer, grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, needs):
     """By a backend's `layer`: its forward and backward of blockdiag_linear."""
-    (dy,) = grads
+    dy = grads[0]
     if dy is None:
         return [None] * 4
-    z = layer.forward(x, gated, None, False, 2 * inner)
+    z = outputs[0] if keep else layer.forward(x, gated, None, False, 2 * inner)
     gate, value = z.chunk(2, -1)
     second = (wo, bias, False, out_features)
     dh, _, db = layer.backward([dy], (), value, *second, needs=[any(needs[:2]), False, needs[3]])
@@ -44,5 +48,5 @@ def gradients(layer, grads, x, gated, wo, bias, inner, out_features, activation,
     return [dx, dgated, dwo, db]
 
 
-def backward(grads, outputs, x, gated, wo, bias, inner, out_features, activation, *, needs):
-    return gradients(blockdiag, grads, x, gated, wo, bias, inner, out_features, activation, needs)
+def backward(grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, *, needs):
+    return gradients(blockdiag, grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, needs)

@@ -19,13 +19,14 @@ def blockdiag_mlp(
     inner: int | None = None,
     out_features: int | None = None,
     activation: str = "gelu",
+    recompute: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor:
     """y = blockdiag_linear(act(g) * v, wo, bias), where g and v are the halves of blockdiag_linear(x, gated).
 
     The halves are taken of all channels together: the gate comes from the first half of x's blocks, the value from the
-    second. Sizes that the number of blocks does not divide are padded as in `tkpy.blockdiag_linear`. Nothing of the
-    inner width is kept for the backward, which computes it again.
+    second. Sizes that the number of blocks does not divide are padded as in `tkpy.blockdiag_linear`. Where a
+    gradient is wanted, g and v are kept for it.
 
     Args:
         x: (..., C), float32, bfloat16, float16 or float64, any strides.
@@ -35,6 +36,7 @@ def blockdiag_mlp(
         inner: I; by default nblocks times wo's block.
         out_features: O; by default the bias's length, or without a bias nblocks times wo's block.
         activation: of the gate: "gelu" (exact, as in M2-BERT), "silu", "gelu_tanh" or "relu".
+        recompute: keep nothing of the inner width; the backward computes g and v again, a third more of its products.
         backend: None (automatic), or one of `tkpy.BACKENDS`.
 
     Returns:
@@ -72,7 +74,10 @@ def blockdiag_mlp(
     fits("inner", inner, i)
     check.that(-(-2 * inner // nblocks) == gated.shape[1], "gated", f"for 2 x {inner} outputs", gated)
     fits("bias" if bias is not None else "out_features", features, o)
-    return OP(x, gated, wo, bias, inner, features, activation, backend=backend)
+    tensors = [t for t in (x, gated, wo, bias) if t is not None]
+    keep = not recompute and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    y, _ = OP(x, gated, wo, bias, inner, features, activation, keep, backend=backend)
+    return y
 
 
 def fake(
@@ -83,8 +88,9 @@ def fake(
     inner: int,
     out_features: int,
     activation: str,
-) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], out_features))
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty((*x.shape[:-1], out_features)), x.new_empty((*x.shape[:-1], 2 * inner if keep else 0))
 
 
 def _rows(call: Call) -> int:
@@ -168,11 +174,13 @@ CASES = (
 OP = Op(
     "blockdiag_mlp",
     blockdiag_mlp,
-    "(Tensor x, Tensor gated, Tensor wo, Tensor? bias, SymInt inner, SymInt out_features, str activation) -> Tensor",
+    "(Tensor x, Tensor gated, Tensor wo, Tensor? bias, SymInt inner, SymInt out_features, str activation, bool keep)"
+    " -> (Tensor, Tensor)",
     fake=fake,
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
     supports=supports,
+    saves=(1,),
     kernel="gemm_gated",
 )

@@ -16,7 +16,10 @@ def forward(
     inner: int,
     out_features: int,
     activation: str,
-) -> torch.Tensor:
-    gate, value = blockdiag(x.double(), gated, None, False, 2 * inner).chunk(2, -1)
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    z = blockdiag(x.double(), gated, None, False, 2 * inner)
+    gate, value = z.chunk(2, -1)
     h = ACTIVATIONS[activation](gate) * value
-    return blockdiag(h, wo, bias, False, out_features).to(x.dtype)
+    y = blockdiag(h, wo, bias, False, out_features).to(x.dtype)
+    return y, z.to(x.dtype) if keep else y.new_empty(*x.shape[:-1], 0)

@@ -1,7 +1,7 @@
 """gated_mlp by torch's GEMMs. On a CPU in pieces of rows whose inner activations stay in its cache, in buffers that are
 made once: otherwise every tensor of the inner width is written to memory, and read from it, several times.
 
-The backward computes both inner products again and is six more.
+The backward is six products, on the gate and the value that were kept, or that it computes again.
 """
 
 from __future__ import annotations
@@ -36,43 +36,47 @@ def pieces(rows: int, inner: int, like: torch.Tensor) -> range:
 
 def finite(z: torch.Tensor) -> torch.Tensor:
     """gelu and silu of a product that overflowed to -inf are 0, not NaN."""
-    return z.clamp_min_(torch.finfo(z.dtype).min) if z.dtype == torch.float16 else z
+    return z.clamp_min(torch.finfo(z.dtype).min) if z.dtype == torch.float16 else z
 
 
 def gated(gate: torch.Tensor, value: torch.Tensor, activation: str) -> torch.Tensor:
-    """act(gate) * value, over the gate."""
+    """act(gate) * value; the gate may be overwritten."""
     return GATES[activation](finite(gate)).mul_(value)
 
 
 def slopes(
     dh: torch.Tensor, gate: torch.Tensor, value: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(h, dgate, dvalue) for h = act(gate) * value; overwrites the gate."""
-    opened = GATES[activation](finite(gate).clone())
+    """(h, dgate, dvalue) for h = act(gate) * value."""
+    gate = finite(gate)
+    opened = GATES[activation](gate.clone())
     return opened * value, SLOPES[activation](dh * value, gate), dh * opened
 
 
-def forward(x, w1, w2, w3, activation):
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+def forward(x, w1, w2, w3, activation, keep):
+    lead, inner = x.shape[:-1], len(w1)
+    rows = x.reshape(math.prod(lead), x.shape[-1])
     y = x.new_empty(len(rows), w3.shape[0])
-    steps = pieces(len(rows), len(w1), x)
-    gate, value = x.new_empty(2, min(steps.step, len(rows)), len(w1))
+    kept = x.new_empty(2, *lead, inner if keep else 0)
+    steps = pieces(len(rows), inner, x)
+    buffer = x.new_empty(2, min(steps.step, len(rows)), inner)
     for first in steps:
-        piece = rows[first : first + steps.step]
-        g, v = gate[: len(piece)], value[: len(piece)]
-        torch.mm(piece, w1.t(), out=g)
-        torch.mm(piece, w2.t(), out=v)
-        torch.mm(gated(g, v, activation), w3.t(), out=y[first : first + steps.step])
-    return y.view(*x.shape[:-1], w3.shape[0])
+        here = slice(first, first + steps.step)
+        gate, value = kept.view(2, len(rows), inner)[:, here] if keep else buffer[:, : len(rows[here])]
+        torch.mm(rows[here], w1.t(), out=gate)
+        torch.mm(rows[here], w2.t(), out=value)
+        opened = buffer[0, : len(gate)].copy_(gate) if keep else gate
+        torch.mm(gated(opened, value, activation), w3.t(), out=y[here])
+    return y.view(*lead, w3.shape[0]), kept
 
 
-def gradients(linear, grads, x, w1, w2, w3, activation, needs):
+def gradients(linear, grads, outputs, x, w1, w2, w3, activation, keep, needs):
     """By a backend's `linear`: its forward(x, weight, bias, residual, activation) and backward of that."""
-    (dy,) = grads
+    dy = grads[0]
     if dy is None:
         return [None] * 4
     plain = (None, None, None)
-    gate, value = linear.forward(x, w1, *plain), linear.forward(x, w2, *plain)
+    gate, value = outputs[0] if keep else (linear.forward(x, w, *plain) for w in (w1, w2))
 
     def back(dz, z, w, wanted):
         return linear.backward([dz], (), z, w, *plain, needs=[*wanted, False, False])[:2]
@@ -85,7 +89,7 @@ def gradients(linear, grads, x, w1, w2, w3, activation, needs):
     return [None if dx1 is None else dx1.add_(dx2), dw1, dw2, dw3]
 
 
-def backward(grads, outputs, x, w1, w2, w3, activation, *, needs):
+def backward(grads, outputs, x, w1, w2, w3, activation, keep, *, needs):
     from tkpy.ops.linear import eager as linear
 
-    return gradients(linear, grads, x, w1, w2, w3, activation, needs)
+    return gradients(linear, grads, outputs, x, w1, w2, w3, activation, keep, needs)

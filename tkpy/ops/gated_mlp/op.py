@@ -18,17 +18,20 @@ def gated_mlp(
     w3: torch.Tensor,
     *,
     activation: str = "silu",
+    recompute: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor:
     """y = (act(x W1^T) * (x W2^T)) W3^T; products accumulated in float32 (float64 for float64).
 
-    Nothing of the inner width is kept for the backward, which computes both inner products again.
+    Where a gradient is wanted, both inner products are kept for it, before the activation: two matrices (..., I).
 
     Args:
         x: (..., C), float32, bfloat16, float16 or float64, any strides.
         w1, w2: (I, C), the gate's and the value's weights, x's dtype, any strides.
         w3: (O, I), x's dtype.
         activation: of the gate: "silu" (SwiGLU), "gelu" (GeGLU, exact), "gelu_tanh" or "relu".
+        recompute: keep nothing of the inner width; the backward computes both inner products again, two products beside
+            its six.
         backend: None (automatic), or one of `tkpy.BACKENDS`.
 
     Returns:
@@ -48,11 +51,16 @@ def gated_mlp(
     check.same_dtype("x", "w1", "w2", "w3")
     check.same_device()
     check.choice("activation", activation, ACTIVATIONS)
-    return OP(x, w1, w2, w3, activation, backend=backend)
+    keep = not recompute and torch.is_grad_enabled() and any(t.requires_grad for t in (x, w1, w2, w3))
+    y, _ = OP(x, w1, w2, w3, activation, keep, backend=backend)
+    return y
 
 
-def fake(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor, activation: str) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], w3.shape[0]))
+def fake(
+    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor, activation: str, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    lead = x.shape[:-1]
+    return x.new_empty((*lead, w3.shape[0])), x.new_empty((2, *lead, w1.shape[0] if keep else 0))
 
 
 def supports(backend: str, call: Call) -> list[Refusal]:
@@ -124,11 +132,12 @@ CASES = (
 OP = Op(
     "gated_mlp",
     gated_mlp,
-    "(Tensor x, Tensor w1, Tensor w2, Tensor w3, str activation) -> Tensor",
+    "(Tensor x, Tensor w1, Tensor w2, Tensor w3, str activation, bool keep) -> (Tensor, Tensor)",
     fake=fake,
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
     supports=supports,
+    saves=(1,),
     kernel="gemm_gated",
 )

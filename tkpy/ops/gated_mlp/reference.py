@@ -15,6 +15,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def forward(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor, activation: str) -> torch.Tensor:
-    gate = ACTIVATIONS[activation](x.double() @ w1.double().T)
-    return ((gate * (x.double() @ w2.double().T)) @ w3.double().T).to(x.dtype)
+def forward(
+    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, w3: torch.Tensor, activation: str, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    gate, value = x.double() @ w1.double().T, x.double() @ w2.double().T
+    y = (ACTIVATIONS[activation](gate) * value) @ w3.double().T
+    kept = torch.stack((gate, value)) if keep else gate.new_empty(2, *x.shape[:-1], 0)
+    return y.to(x.dtype), kept.to(x.dtype)
