@@ -26,7 +26,8 @@ def sized(name, rows, nblocks, c, i, o, activation="gelu", bias=True):
     def make(m: Maker):
         gated, wo = m.randn(nblocks, 2 * i, c, scale=c**-0.5), m.randn(nblocks, o, i, scale=i**-0.5)
         more = {"bias": m.randn(nblocks * o)} if bias else {}
-        return {"x": m.randn(rows, nblocks * c), "gated": gated, "wo": wo, "activation": activation, "recompute": True, **more}
+        x = m.randn(rows, nblocks * c)
+        return {"x": x, "gated": gated, "wo": wo, "activation": activation, "recompute": True, **more}
 
     return Case(name, make, "")
 
