@@ -10,7 +10,7 @@ from tkpy import conformance, registry
 from tkpy.cases import Case
 
 OP = registry.get("hyena_mixer")
-PARTS = ("hyena_mixer/kernel", "hyena_mixer/f32", *(f"modal_conv/{n}" for n in ("kernel", "f32", "gradient", "steps")))
+PARTS = ("hyena_mixer/kernel", "hyena_mixer/f32", *(f"modal_conv/{n}" for n in ("kernel", "f32", "backward", "steps")))
 ALL = frozenset({"bias", "skip", "fir_state", "initial_state", "output_final_state"})
 
 

@@ -10,8 +10,8 @@ from tkpy import conformance, registry
 from tkpy.cases import Case
 
 OP = registry.get("modal_conv")
-MODULES = ("kernel", "f32", "gradient", "steps")
-NAMES = ("modal_conv", "modal_conv_f32", "modal_conv_gradient", "modal_conv_steps")
+MODULES = ("kernel", "f32", "backward", "steps")
+NAMES = ("modal_conv", "modal_conv_f32", "modal_conv_backward", "modal_conv_steps")
 ALL = frozenset({"skip", "pre_gate", "post_gate", "initial_state", "output_final_state"})
 
 

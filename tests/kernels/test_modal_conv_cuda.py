@@ -67,6 +67,15 @@ def test_segments_and_schedules(folder, monkeypatch, modes, length, each, seed):
     assert disagreement(inputs(1, 2, modes, length, torch.float32)) == ""
 
 
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("each", [5, 7])
+def test_rows_longer_than_the_backward_keeps(built, monkeypatch, each, final):
+    """Seven tiles, the last chunk not whole: one segment, and one with a second of two tiles, which are kept."""
+    monkeypatch.setattr(cuda, "segment_tiles_for", lambda *_: each)
+    options = ALL if final else ALL - {"output_final_state"}
+    assert disagreement(inputs(1, 1, 3, 1024 * 6 + 70, torch.float32, options=options)) == ""
+
+
 @pytest.mark.parametrize(
     "absent",
     [{name} for name in sorted(ALL)] + [ALL, {"pre_gate", "post_gate"}],
@@ -162,6 +171,27 @@ def test_a_million_samples(built, dtype):
     assert (y[0, 0, -1].double() - exact.real).abs() < (1e-5 if dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("segments", [1, 8])
+def test_gradients_across_tens_of_thousands_of_samples(built, monkeypatch, segments):
+    """An impulse at the start, its cotangent at the end: phase and size, over chunks, tiles and segments."""
+    monkeypatch.setattr(cuda, "segment_tiles_for", lambda units, tiles, *_: -(-tiles // segments))
+    length = 1024 * 31 + 37
+    pole = torch.tensor([[0.6 + 0.8j]], dtype=torch.complex128)
+    pole = (pole / pole.abs() * (1 - 1e-6)).to(torch.complex64).requires_grad_(True)
+    residue = torch.tensor([[0.5 - 2.0j]], requires_grad=True)
+    u, dy = torch.zeros(2, 1, 1, length, dtype=torch.bfloat16)
+    u[..., 0] = dy[..., -1] = 1
+    u.requires_grad_(True)
+    y, _ = tkpy.modal_conv(u, pole, residue, backend="emulator")
+    du, dpole, dresidue = torch.autograd.grad(y, (u, pole, residue), dy)
+    p, r = pole.detach().to(torch.complex128), residue.detach().to(torch.complex128)
+    exact = p ** (length - 1)
+    assert (dresidue - exact.conj()).abs() < 1e-5
+    wanted = ((length - 1) * r * p ** (length - 2)).conj()
+    assert (dpole - wanted).abs() < 1e-5 * wanted.abs()
+    assert (du[0, 0, 0].double() - (r * exact).real).abs() < 1e-2
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_what_a_tile_costs(folder, monkeypatch, dtype):
     """Of 1024 samples more: each element moved once, no other byte; products of 144 flops a sample, three times (six
@@ -184,22 +214,31 @@ def test_what_a_tile_costs(folder, monkeypatch, dtype):
     assert counts[1]["global_bytes"] <= ideal + 8 * 2 * 8 * 32  # each lane reads all poles and residues
 
 
-def test_what_the_gradients_cost(folder, monkeypatch):
-    """14 elements a sample for the 7 of the ideal: three passes, each of which reads what it needs once."""
+@pytest.mark.parametrize("gated", [True, False])
+def test_what_the_gradients_cost(folder, monkeypatch, gated):
+    """Up to four tiles every element is moved once; of a tile more u and its gate are read twice, and a state of 64
+    bytes is written and read. Products of 40 blocks a tile, three times, and a scan."""
     on_machine(monkeypatch, folder)
-    monkeypatch.setattr(cuda, "segment_tiles_for", lambda units, tiles, resident: tiles)
-    monkeypatch.setattr(cuda, "FEWEST_TILES", 8)  # one share
-    counts = []
-    for tiles in (4, 8):
-        kwargs = inputs(1, 1, 8, 1024 * tiles, options=ALL - {"output_final_state"})
+    monkeypatch.setattr(cuda, "segment_tiles_for", lambda units, tiles, *_: tiles)
+    options = ALL - {"output_final_state"} - (frozenset() if gated else {"pre_gate", "post_gate"})
+    counts = {}
+    for tiles in (2, 4, 8, 12):
+        kwargs = inputs(1, 1, 8, 1024 * tiles, options=options)
         kwargs = {k: v.requires_grad_(True) for k, v in kwargs.items()}
         y, _ = tkpy.modal_conv(**kwargs, backend="emulator")
         dy = torch.ones_like(y)
         with machine.counting() as counters:
             torch.autograd.grad(y, list(kwargs.values()), dy)
-            counts.append(asdict(machine.total(counters())))
-    more = {name: (counts[1][name] - counts[0][name]) / 4 for name in counts[0]}
-    assert 14 * 2048 <= more["global_bytes"] <= 1.02 * 14 * 2048
+            counts[tiles] = asdict(machine.total(counters()))
+
+    def more(what, few, many):
+        return (counts[many][what] - counts[few][what]) / (many - few)
+
+    ideal, again = (7, 2) if gated else (3, 1)
+    assert more("global_bytes", 2, 4) == 2048 * ideal + 2 * 64
+    assert more("global_bytes", 8, 12) == 2048 * (ideal + again) + 2 * 64
+    assert 1.0 <= more("flops", 8, 12) / (3 * 40 * 2 * 16**3) <= 1.1
+    assert more("bank_conflicts", 8, 12) == 0
 
 
 @pytest.mark.parametrize(
@@ -275,12 +314,11 @@ def test_the_launchers_check_again(built):
     u, poles = torch.zeros(1, 2, 64).bfloat16(), torch.zeros(2, 3, 2)
     state, long = torch.zeros(1, 2, 3, 2, dtype=torch.float64), torch.zeros(1, 2, 64 * 40).bfloat16()
 
-    def conv(x=u, gate=None, out=None, second=(None, None), poles=poles, start=None, end=None):
+    def conv(x=u, gate=None, out=None, poles=poles, start=None, end=None):
         out = torch.empty_like(x) if out is None else out
         return machine.launch(
-            "modal_conv", x, gate, None, second[0], out, second[1], poles, poles, None, start, None, end, None, 1,
-            False, op="modal_conv",
-        )  # fmt: skip
+            "modal_conv", x, gate, None, out, poles, poles, None, start, None, end, 1, op="modal_conv"
+        )
 
     for words, wrong in {
         "x: need whole chunks": {"x": u[..., :63]},
@@ -290,12 +328,28 @@ def test_the_launchers_check_again(built):
         "poles: need a row of at most 32": {"poles": torch.zeros(2, 40, 2)},
         "start: need 12 contiguous elements of f32": {"start": state},
         "end: need 12 contiguous elements of f64": {"end": state.float()},
-        "out2: need a post2": {"second": (u, None)},
         "local: need a state for each segment": {"x": long},
     }.items():
         with pytest.raises(tkpy.InternalError, match=words):
             conv(**wrong)
     assert conv(end=state) == "modal_conv_bf16"
+
+    def backward(x=u, dpost=None, end=None, starts=None, dpoles=None):
+        return machine.launch(
+            "modal_backward", x, None, x, None, None, None, dpost, poles, poles, None, None, end, starts, None, None,
+            dpoles, None, None, 1, op="modal_conv",
+        )  # fmt: skip
+
+    for words, wrong in {
+        "u: need whole chunks of 64 samples where the last state": {"x": u[..., :63], "end": torch.zeros(1, 2, 3, 2)},
+        "starts: need a state for each tile": {"dpost": u},
+        "starts: need 12 contiguous elements of f32": {"dpost": u, "starts": state},
+        "dpoles: need dresidues and dskip": {"dpoles": poles[None]},
+        "local: need two states for each segment": {"x": long},
+    }.items():
+        with pytest.raises(tkpy.InternalError, match=words):
+            backward(**wrong)
+    assert backward() == "modal_backward_bf16"
 
 
 @pytest.mark.gpu

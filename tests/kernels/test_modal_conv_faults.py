@@ -8,24 +8,22 @@ from seeded_faults import Entry, Fault, Suite, Unit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from modal_runs import MODULES, OP, inputs  # noqa: E402  (after the skips)
+from modal_runs import ALL, MODULES, OP, inputs  # noqa: E402  (after the skips)
 
 from tkpy import conformance, numerics  # noqa: E402
 
 SLOW = (0.999, 0.9999)  # radii of poles whose states outlast a tile
 # What a fault is compiled into: the type that runs, its parameters, the module, the entry.
 KERNELS = {
-    "forward": ("Conv<tk::bf16, false>::run", "Params", "modal_conv", "modal_conv_bf16"),
-    "reverse": ("Conv<tk::bf16, true>::run", "Params", "modal_conv", "modal_conv_bf16_reverse"),
-    "gradient": ("Gradient<tk::bf16>::run", "GradientParams", "modal_conv_gradient", "modal_gradient_bf16"),
+    "forward": ("Conv<tk::bf16>::run", "Params", "modal_conv", "modal_conv_bf16"),
+    "backward": ("backward<tk::bf16>", "BackwardParams", "modal_conv_backward", "modal_backward_bf16"),
     "steps": ("steps<tk::bf16>", "StepParams", "modal_conv_steps", "modal_steps_bf16"),
 }
 SYNC = "    __syncwarp();\n"
 LANDED = "        wait_loads<1>();\n        __syncwarp();\n        rt_fl"
-LAGS = "#pragma unroll\n    for (int k = lane"
-ENDS = "shared.rear.carry[lane] = wide(load(p.ends,"
-KEPT = "powers.residue[m] = Reverse ? conj(residue) : residue"
-START = "leave_start(group.strides, p, row / kRows,"
+WAIT = "      wait_loads<1>();\n      __syncwarp();\n"
+SWEEP, MAIN = WAIT + "      complete(signals, i);", WAIT + "      complete(2, i);"
+LAGS = SYNC + "    if (lane < kBlock) {\n      float sum"
 
 
 def _faults(kernel: str, *faults: tuple[str, str, str]) -> list[Fault]:
@@ -36,13 +34,13 @@ FAULTS = [
     *_faults(
         "forward",
         ("samples read before they have landed", LANDED, "        rt_fl"),
-        ("gate read before it has landed", "      wait_loads<1>();\n      __syncwarp();\n#pragma", "#pragma"),
-        ("output stored before it is there", "store(tile, part);\n" + SYNC, "store(tile, part);\n"),
+        ("gate read before it has landed", WAIT + "      if (speaks)", "      if (speaks)"),
+        ("output stored before it is there", "store(tile, part);\n  __syncwarp();\n", "store(tile, part);\n"),
         ("no first tap", "return lag >= 0 ?", "return lag > 0 ?"),
         ("the future", "shared.h[lag] : 0.0f", "shared.h[lag] : shared.h[-lag]"),
         ("no skip", "if (p.skip && lane_index() == 0)", "if (false)"),
-        ("samples a step too old", "Reverse ? j + 1 : 63 - j", "Reverse ? j + 1 : 64 - j"),
-        ("a state a step too young", "Reverse ? 63 - i : i + 1", "Reverse ? 63 - i : i"),
+        ("samples a step too old", "entry(col / 2, 63 - j,", "entry(col / 2, 64 - j,"),
+        ("a state a step too young", "entry(row / 2, i + 1,", "entry(row / 2, i,"),
         ("tables before the powers", SYNC + "    // One of the two", "    // One of the two"),
         ("carry lost", "x[0] = x[0] + here * start;", "x[0] = x[0];"),
         ("halves of a tile not joined", "here * (joined + mode_of", "here * (mode_of"),
@@ -53,41 +51,43 @@ FAULTS = [
         ("two ends", "end == p.tiles && whole)", "end == p.tiles)"),
         ("a segment forgotten", "for (int s = 0; s < segment; ++s)", "for (int s = 1; s < segment; ++s)"),
         ("segments not decayed", "state = factor * state +", "state = state +"),
-        ("chunks that are not there", "channel, p.chunks), row_of(i), 0);", "channel, p.chunks + 1), row_of(i), 0);"),
-        ("output past the end", "samples<T>(to, b, channel, p.chunks)", "samples<T>(to, b, channel, p.chunks + 1)"),
+        ("chunks that are not there", "channel, p.chunks), kRows * i, 0);", "channel, p.chunks + 1), kRows * i, 0);"),
+        ("output past the end", "samples<T>(to, b, channel, chunks)", "samples<T>(to, b, channel, chunks + 1)"),
         ("pieces of the whole", "if (i + 1 < Parts) sub(x, x, piece[i]);", ""),
         ("large pieces only", "i + j < Parts; ++i) mma_AB(d", "i + j < 1; ++i) mma_AB(d"),
     ),
     *_faults(
-        "reverse",
-        ("the transpose forgotten", "Reverse ? row - col : col - row", "col - row"),
-        ("a step too far from the end", "Reverse ? 63 - i : i + 1", "Reverse ? 64 - i : i + 1"),
-        ("a step too near the start", "Reverse ? j + 1 : 63 - j", "Reverse ? j : 63 - j"),
-        ("poles not conjugated", "m, wide(Reverse ? conj(pole) : pole), reach)", "m, wide(pole), reach)"),
-        ("residues not conjugated", KEPT, "powers.residue[m] = residue"),
-        ("from the first tile on", "Reverse ? p.tiles - 1 - i : i", "i"),
+        "backward",
+        ("samples of the first sweep read before they have landed", SWEEP, "      complete(signals, i);"),
+        ("samples of the second sweep read before they have landed", MAIN, "      complete(2, i);"),
+        ("tiles kept that are not there", "next >= end - p.kept ? 2", "next >= end - p.kept - 1 ? 2"),
+        ("one tile for all that are kept", "2 * (i % p.kept) + signal", "signal"),
+        ("the last chunk's samples forgotten", "      complete(2, i);\n", ""),
+        ("its outputs forgotten", "signal(to)[t] = through.at(row, k);", ""),
+        ("samples past the end", "k < p.length % kChunk; k += 32", "k < kChunk; k += 32"),
+        ("tiles' states in one place", "p.starts[state_at(i) + mode] = {", "p.starts[state_at(0) + mode] = {"),
+        ("a tile's state is the one before its end", "if (p.forth) find_starts(i);", ""),
+        ("blocks in the wrong order", "form(x, signals, i, Reverse ? kBlocks - 1 - k : k)", "form(x, signals, i, k)"),
+        ("segments' residues forgotten", "conj(modes.residue[m]) * at(states, m, half)", "at(states, m, half)"),
+        ("the end at the last row", "scan<true>(l, group.rear, kRows - chunks_of(i))", "scan<true>(l, group.rear, 0)"),
         ("the end enters a chunk late", "g + 8 * half == first - 1)", "g + 8 * half == first)"),
-        ("the end enters twice", "if (first > 0) carry = make_double2(0.0, 0.0);", ""),
-        ("a short segment taken for a whole one", "Reverse ? kRows - chunks_of(p, p.tiles - 1) : 0", "0"),
-        ("all segments as short as the first", "if (s == 0) factor = power(pole, kChunk * segment_chunks);", ""),
-        ("both outputs by one gate", "y, tiles[2 + s], p.in", "y, tiles[2], p.in"),
-        ("tiles' states in another order", START, "leave_start(group.strides, p, i,"),
-    ),
-    *_faults(
-        "gradient",
-        ("samples read before they have landed", "      wait_loads<0>();\n", ""),
-        ("samples fetched over those in use", "      __syncwarp();\n      fetch(i + 1);", "      fetch(i + 1);"),
-        ("another tile's end", ENDS, "shared.rear.carry[lane] = wide(load(p.starts,"),
-        ("the end at the last row", "scan<true>(after, shared.rear, missing)", "scan<true>(after, shared.rear, 0)"),
-        ("a slope by another power", "return 63 - 16 * c - row; }, [](int)", "return 62 - 16 * c - row; }, [](int)"),
-        ("a slope's factor", "static_cast<float>(63 - 16 * c - row)", "static_cast<float>(63 - 8 * c - row)"),
-        ("the adjoint not conjugated", "adjoint ? -x.y : x.y", "x.y"),
-        ("blocks of another lag", "left, right[a + d][j])", "left, right[d][j])"),
-        ("lags read before they are there", SYNC + LAGS, LAGS),
-        ("slope of another lag", "(k + 1) * all.c[k + 1]", "k * all.c[k]"),
-        ("the power of another lane", "if (lane != 31) continue;", "if (lane != 30) continue;"),
-        ("the first sequence only", "samples<T>(p.in[s], i / p.tiles,", "samples<T>(p.in[s], 0,"),
-        ("every share in one place", "static_cast<long long>(share) * p.channels * p.modes + mode", "mode"),
+        ("poles not conjugated", "group.rear, m, wide(conj(pole)), reach)", "group.rear, m, wide(pole), reach)"),
+        ("the power of another block", "if (lane == kBlock) group.step", "if (lane == kBlock - 1) group.step"),
+        ("samples a step too old", "return powers.of[m][15 - j];", "return powers.of[m][16 - j];"),
+        ("the adjoint not conjugated", "return conj(powers.of[m][i + 1]);", "return powers.of[m][i + 1];"),
+        ("a slope's factor", "static_cast<float>(15 - j)", "static_cast<float>(j)"),
+        ("the transpose forgotten", "multiply_transposed(dv[c], dy,", "multiply(dv[c], dy,"),
+        ("x of the block after", "      found[c] = x;\n      x = next;", "      x = next;\n      found[c] = x;"),
+        ("lags of another tile", "    if (g != 0) return;\n", "    if (g != 0 || i != begin) return;\n"),
+        ("lags read before they are there", LAGS, LAGS.replace(SYNC, "")),
+        ("Horner's rule in another order", "slope = pole * slope + value;\n        value", "value"),
+        ("every share in one place", "share = segment * p.batch + b;", "share = 0;"),
+        ("both outputs by one gate", "leave(s, dv, tile(1 - s, i)", "leave(s, dv, tile(1, i)"),
+        ("a segment forgotten forwards", "s = 0; s < segment; ++s) forth", "s = 1; s < segment; ++s) forth"),
+        ("a segment forgotten backwards", "s = p.segments - 1; s > segment", "s = p.segments - 2; s > segment"),
+        ("all segments as short as the last", "        back = factor;\n", ""),
+        ("what segments add, both ways in one place", "&Group::rear, p.segments + segment)", "&Group::rear, segment)"),
+        ("every segment's start", "if (p.dstart && segment == 0)", "if (p.dstart)"),
     ),
     *_faults(
         "steps",
@@ -108,7 +108,9 @@ FAULTS = [
 
 def unit(kernel: str) -> Unit:
     call, params, module, name = KERNELS[kernel]
-    files = ("steps.cu",) if kernel == "steps" else ("tables.cuh", "conv.cuh", "gradient.cuh")
+    files = (
+        ("steps.cu",) if kernel == "steps" else ("tables.cuh", "conv.cuh", "backward.cuh")[: 2 + (kernel == "backward")]
+    )
     run, bounds = f"tkpy::modal_conv::{call}(p)", "128" if kernel == "steps" else "32"
     entry = Entry(name, module, f"tkpy::modal_conv::{params}", run, bounds)
     return Unit([f"modal_conv/{file}" for file in ("params.h", *files)], [entry])
@@ -128,6 +130,8 @@ CALLS = {
     "steps": lambda: inputs(1, 3, 11, 13),
     "one tile and a rest": lambda: inputs(2, 1, 4, 64 * 5 + 13, radius=SLOW),
     "segments": lambda: inputs(1, 1, 9, 64 * 89, radius=SLOW),  # three, of two tiles; the last tile is short
+    "a long segment": lambda: inputs(1, 1, 4, 64 * 66, radius=SLOW),
+    "no last state": lambda: inputs(1, 1, 4, 64 * 5 + 13, radius=SLOW, options=ALL - {"output_final_state"}),
     "poisoned": _poisoned,
 }
 
@@ -143,7 +147,9 @@ def known(name: str) -> tuple:
 def disagreement(name: str) -> str:
     kwargs, outputs, grads = known(name)
     got, got_grads, _ = conformance._run(OP, kwargs, "emulator", True)
-    pairs = [("y", got[0], outputs[0], 1e-2), ("state", got[1], outputs[1], 1e-4)]
+    pairs = [("y", got[0], outputs[0], 1e-2)]
+    if "output_final_state" in kwargs:
+        pairs.append(("state", got[1], outputs[1], 1e-4))
     pairs += [(f"grad {n}", got_grads[n], grads[n], 1e-2) for n in grads]
     for what, a, b, tolerance in pairs:
         if not (comparison := numerics.compare(a, b, tolerance)):
@@ -152,8 +158,8 @@ def disagreement(name: str) -> str:
 
 
 def short_segments(monkeypatch, fault: Fault) -> None:
-    monkeypatch.setattr(OP.module("cuda"), "segment_tiles_for", lambda *_: 2)
-    monkeypatch.setattr(OP.module("cuda"), "FEWEST_TILES", 2)
+    """Two tiles, or all five: more than the backward keeps."""
+    monkeypatch.setattr(OP.module("cuda"), "segment_tiles_for", lambda units, tiles, *_: tiles if tiles == 5 else 2)
 
 
 test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(

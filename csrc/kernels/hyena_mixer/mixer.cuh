@@ -36,7 +36,7 @@ enum Part : int { kX2, kX1, kV };
 
 template <class T>
 struct Mixer {
-  using Conv = modal_conv::Conv<T, false>;
+  using Conv = modal_conv::Conv<T>;
   using Work = st<float, modal_conv::kRows, modal_conv::kChunk>;  // chunks x samples of a channel
   static constexpr int kChannels = channels_of(sizeof(T)), kThreads = 32 * kChannels;
   static constexpr int kRun = 4;  // samples that a thread filters at a time

@@ -14,7 +14,7 @@ constexpr int kHalo = 8;                                              // rows be
 // Channels of a CTA, which has a warp for each.
 constexpr int channels_of(int sample_bytes) { return kRowBytes / sample_bytes; }
 constexpr int shared_bytes(int sample_bytes) {
-  const int filters = 3 * (kMostTaps + 1) * 4, channel = 4 * kSamples + modal_conv::conv_bytes(sample_bytes, 0, 1) + filters;
+  const int filters = 3 * (kMostTaps + 1) * 4, channel = 4 * kSamples + modal_conv::table_bytes(sample_bytes, 1) + filters;
   const int bytes = channels_of(sample_bytes) * channel + 3 * (kHalo + kSamples) * kRowBytes;
   return (bytes + 1023) / 1024 * 1024;  // tiles begin at multiples of 1024
 }

@@ -1,11 +1,10 @@
 // modal_conv: y_t = post (Re sum_s R x_t + skip v_t), x_t = p x_{t-1} + v_t, v = gate x         per (batch, channel), no FFT
-// and, `Reverse`, its adjoint: v = post dy, lambda_t = conj(R) v_t + conj(p) lambda_{t+1}, dv_t = Re sum lambda_t + skip v_t
 //
-// in   x, gate, post, post2 [B,H,L] bf16, fp16 or f32, samples side by side, any pitch; poles, residues [H,S] complex64
-// out  out = y post, out2 = y post2 in their type; the state after the last chunk [B,H,S] in double; what tiles find
+// in   x, gate, post [B,H,L] bf16, fp16 or f32, samples side by side, any pitch; poles, residues [H,S] complex64
+// out  y in their type; the state after the last chunk [B,H,S] in double
 // of a channel, with samples as (chunks x 64), h_k = Re sum R p^k (+ skip at 0) and q = p^64:
 //      y = v T + X W     T_ji = h_{i-j}, j <= i: four 16 x 16 blocks serve all 64 x 64 (a Toeplitz matrix)
-//      X' = q X + v V    V_j = p^{63-j}, W_i = R p^{i+1}; Reverse: T^t, V_j = conj(R p^{j+1}), W_i = conj(p)^{63-i}
+//      X' = q X + v V    V_j = p^{63-j}, W_i = R p^{i+1}
 //      the rows of mma.sync are 16 chunks (1024 samples), so the products are dense whatever the batch is
 // CTA  one warp on its own: a segment of tiles of one (batch, channel), in order. Nothing is shared between warps, so
 //      nothing waits but for memory, and 9 to 12 of them are on an SM
@@ -41,7 +40,27 @@ TK_DEVICE void product(rt_fl<16, kChunk>& v, const st<T, 16, kChunk>& x, const s
   mul(v, v, part);
 }
 
-template <class T, bool Reverse>
+// y of a tile, times a gate that lies in `tile`, goes out through that tile.
+template <class T>
+TK_DEVICE void write(const Signal& to, const rt_fl<16, 16> (&y)[4], st<T, 16, kChunk>& tile, bool gated, int b, int channel,
+                     int chunks, int row) {
+  rt<T, 16, kChunk> part;
+  if (gated) load(part, tile);
+  rt_fl<16, kChunk> out;
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) out.x[0][8 * c + e] = y[c].x[0][e];
+  if (gated) mul(out, out, part);
+  copy(part, out);
+  __syncwarp();
+  store(tile, part);
+  __syncwarp();
+  const view<const T> at = samples<T>(to, b, channel, chunks);
+  store(view<T>{const_cast<T*>(at.data), at.rows, at.cols, at.row_stride}, tile, row, 0);
+}
+
+template <class T>
 struct Conv {
   static constexpr int Parts = parts_of(sizeof(T));
   using Tile = st<T, 16, kChunk>;
@@ -50,13 +69,13 @@ struct Conv {
     Fragments<Parts> into[4], out_of[4];
     Strides strides;
   };
-  struct Shared {  // of it, `groups` groups; the tile of post2 comes last, where there is one
+  struct Shared {  // of it, `groups` groups
     Fragments<Parts> toeplitz[4];
     float h[kChunk];
     Group group[1];
   };
   static_assert(sizeof(Group) == group_bytes(sizeof(T)) && sizeof(Powers) <= 3 * sizeof(Tile) &&
-                    3 * sizeof(Tile) + sizeof(Shared) == conv_bytes(sizeof(T), 3, 1),
+                    3 * sizeof(Tile) + sizeof(Shared) == conv_bytes(sizeof(T), 1),
                 "the launcher asks for conv_bytes()");
 
   // ---- Tables -----------------------------------------------------------------------------------------------------
@@ -67,10 +86,10 @@ struct Conv {
       const long long at = static_cast<long long>(channel) * p.modes + first + m;
       const float2 pole = load(p.poles, at, live), residue = load(p.residues, at, live);
       double2 reach[2];
-      raise<Reverse>(powers, group.strides, m, wide(Reverse ? conj(pole) : pole), reach);
+      raise<false>(powers, group.strides, m, wide(pole), reach);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) h[i] += (wide(Reverse ? conj(residue) : residue) * reach[i]).x;
-      if (lane_index() == 0) powers.residue[m] = Reverse ? conj(residue) : residue;
+      for (int i = 0; i < 2; ++i) h[i] += (wide(residue) * reach[i]).x;
+      if (lane_index() == 0) powers.residue[m] = residue;
     }
     __syncwarp();
     // One of the two tables has the residues, which are 0 for modes that do not exist.
@@ -81,12 +100,12 @@ struct Conv {
     for (int c = 0; c < 4; ++c) {
       keep(group.into[c], [&](int row, int col) {
         const int j = 16 * c + row;
-        const float2 x = entry(col / 2, Reverse ? j + 1 : 63 - j, Reverse);
+        const float2 x = entry(col / 2, 63 - j, false);
         return col % 2 ? x.y : x.x;
       });
       keep(group.out_of[c], [&](int row, int col) {
         const int i = 16 * c + col;
-        const float2 x = entry(row / 2, Reverse ? 63 - i : i + 1, !Reverse);
+        const float2 x = entry(row / 2, i + 1, true);
         return row % 2 ? -x.y : x.x;
       });
     }
@@ -104,7 +123,7 @@ struct Conv {
 #pragma unroll 1
     for (int d = 0; d < 4; ++d)
       keep(shared.toeplitz[d], [&](int row, int col) {
-        const int lag = 16 * d + (Reverse ? row - col : col - row);
+        const int lag = 16 * d + col - row;
         return lag >= 0 ? shared.h[lag] : 0.0f;
       });
     __syncwarp();
@@ -126,17 +145,12 @@ struct Conv {
       double2 state = make_double2(0.0, 0.0);
       if (mode < p.modes && !p.only_local) {
         if (p.start) state = wide(load(p.start, state_at(p, 0, b, channel) + mode, true));
-        const float2 stored = load(p.poles, static_cast<long long>(channel) * p.modes + mode, true);
-        const double2 pole = wide(Reverse ? conj(stored) : stored);
-        const int segment_chunks = kRows * p.segment_tiles;
-        // The first segment in order may be short: reversed, it has the last tile.
-        const int missing = Reverse ? kRows - chunks_of(p, p.tiles - 1) : 0;
-        double2 factor = segment > 0 ? power(pole, kChunk * (segment_chunks - missing)) : pole;
+        const double2 pole = wide(load(p.poles, static_cast<long long>(channel) * p.modes + mode, true));
+        const double2 factor = segment > 0 ? power(pole, kChunk * kRows * p.segment_tiles) : pole;
 #pragma unroll 1
         for (int s = 0; s < segment; ++s) {
           const WideComplex& local = p.local[state_at(p, s, b, channel) + mode];
           state = factor * state + make_double2(local.re, local.im);
-          if (s == 0) factor = power(pole, kChunk * segment_chunks);
         }
       }
       strides.carry[lane] = state;
@@ -144,13 +158,6 @@ struct Conv {
     __syncwarp();
   }
 
-  // What a tile finds, for the gradients.
-  TK_DEVICE static void leave_start(Strides& strides, const Params& p, int tile, int b, int channel, int first) {
-    const int mode = first + lane_index();
-    if (lane_index() >= kGroup || mode >= p.modes) return;
-    const double2 x = strides.carry[lane_index()];
-    p.starts[state_at(p, tile, b, channel) + mode] = {static_cast<float>(x.x), static_cast<float>(x.y)};
-  }
   // The state after the last chunk of all: what is carried, or found by the first row that holds no chunk.
   TK_DEVICE static void leave_end(const rt_fl<16, 16>& x, const Params& p, int chunks, int b, int channel, int first) {
     const int t = lane_index() % 4, half = chunks / 8 % 2;
@@ -184,55 +191,35 @@ struct Conv {
 #pragma unroll
       for (int c = 0; c + d < 4; ++c) {
         rt_bf<16, 16> a[Parts];
-        block_of(a, v, Reverse ? c + d : c);
-        multiply(y[Reverse ? c : c + d], a, b);
+        block_of(a, v, c);
+        multiply(y[c + d], a, b);
       }
     }
-  }
-
-  // y, times a gate that lies in `tile`, goes out through that tile.
-  TK_DEVICE static void write(const Signal& to, const rt_fl<16, 16> (&y)[4], Tile& tile, bool gated, const Params& p,
-                              int b, int channel, int row) {
-    rt<T, 16, kChunk> part;
-    if (gated) load(part, tile);
-    rt_fl<16, kChunk> out;
-#pragma unroll
-    for (int c = 0; c < 4; ++c)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) out.x[0][8 * c + e] = y[c].x[0][e];
-    if (gated) mul(out, out, part);
-    copy(part, out);
-    __syncwarp();
-    store(tile, part);
-    __syncwarp();
-    const view<const T> at = samples<T>(to, b, channel, p.chunks);
-    store(view<T>{const_cast<T*>(at.data), at.rows, at.cols, at.row_stride}, tile, row, 0);
   }
 
   TK_DEVICE static void run(const Params& p) {
     extern __shared__ __align__(1024) unsigned char memory[];
     Tile* const tiles = reinterpret_cast<Tile*>(memory);
-    Shared& shared = *reinterpret_cast<Shared*>(&tiles[p.in[3].data ? 4 : 3]);
+    Shared& shared = *reinterpret_cast<Shared*>(&tiles[3]);
     const int channel = static_cast<int>(blockIdx.x) % p.channels, outer = static_cast<int>(blockIdx.x) / p.channels;
     const int b = outer % p.batch, segment = outer / p.batch;
     make_tables(shared, *reinterpret_cast<Powers*>(memory), p, channel);
     find_carry(shared, p, segment, b, channel);
 
     const int begin = segment * p.segment_tiles, end = min(begin + p.segment_tiles, p.tiles);
-    const bool speaks = p.out[0].data && !p.only_local;
-    const auto row_of = [&](int i) { return kRows * (Reverse ? p.tiles - 1 - i : i); };
-    // The signals of tile i that go in (from 0) or come out (from 2).
-    const auto fetch = [&](int first, int i) {
+    const bool speaks = p.out.data && !p.only_local;
+    // Signals first .. last - 1 of tile i.
+    const auto fetch = [&](int first, int last, int i) {
 #pragma unroll 1
-      for (int s = first; s < first + 2; ++s)
-        if (p.in[s].data && i < end) load_async(tiles[s], samples<T>(p.in[s], b, channel, p.chunks), row_of(i), 0);
+      for (int s = first; s < last; ++s)
+        if (p.in[s].data && i < end) load_async(tiles[s], samples<T>(p.in[s], b, channel, p.chunks), kRows * i, 0);
       commit_loads();
     };
-    fetch(0, begin);
-    fetch(2, begin);
+    fetch(0, 2, begin);
+    fetch(2, 3, begin);
 #pragma unroll 1
     for (int i = begin; i < end; ++i) {
-      const int row = row_of(i), chunks = min(kRows, p.chunks - row);
+      const int row = kRows * i, chunks = min(kRows, p.chunks - row);
       rt_bf<16, kChunk> v[Parts];
       {
         wait_loads<1>();
@@ -241,7 +228,7 @@ struct Conv {
         product(whole, tiles[0], tiles[1], p.in[1].data != nullptr);
         cut(v, whole);
         __syncwarp();
-        fetch(0, i + 1);
+        fetch(0, 2, i + 1);
       }
       rt_fl<16, 16> y[4];
       if (speaks) convolve(y, v, shared);
@@ -250,9 +237,8 @@ struct Conv {
         Group& group = shared.group[g];
         rt_fl<16, 16> states;
         into_states(states, v, group.into);
-        if (p.starts && !p.only_local) leave_start(group.strides, p, row / kRows, b, channel, kGroup * g);
-        scan<Reverse>(states, group.strides, Reverse ? kRows - chunks : 0);
-        if (p.end && !p.only_local && !Reverse && chunks < kRows) leave_end(states, p, chunks, b, channel, kGroup * g);
+        scan<false>(states, group.strides, 0);
+        if (p.end && !p.only_local && chunks < kRows) leave_end(states, p, chunks, b, channel, kGroup * g);
         if (!speaks) continue;
         rt_bf<16, 16> piece[Parts];
         cut(piece, states);
@@ -265,14 +251,12 @@ struct Conv {
       }
       wait_loads<1>();
       __syncwarp();
-#pragma unroll 1
-      for (int s = 0; s < 2; ++s)
-        if (speaks && p.out[s].data) write(p.out[s], y, tiles[2 + s], p.in[2 + s].data != nullptr, p, b, channel, row);
+      if (speaks) write<T>(p.out, y, tiles[2], p.in[2].data != nullptr, b, channel, p.chunks, row);
       __syncwarp();
-      fetch(2, i + 1);
+      fetch(2, 3, i + 1);
     }
     wait_loads<0>();
-    const bool whole = Reverse || p.chunks % kRows == 0;
+    const bool whole = p.chunks % kRows == 0;
     if (p.only_local) leave_carry(p.local, shared, p, segment, b, channel);
     if (!p.only_local && p.end && end == p.tiles && whole) leave_carry(p.end, shared, p, 0, b, channel);
   }

@@ -83,12 +83,22 @@ struct Call {
   }
 };
 
-int tiles_of(std::int64_t length) { return static_cast<int>((length / kChunk + kRows - 1) / kRows); }
+// Tiles and segments of a length.
+template <class P>
+void cut(P& p, const Call& call, std::int64_t chunks, std::int64_t segment_tiles) {
+  p.batch = static_cast<int>(call.batch());
+  p.channels = static_cast<int>(call.channels());
+  p.modes = static_cast<int>(call.modes());
+  p.groups = (p.modes + kGroup - 1) / kGroup;
+  p.chunks = static_cast<int>(chunks);
+  p.tiles = (p.chunks + kRows - 1) / kRows;
+  p.segment_tiles = static_cast<int>(std::clamp<std::int64_t>(segment_tiles, 1, std::max(p.tiles, 1)));
+  p.segments = (p.tiles + p.segment_tiles - 1) / p.segment_tiles;
+}
 
 std::string conv(Machine& machine, void* stream, const View& x, const Optional& gate, const Optional& post,
-                 const Optional& post2, const Optional& out, const Optional& out2, const View& poles,
-                 const View& residues, const Optional& skip, const Optional& start, const Optional& local,
-                 const Optional& end, const Optional& starts, std::int64_t segment_tiles, bool reverse) {
+                 const Optional& out, const View& poles, const View& residues, const Optional& skip, const Optional& start,
+                 const Optional& local, const Optional& end, std::int64_t segment_tiles) {
   Call call{x, poles};
   call.check_modes();
   check(x.shape[2] % kChunk == 0, "x", "whole chunks of 64 samples", x);
@@ -96,18 +106,8 @@ std::string conv(Machine& machine, void* stream, const View& x, const Optional& 
   p.in[0] = call.signal("x", x);
   p.in[1] = call.signal("gate", gate);
   p.in[2] = call.signal("post", post);
-  p.in[3] = call.signal("post2", post2);
-  p.out[0] = call.signal("out", out, true);
-  p.out[1] = call.signal("out2", out2, true);
-  check(out2.has_value() == post2.has_value() && (out || !out2), "out2", "a post2, and an out beside it", out2 ? *out2 : x);
-  p.batch = static_cast<int>(call.batch());
-  p.channels = static_cast<int>(call.channels());
-  p.modes = static_cast<int>(call.modes());
-  p.groups = (p.modes + kGroup - 1) / kGroup;
-  p.chunks = static_cast<int>(call.length() / kChunk);
-  p.tiles = tiles_of(call.length());
-  p.segment_tiles = static_cast<int>(std::clamp<std::int64_t>(segment_tiles, 1, std::max(p.tiles, 1)));
-  p.segments = (p.tiles + p.segment_tiles - 1) / p.segment_tiles;
+  p.out = call.signal("out", out, true);
+  cut(p, call, call.length() / kChunk, segment_tiles);
   const std::int64_t modes = call.channels() * call.modes();
   p.poles = call.complex("poles", poles, modes);
   p.residues = call.complex("residues", residues, modes);
@@ -115,20 +115,19 @@ std::string conv(Machine& machine, void* stream, const View& x, const Optional& 
   p.start = call.complex("start", start, call.states());
   p.local = call.wide("local", local, (p.segments - 1) * call.states(), true);
   p.end = call.wide("end", end, call.states(), true);
-  p.starts = call.complex("starts", starts, p.tiles * call.states(), true);
   check(p.segments <= 1 || local, "local", "a state for each segment but the last", x);
   const int bytes = dtype_bytes(x.dtype);
-  const std::string kernel = "modal_conv_" + type_name(x.dtype) + (reverse ? "_reverse" : "");
+  const std::string kernel = "modal_conv_" + type_name(x.dtype);
   if (x.elements() == 0) return kernel;
   const char* module = x.dtype == DType::f32 ? "modal_conv_f32" : "modal_conv";
   const std::int64_t units = call.batch() * call.channels();
   if (p.segments > 1 && p.modes > 0) {
     Params first = p;
     first.only_local = 1;
-    first.in[2] = first.in[3] = first.out[0] = first.out[1] = {};
-    call.run(machine, stream, module, kernel, units * (p.segments - 1), 32, conv_bytes(bytes, 3, p.groups), first);
+    first.in[2] = first.out = {};
+    call.run(machine, stream, module, kernel, units * (p.segments - 1), 32, conv_bytes(bytes, p.groups), first);
   }
-  call.run(machine, stream, module, kernel, units * p.segments, 32, conv_bytes(bytes, post2 ? 4 : 3, p.groups), p);
+  call.run(machine, stream, module, kernel, units * p.segments, 32, conv_bytes(bytes, p.groups), p);
   return kernel;
 }
 
@@ -159,49 +158,67 @@ std::string steps(Machine& machine, void* stream, const View& u, const Optional&
   return kernel;
 }
 
-std::string gradient(Machine& machine, void* stream, const View& u, const Optional& pre, const View& dy,
-                     const Optional& post, const View& poles, const View& residues, const View& starts, const View& ends,
-                     const View& dpoles, const View& dresidues, const Optional& dskip, std::int64_t share_tiles) {
+std::string backward(Machine& machine, void* stream, const View& u, const Optional& pre, const View& dy,
+                     const Optional& post, const Optional& du, const Optional& dpre, const Optional& dpost,
+                     const View& poles, const View& residues, const Optional& skip, const Optional& start,
+                     const Optional& end, const Optional& starts, const Optional& local, const Optional& dstart,
+                     const Optional& dpoles, const Optional& dresidues, const Optional& dskip, std::int64_t segment_tiles) {
   Call call{u, poles};
   call.check_modes();
-  check(u.shape[2] % kChunk == 0, "u", "whole chunks of 64 samples", u);
-  GradientParams p{};
+  BackwardParams p{};
   p.in[0] = call.signal("u", u);
   p.in[1] = call.signal("pre_gate", pre);
   p.in[2] = call.signal("dy", dy);
   p.in[3] = call.signal("post_gate", post);
-  p.batch = static_cast<int>(call.batch());
-  p.channels = static_cast<int>(call.channels());
-  p.modes = static_cast<int>(call.modes());
-  p.groups = std::max((p.modes + kGroup - 1) / kGroup, 1);  // without modes there is still the skip
-  p.chunks = static_cast<int>(call.length() / kChunk);
-  p.tiles = tiles_of(call.length());
-  const std::int64_t all = call.batch() * p.tiles;
-  if (all > std::numeric_limits<int>::max())
-    throw std::invalid_argument("modal_conv: need fewer than 2^31 tiles of a channel, got " + std::to_string(all));
-  p.share_tiles = static_cast<int>(std::clamp<std::int64_t>(share_tiles, 1, std::max<std::int64_t>(all, 1)));
-  p.shares = static_cast<int>((all + p.share_tiles - 1) / p.share_tiles);
-  const std::int64_t modes = call.channels() * call.modes();
+  p.out[0] = call.signal("du", du, true);
+  p.out[1] = call.signal("dpre", dpre, true);
+  p.out[2] = call.signal("dpost", dpost, true);
+  cut(p, call, (call.length() + kChunk - 1) / kChunk, segment_tiles);
+  p.groups = std::max(p.groups, 1);  // without modes there is still the skip
+  p.length = static_cast<int>(call.length());
+  p.kept = p.segment_tiles <= kMostKept ? p.segment_tiles : kLeastKept;
+  p.parameters = dpoles.has_value();
+  p.forth = p.parameters || dpost;
+  check(dresidues.has_value() == dpoles.has_value() && dskip.has_value() == dpoles.has_value(), "dpoles",
+        "dresidues and dskip beside it", u);
+  check(!end || call.length() % kChunk == 0, "u", "whole chunks of 64 samples where the last state has a gradient", u);
+  check(!p.forth || starts, "starts", "a state for each tile", u);
+  check(p.segments <= 1 || local, "local", "two states for each segment", u);
+  const std::int64_t modes = call.channels() * call.modes(), shares = p.segments * call.batch();
   p.poles = call.complex("poles", poles, modes);
   p.residues = call.complex("residues", residues, modes);
-  p.starts = call.complex("starts", starts, p.tiles * call.states());
-  p.ends = call.complex("ends", ends, p.tiles * call.states());
-  p.dpoles = call.complex("dpoles", dpoles, p.shares * modes, true);
-  p.dresidues = call.complex("dresidues", dresidues, p.shares * modes, true);
-  p.dskip = call.numbers<float>("dskip", dskip, DType::f32, p.shares * call.channels(), true);
-  const std::string kernel = "modal_gradient_" + type_name(u.dtype);
+  p.skip = call.numbers<float>("skip", skip, DType::f32, call.channels());
+  p.start = call.complex("start", start, call.states());
+  p.end = call.complex("end", end, call.states());
+  p.starts = call.complex("starts", starts, p.tiles * call.states(), true);
+  p.local = call.wide("local", local, 2 * p.segments * call.states(), true);
+  p.dstart = call.wide("dstart", dstart, call.states(), true);
+  p.dpoles = call.complex("dpoles", dpoles, shares * modes, true);
+  p.dresidues = call.complex("dresidues", dresidues, shares * modes, true);
+  p.dskip = call.numbers<float>("dskip", dskip, DType::f32, shares * call.channels(), true);
+  // What nobody multiplies by is not read.
+  if (!p.forth && !dpre) p.in[0] = {};
+  if (!p.forth && !du) p.in[1] = {};
+  const std::string kernel = "modal_backward_" + type_name(u.dtype);
   if (u.elements() == 0) return kernel;
-  call.run(machine, stream, "modal_conv_gradient", kernel, std::int64_t{p.shares} * p.groups * p.channels, 32,
-           gradient_bytes(dtype_bytes(u.dtype)), p);
+  const int shared = backward_bytes(dtype_bytes(u.dtype), p.kept, p.groups);
+  const std::int64_t grid = call.batch() * call.channels() * p.segments;
+  if (p.segments > 1 && p.modes > 0) {
+    BackwardParams first = p;
+    first.only_local = 1;
+    call.run(machine, stream, "modal_conv_backward", kernel, grid, 32, shared, first);
+  }
+  call.run(machine, stream, "modal_conv_backward", kernel, grid, 32, shared, p);
   return kernel;
 }
 
 const runtime::Launcher conv_registered("modal_conv", conv,
-                                        {"x", "gate", "post", "post2", "out", "out2", "poles", "residues", "skip", "start",
-                                         "local", "end", "starts", "segment_tiles", "reverse"});
-const runtime::Launcher gradient_registered("modal_gradient", gradient,
-                                            {"u", "pre_gate", "dy", "post_gate", "poles", "residues", "starts", "ends",
-                                             "dpoles", "dresidues", "dskip", "share_tiles"});
+                                        {"x", "gate", "post", "out", "poles", "residues", "skip", "start", "local", "end",
+                                         "segment_tiles"});
+const runtime::Launcher backward_registered("modal_backward", backward,
+                                            {"u", "pre_gate", "dy", "post_gate", "du", "dpre_gate", "dpost_gate", "poles",
+                                             "residues", "skip", "start", "end", "starts", "local", "dstart", "dpoles",
+                                             "dresidues", "dskip", "segment_tiles"});
 const runtime::Launcher steps_registered("modal_steps", steps,
                                          {"u", "pre_gate", "post_gate", "out", "poles", "residues", "skip", "start",
                                           "wide_start", "end"});

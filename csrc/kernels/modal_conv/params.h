@@ -14,12 +14,17 @@ constexpr int kStrides = 1024;  // bytes of a group's factors and carried states
 constexpr int parts_of(int sample_bytes) { return sample_bytes == 4 ? 3 : 2; }
 constexpr int tile_bytes(int sample_bytes) { return kRows * kChunk * sample_bytes; }
 constexpr int group_bytes(int sample_bytes) { return 8 * parts_of(sample_bytes) * kFragment + kStrides; }
-constexpr int conv_bytes(int sample_bytes, int tiles, int groups) {
-  return tiles * tile_bytes(sample_bytes) + 4 * parts_of(sample_bytes) * kFragment + 256 + groups * group_bytes(sample_bytes);
+constexpr int table_bytes(int sample_bytes, int groups) {
+  return 4 * parts_of(sample_bytes) * kFragment + 256 + groups * group_bytes(sample_bytes);
 }
-constexpr int gradient_bytes(int sample_bytes) {
-  return 4 * tile_bytes(sample_bytes) + 16 * parts_of(sample_bytes) * kFragment + 2 * kStrides;
+constexpr int conv_bytes(int sample_bytes, int groups) { return 3 * tile_bytes(sample_bytes) + table_bytes(sample_bytes, groups); }
+constexpr int backward_group_bytes(int sample_bytes) { return 4 * parts_of(sample_bytes) * kFragment + 2 * kStrides + 256 + 2048; }
+constexpr int backward_bytes(int sample_bytes, int kept, int groups) {
+  return (4 + 2 * kept) * tile_bytes(sample_bytes) + parts_of(sample_bytes) * kFragment + 256 + kStrides +
+         groups * backward_group_bytes(sample_bytes);
 }
+// Tiles of two signals that a CTA of the backward keeps: a segment of up to so many is read once.
+constexpr int kMostKept = 4, kLeastKept = 2;
 
 struct Complex {
   float re, im;
@@ -34,29 +39,35 @@ struct Signal {
 };
 
 struct Params {
-  Signal in[4];                     // x, gate: x gate goes in; post, post2: y post and y post2 come out
-  Signal out[2];                    // without the first, states only
+  Signal in[3];                     // x, gate, post: x gate goes in, y post comes out
+  Signal out;                       // or states only
   const Complex *poles, *residues;  // [H, S]
   const float* skip;                // [H] or null
-  const Complex* start;             // [B, H, S] state before the first chunk (of the reverse: after the last), or null
+  const Complex* start;             // [B, H, S] state before the first chunk, or null
   WideComplex* local;               // [segments - 1, B, H, S] what each segment adds to the state at its end
-  WideComplex* end;                 // [B, H, S] state after the last chunk in order, or null
-  Complex* starts;                  // [tiles, B, H, S] the state that each tile finds, or null
+  WideComplex* end;                 // [B, H, S] state after the last chunk, or null
   int batch, channels, modes, groups;
   int chunks, tiles;
   int segments, segment_tiles;      // a CTA takes a segment of this many tiles; 1 segment: all
   int only_local;                   // the first of two passes: write `local` and nothing else
 };
 
-struct GradientParams {
+struct BackwardParams {
   Signal in[4];                     // u, pre, dy, post
-  const Complex *poles, *residues;
-  const Complex *starts, *ends;     // [tiles, B, H, S] as the forward and the reverse pass found them
-  Complex *dpoles, *dresidues;      // [shares, H, S]
-  float* dskip;                     // [shares, H]
+  Signal out[3];                    // du, dpre, dpost; without data: not asked for
+  const Complex *poles, *residues;  // [H, S]
+  const float* skip;                // [H] or null
+  const Complex *start, *end;       // [B, H, S] the state before the first sample, the gradient of that after the last; or null
+  Complex* starts;                  // [tiles, B, H, S] what each tile finds: written and read by the same CTA
+  WideComplex* local;               // [2, segments, B, H, S] what each segment adds to the states at its end, at its start
+  WideComplex* dstart;              // [B, H, S] or null
+  Complex *dpoles, *dresidues;      // [segments, B, H, S]
+  float* dskip;                     // [segments, B, H]
   int batch, channels, modes, groups;
-  int chunks, tiles;
-  int shares, share_tiles;          // a share has this many of the batch * tiles tiles of a channel
+  int length, chunks, tiles;        // the last chunk may not be whole
+  int segments, segment_tiles, kept;
+  int only_local;
+  int forth, parameters;            // whether states of u are needed, and the parameters' gradients
 };
 
 struct StepParams {

@@ -37,10 +37,6 @@ struct Fragments {
   uint4 piece[Parts][32];
 };
 
-template <int Parts, class Tile>
-struct Pieces {
-  Tile part[Parts];
-};
 // x = the sum of its pieces, each rounded to bf16.
 template <int Parts, int Rows, int Cols, Layout L>
 TK_DEVICE void cut(rt<bf16, Rows, Cols, L> (&piece)[Parts], rt<float, Rows, Cols, L> x) {

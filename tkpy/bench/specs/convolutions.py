@@ -134,7 +134,8 @@ MODAL_CONV = OpRows(
                 flops=None, why="flops() is the recurrence's; products of 64 samples and pieces of operands take more"
             ),
             Promise(
-                flops=None, bytes=2.3, why="three passes, each of which reads u and dy, make no intermediate signal"
+                flops=None,
+                why="flops() is the recurrence's; products of 16 samples, states both ways, slopes take more",
             ),
         ),
     ),

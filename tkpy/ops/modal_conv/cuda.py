@@ -18,31 +18,33 @@ from tkpy.machine import launch
 from tkpy.ops.modal_conv import eager
 
 CHUNK, ROWS, MODES = 64, 16, 32  # as in csrc/kernels/modal_conv/params.h
-RESIDENT = {2: 11, 4: 7}  # CTAs (a warp each) that the shared memory of an SM holds, by the bytes of a sample, S <= 8
+# CTAs (a warp each) that an SM holds, by the bytes of a sample, S <= 8: by shared memory, backward by registers too
+RESIDENT, BACKWARD_RESIDENT = {2: 11, 4: 7}, {2: 8, 4: 4}
 FEWEST_TILES, MOST_SEGMENTS = 4, 256
 TABLES = 2  # what making a segment's tables costs, in tiles
-TWO_PASSES = 1.6  # what a segment costs that is read twice: 6 of 4 elements, and its states twice
+# What a segment costs whose states a launch before finds: 6 elements for 4, its states twice; backward 13 for 9
+TWO_PASSES, TWO_LAUNCHES = 1.6, 1.5
 
 
 @functools.lru_cache(maxsize=4096)
-def segment_tiles_for(units: int, tiles: int, resident: int) -> int:
+def segment_tiles_for(units: int, tiles: int, resident: int, two_passes: float = TWO_PASSES) -> int:
     """Tiles of a segment: those of a call that ends first, by the rounds of `resident` warps that its segments take."""
     tiles = max(tiles, 1)
     best, shortest = tiles, float("inf")
     for segments in range(1, max(1, min(tiles // FEWEST_TILES, MOST_SEGMENTS)) + 1):
         each = -(-tiles // segments)
         rounds = -(-units * -(-tiles // each) // resident)
-        time = rounds * (each + TABLES) * (1.0 if segments == 1 else TWO_PASSES)
+        time = rounds * (each + TABLES) * (1.0 if segments == 1 else two_passes)
         if time < shortest:
             best, shortest = each, time
     return best
 
 
-def _segment_tiles(u: torch.Tensor) -> int:
+def _segment_tiles(u: torch.Tensor, resident: dict[int, int] = RESIDENT, two_passes: float = TWO_PASSES) -> int:
     multiprocessors = torch.cuda.get_device_properties(u.device).multi_processor_count if u.is_cuda else 132
     batch, channels, length = u.shape
     tiles = -(-length // (CHUNK * ROWS))
-    return segment_tiles_for(batch * channels, tiles, multiprocessors * RESIDENT[u.element_size()])
+    return segment_tiles_for(batch * channels, tiles, multiprocessors * resident[u.element_size()], two_passes)
 
 
 def _signal(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -69,16 +71,14 @@ def _cut(samples: slice, *tensors: torch.Tensor | None) -> list[torch.Tensor | N
     return [None if t is None else t[..., samples] for t in tensors]
 
 
-def _chunks(
-    modes: _Modes, x, gate, post, out, *, start=None, end=None, starts=None, second=(None, None), reverse=False
-):
-    """One pass over whole chunks: out = y post, and for second = (post2, out2) out2 = y post2."""
+def _chunks(modes: _Modes, signals, start, end) -> None:
+    """Whole chunks of x, gate, post and out = y post; without out, only the state after them."""
+    x = signals[0]
     each = _segment_tiles(x)
     segments = -(-x.shape[-1] // (CHUNK * ROWS * each))
     local = modes.states(x, segments - 1, dtype=torch.complex128) if segments > 1 else None
     launch(
-        "modal_conv", x, gate, post, second[0], out, second[1], *modes.tensors,
-        *map(_pairs, (start, local, end, starts)), each, reverse, op="modal_conv",
+        "modal_conv", *signals, *modes.tensors, *map(_pairs, (start, local, end)), each, op="modal_conv",
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def forward(u, poles, residues, skip, pre_gate, post_gate, initial_state, output
     if whole:
         if output_final_state or whole < length:
             reached = modes.states(u, dtype=torch.complex128)
-        _chunks(modes, *_cut(slice(0, whole), u, pre, post, y), start=initial_state, end=reached)
+        _chunks(modes, _cut(slice(0, whole), u, pre, post, y), initial_state, reached)
     if whole == length:
         return y, nothing if reached is None else reached.to(torch.complex64)
     state = modes.states(u) if output_final_state else None
@@ -109,8 +109,8 @@ def forward(u, poles, residues, skip, pre_gate, post_gate, initial_state, output
 def backward(
     grads, outputs, u, poles, residues, skip, pre_gate, post_gate, initial_state, output_final_state, *, needs
 ):
-    """The forward recurrence again where states or the output before its gate are needed, the adjoint one from the end,
-    then the parameters' gradients from both. What is left after the last whole chunk is eager.py's: at most 63 samples.
+    """One kernel. Only where a state has a gradient that lies within a chunk, what is left after the last whole one (at
+    most 63 samples) is eager.py's, after a pass that finds the state before it.
     """
     dy, dstate = grads[0], grads[1] if output_final_state else None
     if dy is None and dstate is None:
@@ -119,58 +119,47 @@ def backward(
         return [None] * 6 + [dstate]
     dy = torch.zeros_like(u) if dy is None else dy
     u, pre, post, dy = map(_signal, (u, pre_gate, post_gate, dy))
-    whole, length = u.shape[-1] - u.shape[-1] % CHUNK, u.shape[-1]
     asked = [needs[0], needs[4] and pre is not None, needs[5] and post is not None]
     outs = [torch.empty(u.shape, dtype=u.dtype, device=u.device) if wanted else None for wanted in asked]
-    parameters, modes = any(needs[1:4]), _Modes(poles, residues, skip)
-    body, tail = (_cut(slice(*at), u, pre, post, dy, *outs) for at in ((0, whole), (whole, length)))
+    signals, length, modes = (u, pre, post, dy, *outs), u.shape[-1], _Modes(poles, residues, skip)
     found: list[list[torch.Tensor | None]] = []
-
-    reached, starts = None, None
-    if whole and (parameters or asked[2] or whole < length):
-        reached = modes.states(u, dtype=torch.complex128) if whole < length else None
-        starts = modes.states(u, -(-whole // (CHUNK * ROWS))) if parameters else None
-        x, gate, _, cotangent, _, _, dpost = body
-        _chunks(modes, x, gate, cotangent if asked[2] else None, dpost, start=initial_state, end=reached, starts=starts)
-    if whole < length:
-        state = initial_state if reached is None else reached.to(torch.complex64)
-        x, gate, behind, cotangent, *parts = tail
-        args = (x, poles, residues, skip, gate, behind, state, True)
+    if dstate is not None and length % CHUNK:
+        whole = length - length % CHUNK
+        before = initial_state
+        if whole:
+            reached = modes.states(u, dtype=torch.complex128)
+            _chunks(modes, _cut(slice(0, whole), u, pre, None, None), initial_state, reached)
+            before = reached.to(torch.complex64)
+        x, gate, behind, cotangent, *parts = _cut(slice(whole, length), *signals)
+        args = (x, poles, residues, skip, gate, behind, before, True)
         got = eager.backward([cotangent, dstate], [], *args, needs=[True] * 7)
         for out, grad in zip(parts, (got[0], got[4], got[5]), strict=True):
             if out is not None:
                 out.copy_(grad)
         found.append(got[1:4])
-        dstate = got[6].to(torch.complex64)
-    if whole:
-        x, gate, behind, cotangent, du, dpre, _ = body
-        ends = None if starts is None else torch.empty_like(starts)
-        end = modes.states(u, dtype=torch.complex128) if needs[6] and initial_state is not None else None
-        pairs = [(gate, du), (x, dpre)] if du is not None else [(x, dpre), (None, None)]
-        if dpre is None:
-            pairs[1] = (None, None)
-        if du is not None or dpre is not None or end is not None or ends is not None:
-            _chunks(
-                modes, cotangent, behind, *pairs[0], second=pairs[1], start=dstate, end=end, starts=ends, reverse=True
-            )
-        dstate = end
-        if starts is not None:
-            found.append(_parameters(modes, x, gate, cotangent, behind, starts, ends))
-    totals = [sum(parts) for parts in zip(*found, strict=True)] if parameters else [None] * 3
+        dstate, length = got[6].to(torch.complex64), whole
+    if length:
+        parameters, dstate = _backward(modes, _cut(slice(0, length), *signals), initial_state, dstate, needs)
+        found.append(parameters)
+    totals = [sum(parts) for parts in zip(*found, strict=True)] if any(needs[1:4]) else [None] * 3
     return [outs[0], *totals, *outs[1:], dstate]
 
 
-def _parameters(modes: _Modes, u, pre, dy, post, starts, ends) -> list[torch.Tensor | None]:
-    """The gradients of poles, residues and skip: shares of tiles, added in their order."""
-    batch, channels, _ = u.shape
-    tiles, groups = batch * starts.shape[0], max(1, -(-modes.shape[1] // 8))
-    multiprocessors = torch.cuda.get_device_properties(u.device).multi_processor_count if u.is_cuda else 132
-    each = max(FEWEST_TILES, -(-tiles * channels * groups // (4 * multiprocessors * 8)))
-    shares = -(-tiles // each)
-    dpoles, dresidues = (torch.empty(shares, *modes.shape, dtype=torch.complex64, device=u.device) for _ in "pr")
-    dskip = torch.empty(shares, channels, dtype=torch.float32, device=u.device)
+def _backward(modes: _Modes, signals, start, dend, needs):
+    """Writes the signals' gradients; those of poles, residues, skip (shares of segments, added in order), and start."""
+    u, pre, post, dy, du, dpre, dpost = signals
+    each = _segment_tiles(u, BACKWARD_RESIDENT, TWO_LAUNCHES)
+    tiles = -(-u.shape[-1] // (CHUNK * ROWS))
+    segments = -(-tiles // each)
+    local = modes.states(u, 2, segments, dtype=torch.complex128) if segments > 1 else None
+    dstart = modes.states(u, dtype=torch.complex128) if needs[6] and start is not None else None
+    shares: list[torch.Tensor | None] = [None] * 3
+    if any(needs[1:4]):
+        shares = [modes.states(u, segments) for _ in "pr"]
+        shares.append(torch.empty(segments, *u.shape[:2], dtype=torch.float32, device=u.device))
+    starts = modes.states(u, tiles) if any(needs[1:4]) or dpost is not None else None
     launch(
-        "modal_gradient", u, pre, dy, post, *modes.tensors[:2], *map(_pairs, (starts, ends, dpoles, dresidues)), dskip,
-        each, op="modal_conv",
+        "modal_backward", u, pre, dy, post, du, dpre, dpost, *modes.tensors,
+        *map(_pairs, (start, dend, starts, local, dstart, *shares[:2])), shares[2], each, op="modal_conv",
     )  # fmt: skip
-    return [t.sum(0) for t in (dpoles, dresidues, dskip)]
+    return [None if s is None else s.sum((0, 1)) for s in shares], dstart
