@@ -14,11 +14,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+import tkpy
 from tkpy import registry
 from tkpy.bench import runner
 from tkpy.bench.op_rows import by_op, compiled
 from tkpy.bench.spec import Environment, Peer, discover
 from tkpy.bench.specs.attention_blocks import BLOCKS
+from tkpy.bench.specs.attention_fp8 import PACKED
 from tkpy.bench.timer import WallTimer
 
 pytestmark = pytest.mark.fast
@@ -156,6 +158,24 @@ def test_attention_by_blocks(stand_ins):
     assert {row["candidate"]: row["status"] for row in found} == dict.fromkeys(
         ("eager", "FlexAttention, compiled"), "ok"
     )
+
+
+def test_attention_of_packed_eight_bit_sequences(monkeypatch):
+    """FlashAttention-3's packed form gets the same offsets, and the gate takes the sequences one by one."""
+
+    def varlen(q, k, v, offsets_q, offsets_k, longest_q, longest_k, causal):
+        assert longest_q == longest_k == offsets_q.diff().max()
+        q, k, v = (t.float() for t in (q, k, v))
+        return tkpy.attention(q, k, v, causal=causal, cu_seqlens_q=offsets_q, cu_seqlens_k=offsets_k).bfloat16()
+
+    module = types.ModuleType("flash_attn_interface")
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn_interface", None)
+    module.flash_attn_varlen_func = varlen
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    row = PACKED.row({"n": 3, "s": 37, "h": 2, "d": 16, "causal": 1}, "float8_e4m3fn")
+    env = Environment(torch.device("cpu"), WallTimer(), ours=("eager",))
+    found = list(runner.run([row], env, seconds=1e-4))
+    assert {row["candidate"]: row["status"] for row in found} == dict.fromkeys(("eager", "flash-attn 3"), "ok")
 
 
 def test_absent_packages_are_named(monkeypatch):

@@ -137,6 +137,21 @@ def test_many_short_sequences(built):
     assert disagreement({**kwargs, **offsets}) == ""
 
 
+def test_packed_views_go_in_as_they_are(built, monkeypatch):
+    """Slices of a fused projection are strides that TMA takes; others are copied."""
+    given, launch = [], machine.launch
+    monkeypatch.setattr(OP.module("cuda"), "launch", lambda *a, **k: (given.append(a[1:4]), launch(*a, **k)))
+    kwargs = packed([70, 131], [70, 131], 2, 2)
+    fused = torch.stack([kwargs[name].float() for name in "qkv"], 1).to(torch.float8_e4m3fn)
+    views = dict(zip("qkv", fused.unbind(1), strict=True))
+    assert disagreement(kwargs | views) == ""
+    assert [t.data_ptr() for t in given[-1]] == [views[name].data_ptr() for name in "qkv"]
+    odd = torch.zeros(201, 2, 65).to(torch.float8_e4m3fn)[..., :64]
+    odd.copy_(kwargs["q"])
+    assert disagreement(kwargs | {"q": odd}) == ""
+    assert given[-1][0].data_ptr() != odd.data_ptr()
+
+
 @pytest.mark.parametrize("length", [70, 129])
 @pytest.mark.parametrize("d", [64, 96, 256])
 def test_packed_sequences_do_not_see_each_other(built, d, length):
