@@ -12,7 +12,10 @@ from tkpy import build_info, machine, numerics, registry
 MODULES = tuple(f"hd{width}" for width in range(32, 257, 32))
 BLOCK_MODULES = tuple(f"{module}_blocks{block}" for module in MODULES for block in (64, 128))
 BACKWARD_MODULES = ("rows", *MODULES)
-BACKWARD_BLOCK_MODULES = ("hd64_blocks64", "hd64_blocks128", "hd128_blocks64", "hd128_blocks128", "hd256_blocks")
+BACKWARD_BLOCK_MODULES = (
+    *(f"hd{width}_blocks{block}" for width in (32, 64, 96, 128) for block in (64, 128)),
+    *(f"hd{width}_blocks" for width in (160, 192, 224, 256)),
+)
 OP = registry.get("attention")
 
 

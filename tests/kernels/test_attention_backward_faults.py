@@ -94,7 +94,13 @@ FAULTS = [
     Fault("sequences beyond 32", "at = base + __ffs", "at = __ffs"),
     Fault("delta left out", "(dp.x[0][e] - delta.x)", "dp.x[0][e]"),
     Fault("dK not scaled", "      mul(sums.dk, sums.dk, p.scale);\n", ""),
-    Fault("the cap is flat", "fmaf(bend * x, x, 1.0f)", "1.0f", "64_capped"),
+    Fault("the cap is flat", "fmaf(-x, x, 1.0f)", "1.0f", "64_capped"),
+    Fault(
+        "scores without a cap bent",
+        "if (Capped && outer > 0.0f)\n      raise",
+        "if (Capped)\n      raise",
+        "160_capped",
+    ),
     Fault("hidden pairs have a slope", "        x = fmaxf(x, -1.0f);\n", "", "64_capped"),
     Fault("the other's queries never waited for", "    sync(both, 256);\n    const", "    const", "256_plain"),
     Fault(

@@ -100,6 +100,14 @@ FAULTS = [
         "    number == 0",
         "backward 64_blocks64",
     ),
+    Fault("64 columns of dQ", "Columns < 128 ? Columns : 64", "64", "backward 96_blocks64"),
+    Fault("mask of the first queries, where it lies", " * Rows % size;", " * 0;", "backward 160_blocks"),
+    Fault(
+        "mask of the first block, where it lies",
+        "static_cast<long long>(slot) * size + row",
+        "row",
+        "backward 160_blocks",
+    ),
     Fault("half of dQ twice", "parts.stage(dq, part_size);", "parts.stage(dq, 0);", "backward 128_blocks64"),
     Fault(
         "consumers share a tile of dS", "shared.ds[in_turn ? number : at.slot]", "shared.ds[0]", "backward 64_blocks64"
@@ -110,10 +118,12 @@ INDEX = {  # of the kernels' shapes
     "forward 64_blocks128": 1,
     "forward 256_blocks128": 8,
     "forward 64_blocks64": 10,
-    "backward 64_blocks128": 0,
-    "backward 128_blocks128": 1,
+    "backward 64_blocks128": 2,
     "backward 64_blocks64": 3,
-    "backward 128_blocks64": 4,
+    "backward 96_blocks64": 5,
+    "backward 128_blocks128": 6,
+    "backward 128_blocks64": 7,
+    "backward 160_blocks": 8,
 }
 
 
@@ -123,8 +133,9 @@ def unit(kernel: str) -> Unit:
     params, module, name = f"{space}::BlockParams", f"attention_{side}_hd{which}", f"attention_{side}_bf16_{which}"
     shape = f"{space}::kBlockShapes[{index}]"
     bounds = f"{shape}.threads(), {shape}.ctas" if side == "forward" else f"{space}::Shape::kThreads, 1"
-    run = f"{space}::{side.capitalize()}<tk::bf16, {index}, false, true>::run(p)"
-    entries = [Entry(f"{name}_plain", module, params, run, bounds)]
+    kind = "capped" if which.startswith(("96", "160")) else "plain"
+    run = f"{space}::{side.capitalize()}<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}, true>::run(p)"
+    entries = [Entry(f"{name}_{kind}", module, params, run, bounds)]
     if side == "backward":
         entries.append(
             Entry(f"{name}_dq", module, f"{space}::Params", f"{space}::RoundDq<tk::bf16, {index}, true>::run(p)", "256")
@@ -134,7 +145,7 @@ def unit(kernel: str) -> Unit:
 
 def calls(kernel: str) -> list:
     width, _, block = kernel.split()[1].partition("_blocks")
-    d, size = int(width), int(block)
+    d, size = int(width), int(block or 128)
     found = [inputs(2, 200, 390, 4, 2, d, block_mask=block_mask(2, 4, 200, 390, size, 5), causal=True)]
     if d == 64:
         many = block_mask(1, 1, 70, 3000, size, 2, full=0.4, partial=0.4)

@@ -6,7 +6,7 @@
 // in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  dz [B,Sq,H,Dv]  bf16 or fp16; or packed | stats (params.h)
 // out  dk, dv like k, v | dq_sum: dQ / scale as fp32 fragments
 // kernels  attention_backward_<bf16|fp16>_<D>_<plain|capped>, as in the forward; and for lists of blocks
-//            .._<64|128>_blocks<64|128>_.., .._256_blocks_..
+//            .._<32|64|96|128>_blocks<64|128>_.., .._<160|192|224|256>_blocks_..
 // grid up to one CTA an SM, persistent: tasks by `snake` (schedule.cuh); block 384
 // producer   warp 0 (producer.cuh)    gl k, v --TMA--> k, v    gl q, dz --TMA--> q[2], dz[2]    gl stats --bulk--> stats[2]
 //              keys    full 1 arrival + bytes, waited by the consumers      free 2: who has stored dk, dv out of the tiles
@@ -31,7 +31,7 @@
 //              through dq, so that one has dK and the other dV. steps: free after both, who leaves a step has seen it too
 // Lists: the producer walks, for every head, the row of query blocks of its keys (partial ones first), skips what a causal
 //      mask or window hides, and leaves in `listed` the query tile, the element mask's number and the turn; the mask's rows
-//      come with the rows' numbers (D = 256: are read in global memory)
+//      come with the rows' numbers (D > 128: are read in global memory)
 // order of dq  any; or, with `turns`, from the last keys to the first: then every bit is the same every time
 // precision  products exact, sums fp32; P and dS rounded to q's type as operands      limits  sm_90a; D, Dv <= 256
 // cost  flops 2 (3 D + 2 Dv) pairs; bytes 2 (q + dz) a tile of keys, mostly from L2, 8 D a query row and tile of keys in L2
@@ -99,10 +99,12 @@ struct Backward {
   TKPY_ATTENTION_BACKWARD(NAME##_plain, bf16, INDEX, false)      \
   TKPY_ATTENTION_BACKWARD(NAME##_plain, fp16, INDEX, false)      \
   TKPY_ATTENTION_BACKWARD_CAPPED_KERNELS(NAME, INDEX)
-#define TKPY_ATTENTION_BACKWARD_BLOCK_KERNELS(NAME, INDEX)            \
-  TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_plain, bf16, INDEX, false)    \
+#define TKPY_ATTENTION_BACKWARD_CAPPED_BLOCK_KERNELS(NAME, INDEX)     \
   TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_capped, bf16, INDEX, true)    \
-  TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_plain, fp16, INDEX, false)    \
   TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_capped, fp16, INDEX, true)    \
   TKPY_ATTENTION_DQ(NAME##_dq, bf16, INDEX, true)                     \
   TKPY_ATTENTION_DQ(NAME##_dq, fp16, INDEX, true)
+#define TKPY_ATTENTION_BACKWARD_BLOCK_KERNELS(NAME, INDEX)            \
+  TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_plain, bf16, INDEX, false)    \
+  TKPY_ATTENTION_BACKWARD_BLOCKS(NAME##_plain, fp16, INDEX, false)    \
+  TKPY_ATTENTION_BACKWARD_CAPPED_BLOCK_KERNELS(NAME, INDEX)

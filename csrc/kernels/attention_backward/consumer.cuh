@@ -18,7 +18,7 @@ struct Consumer {
   static constexpr Shape shape = Kernel::shape;
   static constexpr int Rows = Kernel::Rows, Keys = Kernel::Keys, Columns = Kernel::Columns, both = Kernel::both;
   static constexpr bool wide = Kernel::wide, in_turn = Kernel::in_turn, staged = Kernel::staged;
-  static constexpr bool Capped = Kernel::Capped, Listed = Kernel::Listed;
+  static constexpr bool dp_later = Kernel::dp_later, Listed = Kernel::Listed;
   static constexpr int part_size = Kernel::part_size;
 
   Shared& shared;
@@ -80,22 +80,22 @@ struct Consumer {
     mma_fence();
     mma_ABt(s, subtile<64, shape.dim>(shared.k, half, 0), q, false);
     mma_commit();
-    if constexpr (!Capped) {
+    if constexpr (!dp_later) {
       mma_ABt(dp, subtile<64, shape.dim>(shared.v, half, 0), dz, false);
       mma_commit();
       mma_wait<1>(s);
-    } else {  // tanh needs the registers of dp, and later of weights
+    } else {
       mma_wait(s);
     }
     Pairs::weigh(weights, s, p, tile.in, tile.key + keys, met * Rows, numbers, bits(tile, keys, 0));
     mma_fence();
-    if constexpr (Capped) {
+    if constexpr (dp_later) {
       mma_ABt(dp, subtile<64, shape.dim>(shared.v, half, 0), dz, false);
       mma_commit();
     }
     mma_AB(sums.dv, weights, dz);
     mma_commit();
-    if constexpr (Capped)
+    if constexpr (dp_later)
       mma_wait(dp, sums.dv);
     else
       mma_wait<1>(dp);
@@ -120,7 +120,7 @@ struct Consumer {
     mma_wait<1>(dq);
     parts.begin();
     parts.stage(dq, 0);
-    if constexpr (in_turn && shape.dim == 128) {  // all 128 columns at once would not fit into the registers
+    if constexpr (in_turn && Part::cols < shape.dim) {  // the other half of the columns
       mma_fence();
       mma_AtB(dq, ds_tile, subtile<Keys, 64>(shared.k, 0, 64), false);
       mma_commit();

@@ -37,13 +37,11 @@ constexpr std::int64_t kWidest = 256;
 
 const Shape& shape_for(const Call& call) {
   const std::int64_t dim = std::max(call.q.shape[call.q.rank - 1], call.v.shape[call.v.rank - 1]);
-  const auto narrowest = [&](const Shape* shape) -> const Shape& {  // the last takes all that is not refused
-    while (shape->dim < dim) ++shape;
-    return *shape;
+  const auto serves = [&](const Shape& shape) {
+    return shape.dim >= dim && (shape.mask == 0 || 8 * shape.mask == call.by_keys->block);
   };
-  if (!call.by_keys) return narrowest(kShapes);
-  // Of 64 there are fewer shapes: the widest has one for both.
-  return narrowest(kBlockShapes + (call.by_keys->block == 64 && dim <= kBlockShapes[1].dim ? 3 : 0));
+  // The last takes all that is not refused.
+  return call.by_keys ? *std::ranges::find_if(kBlockShapes, serves) : *std::ranges::find_if(kShapes, serves);
 }
 
 // Of all heads: query tiles, or tiles of keys (params.h).

@@ -11,6 +11,7 @@ struct Layout {
   using T = T_;
   static constexpr bool Capped = Capped_, Listed = Listed_;
   static constexpr Shape shape = Listed ? kBlockShapes[Index] : kShapes[Index];
+  static constexpr bool dp_later = Capped && !shape.always_capped;  // tanh needs the registers of dP, and then of P
   static constexpr int Rows = shape.rows, Keys = shape.keys, Stages = shape.stages(), both = 3;
   static constexpr bool wide = shape.wide(), in_turn = shape.in_turn();
   static constexpr int part_size = shape.part();
@@ -67,8 +68,9 @@ struct Layout {
 template <class Layout, int Columns_>
 struct Half : Layout {
   static constexpr int Columns = Columns_;
+  static constexpr int in_turn_columns = Columns < 128 ? Columns : 64;  // of dQ: all 128 at once would not fit
   using Sum = rt_fl<16, Columns>;
-  using Part = rt_fl<16, Layout::wide ? Columns : Layout::in_turn ? 64 : Layout::part_size / 64>;
+  using Part = rt_fl<16, Layout::wide ? Columns : Layout::in_turn ? in_turn_columns : Layout::part_size / 64>;
 
   TK_DEVICE static int first_column(int number) { return number * (Layout::shape.dim - Columns); }
 };

@@ -34,10 +34,27 @@ struct Shape {
     return tiles + exchange + stages() * rows * (8 + mask) + 1024;  // what is known of rows; barriers, in the tiles' alignment
   }
 };
-constexpr Shape kShapes[] = {{32, 128, 128},       {64, 128, 128}, {96, 64, 128},       {128, 64, 128},
-                             {160, 64, 64, 0, true}, {192, 64, 64},  {224, 64, 64, 0, true}, {256, 64, 64}};
-// For lists of blocks, those of 128 first, then of 64: a tile of keys and one of queries lie within a block each.
-constexpr Shape kBlockShapes[] = {{64, 128, 128, 16}, {128, 64, 128, 16}, {256, 64, 64}, {64, 64, 64, 8}, {128, 64, 64, 8}};
+constexpr Shape kShapes[] = {{32, 128, 128},
+                             {64, 128, 128},
+                             {96, 64, 128},
+                             {128, 64, 128},
+                             {160, 64, 64, 0, true},
+                             {192, 64, 64},
+                             {224, 64, 64, 0, true},
+                             {256, 64, 64}};
+// For lists of blocks, of 8 * mask, or of either size: a tile of keys and one of queries lie within a block each.
+constexpr Shape kBlockShapes[] = {{32, 128, 128, 16, true},
+                                  {32, 64, 64, 8, true},
+                                  {64, 128, 128, 16},
+                                  {64, 64, 64, 8},
+                                  {96, 64, 128, 16, true},
+                                  {96, 64, 64, 8, true},
+                                  {128, 64, 128, 16},
+                                  {128, 64, 64, 8},
+                                  {160, 64, 64, 0, true},
+                                  {192, 64, 64, 0, true},
+                                  {224, 64, 64, 0, true},
+                                  {256, 64, 64}};
 
 // The tensor maps see [B, heads, rows, columns], packed sequences as one batch entry; boxes of `rows` and
 // `panel()` columns of q and dz, of `keys` and `key_panel()` columns of k, v, dk and dv; the swizzle is the panel's width.

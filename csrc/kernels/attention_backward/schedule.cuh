@@ -84,7 +84,7 @@ struct Schedule {
   const P& p;
   static constexpr bool listed = sizeof(P) > sizeof(Params);
 
-  TK_DEVICE bool packed() const { return p.cu_seqlens_q != nullptr; }
+  TK_DEVICE bool packed() const { return !listed && p.cu_seqlens_q != nullptr; }
   TK_DEVICE int tasks() const { return (packed() ? 1 : p.sequences) * p.kv_heads * p.k_tiles; }
 
   // Heads that share L2 run side by side. Longest first: under a causal mask early keys are seen by most queries, so tiles

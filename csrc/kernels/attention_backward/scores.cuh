@@ -72,7 +72,14 @@ struct Scores {
     }
     if (!all_seen(p, in, key, query)) hide(s, p, in, key, query);
     if (bits.first != nullptr) keep(s, bits);
-    const float c = !Capped ? p.scale_log2 : outer > 0.0f ? outer : 1.0f, bend = outer > 0.0f ? -1.0f : 0.0f;
+    if (Capped && outer > 0.0f)
+      raise<Capped>(weights, s, outer, all_lse);
+    else
+      raise<false>(weights, s, Capped ? 1.0f : p.scale_log2, all_lse);
+  }
+  // 2^(c s - log2 e lse), and the same times the slope of the cap at s, its tanh.
+  template <bool Bent>
+  TK_DEVICE static void raise(Operand& weights, Tile& s, float c, const float* all_lse) {
 #pragma unroll
     for (int piece = 0; piece < Queries / 8; ++piece) {
       const float2 lse = known(all_lse, piece);
@@ -82,11 +89,11 @@ struct Scores {
         s.x[0][e] = fn::exp2(fmaf(x, c, -lse.x));
         s.x[0][e + 1] = fn::exp2(fmaf(y, c, -lse.y));
         weights.x[0][e / 2] = ptx::pack<T>(s.x[0][e], s.x[0][e + 1]);
-        if constexpr (Capped) {  // of hidden ones, minus infinity, the slope is 0
+        if constexpr (Bent) {  // of hidden ones, minus infinity, the slope is 0
           x = fmaxf(x, -1.0f);
           y = fmaxf(y, -1.0f);
-          s.x[0][e] *= fmaf(bend * x, x, 1.0f);
-          s.x[0][e + 1] *= fmaf(bend * y, y, 1.0f);
+          s.x[0][e] *= fmaf(-x, x, 1.0f);
+          s.x[0][e + 1] *= fmaf(-y, y, 1.0f);
         }
       }
     }

@@ -63,7 +63,7 @@ struct Sums {
   // followed by another's.
   TK_DEVICE void write_out(KTile& from, const KeyTile& tile, const tensor_map& map, void* data, int columns) const {
     const int valid = tile.in.seq_k - tile.key;
-    if (p.cu_seqlens_k == nullptr || valid >= Keys) {
+    if (Kernel::Listed || p.cu_seqlens_k == nullptr || valid >= Keys) {
       if (!Kernel::leader()) return;
       store(gl<KTile, 4>(map), from, {tile.in.batch, tile.kv_head, tile.in.k_begin + tile.key, 0});
       commit_stores();

@@ -75,8 +75,8 @@ BLOCKS = OpRows(
     counted=(
         Counted({"b": 1, "s": 512, "h": 2, "d": 128, "block": 128, "kept": 2}, backward=BACKWARD),
         Counted({"b": 1, "s": 512, "h": 2, "d": 64, "block": 64, "kept": 3}, backward=BACKWARD),
-        *(  # their backward goes through the kernels of the next of 64, 128 and 256
-            Counted({"b": 1, "s": 512, "h": 2, "d": d, "block": block, "kept": 2}, backward=None)
+        *(
+            Counted({"b": 1, "s": 512, "h": 2, "d": d, "block": block, "kept": 2}, backward=BACKWARD)
             for d, block in ((32, 128), (96, 64), (160, 128), (192, 128), (224, 64))
         ),
     ),

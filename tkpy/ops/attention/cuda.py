@@ -58,8 +58,7 @@ def _query_tiles(
 ) -> tuple[int, int, int, int]:
     """(batch entries, tiles of one head, rows of a tile, width of the kernels), as params.h of attention_backward has
     them."""
-    widths = (64, 128, 256) if block else range(32, 257, 32)
-    width = next(n for n in widths if n >= max(q.shape[-1], v.shape[-1]))
+    width = -(-max(q.shape[-1], v.shape[-1]) // 32) * 32
     rows = 128 if width <= 64 and block != 64 else 64
     if cu_seqlens_q is None:
         return q.shape[0], -(-q.shape[1] // rows), rows, width

@@ -1,0 +1,4 @@
+// The kernels of head dimension 160 for lists of blocks; backward.cuh describes them.
+#include "backward.cuh"
+
+TKPY_ATTENTION_BACKWARD_CAPPED_BLOCK_KERNELS(160_blocks, 8)
