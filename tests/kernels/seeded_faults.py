@@ -38,7 +38,7 @@ class Fault:
     what: str
     old: str
     new: str
-    kernel: str = "64_plain"  # the unit that shows it; of a suite without that unit its first
+    kernel: str = ""  # the unit that shows it; the first of its suite where none is named
     codes: str = ""  # findings, one of which must be what shows it; anything may where none is named
 
     def __str__(self) -> str:
@@ -85,8 +85,10 @@ class Suite:
 
     def __post_init__(self) -> None:
         first = next(iter(self.units))
-        self.all = [f if f.kernel in self.units else replace(f, kernel=first) for f in self.faults]
+        self.all = [f if f.kernel else replace(f, kernel=first) for f in self.faults]
         self.all += [Fault("none", "", "", unit) for unit in self.units]
+        unknown = {fault.kernel for fault in self.all} - set(self.units)
+        assert not unknown, f"{self.name}: faults of units that are not there: {sorted(unknown)}"
         self.calls = functools.cache(self.calls)
 
     def tests(self) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -207,10 +209,6 @@ def headers(text: str, folder: Path) -> Iterator[Path]:
         yield from headers(path.read_text(), path.parent)
 
 
-def compiled(compile_kernel, toolchain, scratch: Path, name: str, kernels: str) -> str:
-    return compile_text(compile_kernel, toolchain, name, '#include "tk/tk.cuh"\n' + kernels)
-
-
 def compile_text(compile_kernel, toolchain, name: str, whole: str) -> str:
     """The PTX of `whole`: no ptxas, and no nvcc where nothing has changed."""
     key = hashlib.sha256((toolchain.version + whole).encode())
@@ -226,10 +224,6 @@ def compile_text(compile_kernel, toolchain, name: str, whole: str) -> str:
             subprocess.run(list(map(str, command)), check=True)
             os.replace(made, ptx)
     return ptx.read_text()
-
-
-def module(text: str, names: dict[str, str]) -> str:
-    return Ptx(text).module(names)
 
 
 def write_module(folder: Path, name: str, text: str) -> None:
