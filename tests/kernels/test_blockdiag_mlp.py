@@ -21,7 +21,7 @@ DTYPES = [torch.bfloat16, torch.float16]
 
 
 def sized(name, rows, nblocks, c, i, o, activation="gelu", bias=True):
-    """c, i and o of a block. Nothing is kept for a backward: what is, the GEMM's gated product makes."""
+    """c, i and o of a block; nothing is kept for a backward."""
 
     def make(m: Maker):
         gated, wo = m.randn(nblocks, 2 * i, c, scale=c**-0.5), m.randn(nblocks, o, i, scale=i**-0.5)
@@ -89,6 +89,22 @@ def test_every_width_and_its_gradients(built, ran, case, dtype):
     kind = "bf16" if dtype == torch.bfloat16 else "fp16"
     again = [f"gemm_gated_{kind}_two_tma", f"gemm_gated_{kind}_slopes_tma"]
     assert ran == [f"blockdiag_mlp_{kind}_{WIDTHS[case]}", *again]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", WIDTHS, ids=lambda case: case.name)
+def test_what_it_keeps_for_a_backward(built, ran, case, dtype):
+    """The same gradients as without: from the bits that the GEMM's gated product would have kept."""
+    kwargs = case.make(Maker(dtype)) | {"backend": "emulator"}
+    leaves = [t.requires_grad_() for t in kwargs.values() if isinstance(t, torch.Tensor)]
+    y = tkpy.blockdiag_mlp(**kwargs)
+    grads = torch.autograd.grad(y.sin().sum(), leaves)
+    again = tkpy.blockdiag_mlp(**kwargs | {"recompute": False})
+    kept = torch.autograd.grad(again.sin().sum(), leaves)
+    fused = WIDTHS[case] <= CUDA.WIDEST_KEPT
+    assert ("gemm_gated" in ran[3]) != fused
+    assert bool((again - y).norm() <= (0 if fused else 1e-2) * y.norm())
+    assert not fused or all(torch.equal(a, b) for a, b in zip(kept, grads, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -176,8 +192,10 @@ def test_no_rows(built):
 def test_the_launcher_checks_again(built):
     x, gated, wo, y = (torch.zeros(*shape).bfloat16() for shape in ((6, 32), (4, 24, 16), (2, 8, 24), (6, 16)))
 
-    def call(x=x, gated=gated, wo=wo, bias=None, y=y, activation="silu"):
-        return machine.launch("blockdiag_mlp", x, gated, wo, bias, y, activation, op="blockdiag_mlp")
+    z = torch.zeros(6, 48).bfloat16()
+
+    def call(x=x, gated=gated, wo=wo, bias=None, y=y, gate=z, value=z, activation="silu"):
+        return machine.launch("blockdiag_mlp", x, gated, wo, bias, y, gate, value, activation, op="blockdiag_mlp")
 
     for words, wrong in {
         "x: need two dimensions of bf16 or f16": {"x": x.float()},
@@ -191,6 +209,9 @@ def test_the_launcher_checks_again(built):
         "wo: need multiples of 8 channels": {"wo": torch.zeros(2, 264, 24).bfloat16()},
         "bias: need a contiguous vector": {"bias": torch.zeros(15).bfloat16()},
         "y: need the rows of x": {"y": y[:5]},
+        "value: need it where there is a gate": {"value": None},
+        "gate and value: need the rows": {"gate": z[:5]},
+        "gate and value: need contiguous rows on multiples": {"gate": torch.zeros(6, 52).bfloat16()[:, :48]},
         "activation must be": {"activation": "mish"},
     }.items():
         with pytest.raises(tkpy.InternalError, match=words):

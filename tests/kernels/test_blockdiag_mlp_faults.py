@@ -8,7 +8,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from test_blockdiag_mlp import CUDA, OP, sized  # noqa: E402  (after the skips)
 
-from tkpy import conformance  # noqa: E402
+from tkpy import conformance, registry  # noqa: E402
+from tkpy.numerics import TOLERANCE, compare  # noqa: E402
+from tkpy.registry import Maker  # noqa: E402
 
 NARROW, WIDE = "128", "256"  # WIDE: y leaves through x's tile
 BLOCK, ROW = "(tile.block + input * p.blocks) / 2", "(index / p.blocks * kCluster + rank) * kTileRows"
@@ -17,6 +19,8 @@ LAST = "    second_product(shared, h, y, at);\n    mma_wait(y);\n"
 BEGIN, END = "    cluster_sync();\n    if (warpgroup_index()", "    __syncwarp();\n    cluster_sync();\n"
 STORE = "      store(patch, rounded, first, 0);\n      __syncwarp();\n"
 READ = "      __syncwarp();  // the columns before have been read\n"
+KEPT = "row + from + r < p.rows && col + chunk < p.hidden"
+AFTER = "    store(patch, rounded, first, 0);\n    __syncwarp();\n#pragma"
 FAULTS = [
     Fault("slots read before they have landed", "    wait_cluster(shared.full[at.slot], at.parity);\n", "", NARROW),
     Fault("slots filled while they are read", FREE, "", NARROW),
@@ -52,16 +56,24 @@ FAULTS = [
     Fault("the activation of the value", "fn::silu(g) * v", "g * fn::silu(v)", NARROW),
     Fault("the bias of the first block", "<const T*>(p.bias) + channel", "<const T*>(p.bias)", NARROW),
     Fault("one bias of a pair", "i % 2 ? ptx::high<T>(both)", "i % 2 ? ptx::low<T>(both)", NARROW),
-    Fault("rows past the last", "row + from + r < p.rows && ", "", NARROW),
+    Fault("rows past the last", "row + from + r < p.rows && col + chunk < p.out", "col + chunk < p.out", NARROW),
     Fault("channels past the block's last", " && col + chunk < p.out)", ")", NARROW),
     Fault("the patch written while it is read", READ, "", WIDE),
     Fault("the patch read before it is written", STORE, STORE.replace("      __syncwarp();\n", ""), NARROW),
     Fault("begun before its barriers are there", BEGIN, BEGIN.replace("    cluster_sync();\n", ""), NARROW),
     Fault("a CTA ends while it is still used", END, "", NARROW),
+    Fault("the gate kept for both", "p.value, tile, row, col, value", "p.value, tile, row, col, gate", NARROW),
+    Fault("both kept in one place", "p, p.value, tile", "p, p.gate, tile", NARROW),
+    Fault("kept a chunk too late", "chunks() - 1 - left", "chunks() - left", NARROW),
+    Fault("one consumer's rows kept for both", "row = tile.row + 64 * consumer", "row = tile.row", NARROW),
+    Fault("kept in one block", "1ll * tile.block * p.hidden + col", "col", NARROW),
+    Fault("kept rows past the last", KEPT, "col + chunk < p.hidden", NARROW),
+    Fault("kept channels past the block's last", KEPT, "row + from + r < p.rows", NARROW),
+    Fault("kept before it is there", AFTER, AFTER.replace("    __syncwarp();\n", ""), NARROW),
     Fault("every x of one parity", ", x_parity ^= 1) {\n      Output y;", ") {\n      Output y;", NARROW),
 ]  # fmt: skip
 CALLS = {
-    NARROW: [sized("narrow", 520, 3, 72, 136, 80, "silu")],
+    NARROW: [sized("narrow", 520, 3, 72, 136, 80, "silu"), sized("kept", 520, 2, 24, 136, 8, "silu")],
     WIDE: [sized("wide", 520, 2, 200, 72, 136, "relu")],
 }
 
@@ -73,6 +85,12 @@ def unit(width: str) -> Unit:
 
 
 def wrong(case) -> str:
+    if case.name == "kept":  # what the backward would find, too
+        *args, _ = registry.capture(OP, case.make(Maker(torch.bfloat16))).args.values()
+        for found, expected in zip(CUDA.forward(*args, True), OP.module("reference").forward(*args, True), strict=True):
+            if not (comparison := compare(found, expected, TOLERANCE[torch.bfloat16])):
+                return f"kept: {comparison}"
+        return ""
     options = {"backend": "emulator", "dtype": torch.bfloat16, "grad": False}
     return first_wrong(conformance.check_case(OP, case, **options))
 

@@ -33,9 +33,11 @@ tk::tensor_map map_of(Machine& machine, const char* what, View v, std::uint32_t 
   return machine.encode(runtime::tensor_map_of(v, std::array<std::uint32_t, 3>{1, rows, 64}, 128));
 }
 
-// x [rows, blocks c], gated [2 blocks, i, c], wo [blocks, o, i], bias [blocks o] or none, y [rows, blocks o] contiguous.
+// x [rows, blocks c], gated [2 blocks, i, c], wo [blocks, o, i], bias [blocks o] or none, y [rows, blocks o] contiguous;
+// gate and value, which the backward wants, [rows, blocks i] or none.
 std::string launch(Machine& machine, void* stream, const View& x, const View& gated, const View& wo,
-                   const std::optional<View>& bias, const View& y, std::string_view activation) {
+                   const std::optional<View>& bias, const View& y, const std::optional<View>& gate,
+                   const std::optional<View>& value, std::string_view activation) {
   check(x.rank == 2 && (x.dtype == DType::bf16 || x.dtype == DType::f16), "x", "two dimensions of bf16 or f16", x);
   check(wo.rank == 3 && wo.shape[0] > 0, "wo", "three dimensions, at least one block", wo);
   check(gated.rank == 3 && gated.shape[0] == 2 * wo.shape[0] && gated.shape[1] == wo.shape[2], "gated",
@@ -55,6 +57,18 @@ std::string launch(Machine& machine, void* stream, const View& x, const View& ga
     check(bias->rank == 1 && bias->shape[0] == y.shape[1] && gemm::contiguous(*bias, 0) && bias->dtype == x.dtype &&
               bias->device == x.device && reinterpret_cast<std::uintptr_t>(bias->data) % 4 == 0,
           "bias", "a contiguous vector of y's channels on a multiple of 4 bytes, with the dtype and device of x", *bias);
+  check(gate.has_value() == value.has_value(), "value", "it where there is a gate, and only there", y);
+  for (const std::optional<View>* v : {&gate, &value}) {
+    if (!*v) continue;
+    const View& kept = **v;
+    check(kept.rank == 2 && kept.shape[0] == rows && kept.shape[1] == blocks * hidden && kept.dtype == x.dtype &&
+              kept.device == x.device && std::max(in, out) <= kMostKept,
+          "gate and value",
+          "the rows, dtype and device of x, " + std::to_string(blocks * hidden) + " channels, blocks of at most 192", kept);
+    check(gemm::contiguous(kept, 1) && kept.stride[0] == gate->stride[0] && kept.stride[0] % 8 == 0 &&
+              reinterpret_cast<std::uintptr_t>(kept.data) % 16 == 0,
+          "gate and value", "contiguous rows on multiples of 16 bytes, as far apart in both", kept);
+  }
   const int width = *std::find_if(std::begin(kWidths), std::end(kWidths),
                                   [&](int most) { return most >= std::max(in, out); });
   const std::string kernel = std::string("blockdiag_mlp_") + (x.dtype == DType::bf16 ? "bf16_" : "fp16_") + std::to_string(width);
@@ -74,6 +88,9 @@ std::string launch(Machine& machine, void* stream, const View& x, const View& ga
   p.wo = map_of(machine, "wo", wo, 32);
   p.bias = bias ? bias->data : nullptr;
   p.y = y.data;
+  p.gate = gate ? gate->data : nullptr;
+  p.value = gate ? value->data : nullptr;
+  p.kept_pitch = gate ? gate->stride[0] : 0;
   p.rows = static_cast<int>(rows);
   p.blocks = static_cast<int>(blocks);
   p.hidden = static_cast<int>(hidden);
@@ -83,6 +100,7 @@ std::string launch(Machine& machine, void* stream, const View& x, const View& ga
   const std::int64_t clusters = std::min<std::int64_t>(tiles, std::max(1, machine.multiprocessors(x.device) / kCluster));
   std::vector<View> views = {x.read_only(), gated.read_only(), wo.read_only(), y};
   if (bias) views.push_back(bias->read_only());
+  if (gate) views.insert(views.end(), {*gate, *value});
   machine.launch(machine.kernel("blockdiag_mlp", kernel),
                  {.grid = {static_cast<std::uint32_t>(clusters * kCluster), 1, 1},
                   .block = {kThreads, 1, 1},
@@ -95,7 +113,7 @@ std::string launch(Machine& machine, void* stream, const View& x, const View& ga
   return kernel;
 }
 
-const runtime::Launcher registered("blockdiag_mlp", launch, {"x", "gated", "wo", "bias", "y", "activation"});
+const runtime::Launcher registered("blockdiag_mlp", launch, {"x", "gated", "wo", "bias", "y", "gate", "value", "activation"});
 
 }  // namespace
 

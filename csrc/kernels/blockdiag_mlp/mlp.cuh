@@ -16,7 +16,8 @@
 // consumers  warpgroups 1, 2, 64 rows each      g = x_g G_j^T, v = x_v V_j^T; y += h O_{j-1}^T; h = act(g) v, rounded
 //              the activation of chunk j runs under this consumer's y += h O_{j-1}^T and the other's products:
 //              named barriers 1, 2: the turn. A consumer issues all three products in its turn, then passes it on
-//            y + bias -> patch (a warp's own 16 x 64, stmatrix) -> rows, 16 bytes a lane
+//            y + bias -> patch (a warp's own 16 x 64, stmatrix) -> rows, 16 bytes a lane; so do g and v, chunk by chunk, where
+//            a backward wants them (not W = 256, whose patch is x's tile)
 // At the end the cluster meets: no CTA may leave while the other can write into it or arrive at its barriers.
 // precision  products exact, sums, activation and gate fp32, h rounded once as a stored h would be, y once
 // limits  sm_90a; c, o, i multiples of 8, c and o <= 256; rows, channels below 2^30; addresses multiples of 16 bytes
@@ -182,9 +183,27 @@ struct Mlp {
     }
   }
 
+  // The warp's 16 rows of a gate or a value, rounded, to columns `col` .. of `to`.
+  TK_DEVICE static void keep(Patch& patch, const Params& p, void* to, const Tile& tile, int row, int col, const Hidden& x) {
+    int lane = lane_index(), first = 16 * (warp_index() % 4);
+    ptx::hold(lane);
+    ptx::hold(first);
+    const int from = lane / 8, chunk = lane % 8 * 8;
+    T* const at = static_cast<T*>(to) + (row + from) * p.kept_pitch + 1ll * tile.block * p.hidden + col + chunk;
+    rt<T, 16, 64> rounded;
+    copy(rounded, x);
+    __syncwarp();  // what was kept before has been read
+    store(patch, rounded, first, 0);
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < 16; r += 4)
+      if (row + from + r < p.rows && col + chunk < p.hidden)
+        ptx::st_global_v4(at + r * p.kept_pitch, *reinterpret_cast<const uint4*>(&patch.at(first + from + r, chunk)));
+  }
+
   // y += h O^T, h = act(x_g G^T) * (x_v V^T), chunk by chunk of h.
-  TK_DEVICE static void accumulate(Shared& shared, const Params& p, int consumer, Output& y, ring<slots>& at,
-                                   ring<slots>& done) {
+  TK_DEVICE static void accumulate(Shared& shared, const Params& p, const Tile& tile, int consumer, Output& y,
+                                   ring<slots>& at, ring<slots>& done) {
     Hidden gate, value;
     rt<T, 16, kChunk> h;
     take_turn(consumer);
@@ -196,6 +215,11 @@ struct Mlp {
       release(shared, done);
       const bool first = left == Schedule{p}.chunks(), last = --left == 0;
       if (own_patch && last && lane_index() == 0) arrive(shared.x_free[consumer]);
+      if (own_patch && p.gate != nullptr) {
+        const int row = tile.row + 64 * consumer + 16 * (warp_index() % 4), col = kChunk * (Schedule{p}.chunks() - 1 - left);
+        keep(shared.patch(consumer), p, p.gate, tile, row, col, gate);
+        keep(shared.patch(consumer), p, p.value, tile, row, col, value);
+      }
       open(gate, value, p.activation);
       mma_wait(y);  // the product of the h before
       if (!first) release(shared, done);
@@ -254,8 +278,8 @@ struct Mlp {
       Output y;
       zero(y);
       wait(shared.x_full[consumer], x_parity);
-      accumulate(shared, p, consumer, y, at, done);
       const Tile tile = schedule.tile(index, rank);
+      accumulate(shared, p, tile, consumer, y, at, done);
       write_out(shared.patch(consumer), p, tile, tile.row + 64 * consumer + 16 * (warp_index() % 4), y);
       if constexpr (!own_patch) {  // x's tile is the producer's again
         publish_tile();

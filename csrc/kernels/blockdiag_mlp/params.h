@@ -19,6 +19,7 @@ constexpr unsigned panel_bytes(int rows) { return 2u * 64u * static_cast<unsigne
 constexpr unsigned x_bytes(int width) { return kConsumers * 2 * panel_bytes(64) * static_cast<unsigned>(width / 64); }
 constexpr unsigned slot_bytes(int width) { return panel_bytes(width); }
 // Where x leaves no room, y goes out through x's own tiles.
+constexpr int kMostKept = 192;  // gate and value go out through a patch of its own
 constexpr unsigned patch_bytes(int width) { return width < kMostWidth ? kConsumers * panel_bytes(64) : 0; }
 constexpr int stages(int width) {
   const unsigned fit = (kMostShared - 1024 - x_bytes(width) - patch_bytes(width)) / slot_bytes(width);
@@ -34,6 +35,8 @@ struct Params {
   tk::tensor_map wo;     // [blocks, out, hidden], box {1, 32, 64}
   const void* bias;      // [blocks out] or null
   void* y;               // [rows, blocks out], contiguous
+  void *gate, *value;    // [rows, blocks hidden] before the activation, for a backward; or null
+  long long kept_pitch;
   int rows, blocks;
   int hidden, out;       // of a block
   gemm::Activation activation;

@@ -8,9 +8,10 @@ two         the GEMM: the gated product of half-blocks, then blockdiag_linear. O
             15 KB a row (x 1.5, h twice 6, y 1.5), where the two layers apart move 39 KB
 two layers  where 2 I is no multiple of 2 nblocks, or inputs are padded, one after the other
 
-For a backward the gated product writes gate and value too, by the second route. There dh = dy wo meets both on its way
-out of the accumulators and becomes dgate, dvalue and h (gated_mlp's kernels, whose bytes these are); the first layer's
-gradients are blockdiag_linear's, on both slopes as one matrix.
+For a backward each writes gate and value too, 12 KB a row: 15 KB in all where one kernel does it (blocks of at most
+192), 27 KB where two do. There dh = dy wo meets both on its way out of the accumulators and becomes dgate, dvalue and h
+(gated_mlp's kernels, whose bytes these are); the first layer's gradients are blockdiag_linear's, on both slopes as one
+matrix.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tkpy.ops.gated_mlp.cuda import Pair, slopes
 from tkpy.ops.gated_mlp.cuda import gated as gated_product
 from tkpy.ops.gated_mlp.eager import gated as open_gate
 
-WIDEST = 256  # inputs and outputs of a block
+WIDEST, WIDEST_KEPT = 256, 192  # inputs and outputs of a block; where gate and value are kept
 #: Tiles of 256 rows and a block, each on two multiprocessors for as long as its inner width asks: two thirds of an
 #: H100's clusters. With fewer the GEMM, whose tiles cut the inner width too, is predicted to fill it better.
 FEWEST_TILES = 44
@@ -37,10 +38,10 @@ def _aligned(t: torch.Tensor) -> torch.Tensor:
     return t if fits else t.clone(memory_format=torch.contiguous_format)
 
 
-def _fuses(rows: int, nblocks: int, c: int, i: int, o: int) -> bool:
+def _fuses(rows: int, nblocks: int, c: int, i: int, o: int, keep: bool) -> bool:
     """c, i and o are a block's."""
     sizes = all(size > 0 and size % 8 == 0 for size in (c, i, o))
-    return sizes and max(c, o) <= WIDEST and -(-rows // 256) * nblocks >= FEWEST_TILES
+    return sizes and max(c, o) <= (WIDEST_KEPT if keep else WIDEST) and -(-rows // 256) * nblocks >= FEWEST_TILES
 
 
 def _halves(z: torch.Tensor, inner: int) -> Pair:
@@ -64,12 +65,12 @@ def _first_layer(rows, gated, inner, activation, *, h, z):
     )
 
 
-def _fused(rows, gated, wo, bias, out_features, activation):
+def _fused(rows, gated, wo, bias, out_features, activation, kept):
     nblocks, outer, width = gated.shape
     y = rows.new_empty(len(rows), out_features)
     bias = None if bias is None else _aligned(bias)
     halves = _aligned(gated.reshape(2 * nblocks, outer // 2, width))
-    launch("blockdiag_mlp", _aligned(rows), halves, _aligned(wo), bias, y, activation, op="blockdiag_mlp")
+    launch("blockdiag_mlp", _aligned(rows), halves, _aligned(wo), bias, y, *kept, activation, op="blockdiag_mlp")
     return y
 
 
@@ -78,11 +79,13 @@ def forward(x, gated, wo, bias, inner, out_features, activation, keep):
     nblocks, outer, width = gated.shape
     z = x.new_empty(*lead, 2 * inner if keep else 0)
     if _halved(rows, gated, inner):
+        flat = z.view(len(rows), 2 * inner) if keep else None
         whole = out_features == nblocks * wo.shape[1]
-        if whole and not keep and _fuses(len(rows), nblocks, width, outer // 2, wo.shape[1]):
-            return _fused(rows, gated, wo, bias, out_features, activation).view(*lead, out_features), z
+        if whole and _fuses(len(rows), nblocks, width, outer // 2, wo.shape[1], keep):
+            kept = (None, None) if flat is None else _halves(flat, inner)
+            return _fused(rows, gated, wo, bias, out_features, activation, kept).view(*lead, out_features), z
         h = x.new_empty(len(rows), inner)
-        _first_layer(rows, gated, inner, activation, h=h, z=z.view(len(rows), 2 * inner) if keep else None)
+        _first_layer(rows, gated, inner, activation, h=h, z=flat)
     else:
         both = blockdiag.forward(rows, gated, None, False, 2 * inner)
         gate, value = _halves(both, inner)
