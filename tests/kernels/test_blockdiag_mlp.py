@@ -151,18 +151,21 @@ def test_what_lies_outside_is_not_looked_at(built, ran):
     assert len(ran) == 3
 
 
-def test_what_it_costs(built):
-    """No h: x for the gate's blocks and for the value's, y, and the weights once for every 256 rows."""
+@pytest.mark.parametrize("keep", [False, True], ids=["", "kept"])
+def test_what_it_costs(built, keep):
+    """No h: x for the gate's blocks and for the value's, y, and the weights once for every 256 rows; gate and value."""
     rows, nblocks, width, inner = 512, 2, 128, 192
     kwargs = sized("", rows, nblocks, width, inner, width, bias=False).make(Maker(torch.bfloat16))
-    with torch.no_grad(), machine.counting() as counters:
-        tkpy.blockdiag_mlp(**kwargs, backend="emulator")
+    args = registry.capture(OP, kwargs).args | {"keep": keep}
+    with machine.counting() as counters:
+        CUDA.forward(*args.values())
         (count,) = counters()
     counts, weights = asdict(count.counters.total), kwargs["gated"].numel() + kwargs["wo"].numel()
     assert counts["tensor_flops"] == 2 * rows * weights
-    moved = 2 * (rows * nblocks * width * 3 + rows // 256 * weights)
+    kept = keep * 2 * rows * nblocks * inner
+    moved = 2 * (rows * nblocks * width * 3 + rows // 256 * weights + kept)
     assert 1.0 <= counts["global_bytes"] / moved <= 1.01
-    once = 2 * (rows * nblocks * width * 2 + weights)
+    once = 2 * (rows * nblocks * width * 2 + weights + kept)
     assert 1.0 <= 32 * (count.sectors_read + count.sectors_written) / once <= 1.01
     assert counts["bank_conflicts"] == 0
 
