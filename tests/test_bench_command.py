@@ -67,7 +67,6 @@ def test_without_a_gpu_one_sentence(suite):
         (["ops", "--op", "nonsense"], "no op nonsense; the ops are"),
         (["ops", "--only", "nonsense"], "no benchmark's name contains 'nonsense'"),
         (["ops", "--shape", "8x8x8"], "--shape needs exactly one --op"),
-        (["ops", "--op", "merge_state", "--shape", "8"], "merge_state takes no --shape"),
         (["ops", "--op", "linear", "--shape", "8x8"], "k is missing"),
         (["ops", "--op", "linear", "--shape", "8x8x8", "--dtype", "int8"], "int8"),
         (["compare", "absent.jsonl", "absent.jsonl"], "absent.jsonl"),
@@ -78,6 +77,14 @@ def test_bad_input_gets_one_sentence(args, message):
     result = run(*args)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_an_op_without_sizes_takes_no_shape(monkeypatch):
+    specs = command.by_op()
+    monkeypatch.setattr(command, "by_op", lambda: {name: spec for name, spec in specs.items() if name != "linear"})
+    result = run("ops", "--op", "linear", "--shape", "8")
+    assert result.exit_code == 2
+    assert "linear takes no --shape; those that do are attention" in result.output
 
 
 def test_rows_table_and_published_figures(device, tmp_path):

@@ -31,6 +31,7 @@ SIZES = {
     "group_norm": "5x3x20",
     "rotary": "2x9x3x20",
     "token_shift": "2x7x12x3",
+    "merge_state": "2x7x3x10",
     "wkv5": "2x9x3x8x1",
     "short_conv": "2x5x11x3x1",
     "modal_conv": "2x5x4x33",
@@ -190,7 +191,7 @@ def test_absent_packages_are_named(monkeypatch):
 def test_every_op_that_models_use_has_rows_and_peers():
     rows = [b for b in discover() if b.suite == "ops"]
     assert {b.group for b in rows} >= set(SIZES)
-    assert set(registry.ops()) - {b.group for b in rows} == {"merge_state"}  # it is timed on its cases
+    assert set(registry.ops()) == {b.group for b in rows} & set(registry.ops())
     for op in SIZES:
         mine = [b for b in rows if b.group == op]
         assert len(mine) >= 4

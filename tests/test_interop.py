@@ -387,6 +387,21 @@ def test_merge_state_with_nothing_is_the_identity(nothing):
     assert (got[1] == -INF).all()
 
 
+@pytest.mark.parametrize("backend", ["eager", "reference", "emulator"])
+def test_merge_state_keeps_a_nan(backend):
+    """A log-sum-exp that is NaN is an error of the caller's: it must not look like a part that saw no key."""
+    out, lse = randn(1, 3, 2, 8), randn(1, 2, 3)
+    wrong = lse.clone()
+    wrong[0, 1, 2] = float("nan")
+    if backend == "emulator" and tkpy.explain("merge_state", out, lse, out, lse).refusals["emulator"]:
+        pytest.skip("kernels are not built")
+    for parts in ((out, wrong, out, lse), (out, lse, out, wrong)):
+        got, total = tkpy.merge_state(*parts, backend=backend)
+        assert torch.equal(got.isnan().any(-1)[0].mT, wrong.isnan()[0])
+        assert got[0, 2, 1].isnan().all()
+        assert torch.equal(total.isnan(), wrong.isnan())
+
+
 def test_the_adapters_live_in_a_compiled_graph():
     def model(q, k, v, lengths, lse):
         out = tkpy.flash_attn_func(q, k, v, causal=True, window_size=(9, -1))

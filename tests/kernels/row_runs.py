@@ -13,6 +13,7 @@ from tkpy.ops import rows
 MODULES = {
     "rotary": ("rotary",),
     "group_norm": ("head_norm_forward", "head_norm_backward", "norm_backward"),
+    "merge_state": ("merge_forward", "merge_backward"),
     "token_shift": ("shift_forward", "shift_backward", "norm_backward"),  # the last one has rows_norm_sum
 }
 OPS = {name: registry.get(name) for name in MODULES}
@@ -41,7 +42,7 @@ def disagreement(name, kwargs, backend="emulator", grad=True) -> str:
     """Empty if outputs and gradients agree with float64; the tolerance is the dtype's own."""
     got = run(name, kwargs, backend, grad)
     want = run(name, {key: wide(value) for key, value in kwargs.items()}, "reference", grad)
-    dtype = kwargs["x"].dtype
+    dtype = next(iter(kwargs.values())).dtype
     for key, tensor in got.items():
         comparison = numerics.compare(tensor, want[key].to(tensor.device), numerics.TOLERANCE[dtype])
         if not comparison:

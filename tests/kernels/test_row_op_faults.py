@@ -1,5 +1,6 @@
-"""Faults seeded into the kernels of rotary, token_shift and group_norm: each is one edit of their source, and a finding
-or a wrong result must give it away on a few small calls and schedules. test_norm_faults.py has those of rows.cuh."""
+"""Faults seeded into the kernels of rotary, token_shift, group_norm and merge_state: each is one edit of their source,
+and a finding or a wrong result must give it away on a few small calls and schedules. test_norm_faults.py has those of
+rows.cuh."""
 
 import pytest
 from seeded_faults import Entry, Fault, Suite, Unit
@@ -7,7 +8,7 @@ from seeded_faults import Entry, Fault, Suite, Unit
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from row_runs import MODULES, disagreement  # noqa: E402  (after the skips)
-from test_row_ops_cuda import group_norm, rotary, token_shift  # noqa: E402
+from test_row_ops_cuda import group_norm, merge_state, rotary, token_shift  # noqa: E402
 
 from tkpy import registry  # noqa: E402
 from tkpy.ops import rows  # noqa: E402
@@ -27,6 +28,7 @@ def units(*made: tuple[str, ...]) -> dict[str, Unit]:
 
 
 SHIFT, HEADS = ("shift_params.h shift.cuh", "ShiftParams"), ("head_norm_params.h head_norm.cuh", "HeadNormParams")
+PARTS = ("merge_params.h merge.cuh", "MergeParams")
 UNITS = {
     "rotary": units(("rotary", "rotary_params.h", "RotaryParams", "Rotary<tk::bf16>{p}")),
     "token_shift": units(
@@ -36,6 +38,10 @@ UNITS = {
     "group_norm": units(
         ("head_norm_forward", *HEADS, "HeadNormForward<tk::bf16>(p)", "256"),
         ("head_norm_backward", *HEADS, "HeadNormBackward<tk::bf16>(p)", "256"),
+    ),
+    "merge_state": units(
+        ("merge_forward", *PARTS, "MergeForward<tk::bf16>(p)", "256"),
+        ("merge_backward", *PARTS, "MergeBackward<tk::bf16>(p)", "256"),
     ),
 }
 
@@ -175,7 +181,48 @@ HEADS_BACKWARD = [
     ("the weight's gradient twice", "leave(dbias, 1)", "leave(dweight, 1)"),
     ("statistics past the last row", "    if (!this->exists(step)) return;\n", ""),
 ]  # fmt: skip
+JOINED = [
+    ("one head for all", "static_cast<int>(blockIdx.x % static_cast<unsigned>(p.heads))", "0"),
+    ("tokens over one another", "* team.teams + team.index", "+ team.index"),
+    ("one sequence for all", "batch * all.batch", "0 * all.batch"),
+    ("one token for all", "token * all.token", "0 * all.token"),
+    ("heads side by side", "head * all.head", "head"),
+    ("a token past the sequence", "token < p.length", "token <= p.length"),
+    ("a part that saw no key", "lse[i] == INFINITY) lse[i] = -INFINITY", "false) lse[i] = -INFINITY"),
+    (
+        "neither part saw a key",
+        "const bool empty = lse[0] == -INFINITY && lse[1] == -INFINITY",
+        "const bool empty = false",
+    ),
+    ("the other part's weight", "fn::sigmoid(-ahead)", "fn::sigmoid(ahead)"),
+    ("what has no say may be NaN", "if (weight != 0.0f) return;", "return;"),
+]
+JOINS = [
+    *JOINED,
+    ("a sum without logarithms", "fn::log(1.0f + fn::exp(-fabsf(ahead)))", "fn::exp(-fabsf(ahead))"),
+    ("the difference with its sign", "-fabsf(ahead)", "ahead"),
+    ("the smaller one", "fmaxf(lse[0]", "fminf(lse[0]"),
+    ("one part twice", "fetch(second, p.out[1])", "fetch(second, p.out[0])"),
+    ("the first part's weight for both", "w[1] * b[i])", "w[0] * b[i])"),
+    ("the second part unmasked", "part(b, second[k], w[1])", "part(b, second[k], 1.0f)"),
+    ("no log-sum-exp", "this->leave(p.merged_lse, this->weigh(w))", "this->weigh(w)"),
+    ("every thread's", "&& team.lane == 0) *", "&& team.lane == 1) *"),
+]
+PARTINGS = [
+    *JOINED,
+    ("the sum of the parts", "a[i] - b[i], slope", "a[i] + b[i], slope"),
+    ("a thread's own sum", "    this->team.sum(slope);\n", ""),
+    ("the gradient of one part for both", "b[i] = w[1] * d[i]", "b[i] = w[0] * d[i]"),
+    ("the first part's gradient twice", "store(p.dout[1], b, k)", "store(p.dout[1], a, k)"),
+    ("no gradient of the log-sum-exp", "this->number(p.dlse, 0.0f)", "0.0f"),
+    ("a wrong sign", "fmaf(-w[0], slope[0], dlse)", "fmaf(w[0], slope[0], dlse)"),
+    ("the part's own weight", "fmaf(w[1], slope[0], dlse)", "fmaf(w[0], slope[0], dlse)"),
+    ("not weighed", "p.dpart_lse[1], w[1] * ", "p.dpart_lse[1], "),
+    ("the first part unmasked", "part(a, first[k], w[0])", "part(a, first[k], 1.0f)"),
+]  # fmt: skip
 LISTS = {
+    "merge_forward": JOINS,
+    "merge_backward": PARTINGS,
     "rotary": TURNS,
     "shift_forward": SHIFTS,
     "shift_backward": GRADIENTS,
@@ -209,7 +256,12 @@ def head_calls(make) -> list[dict]:
     ]
 
 
-CALLS = {"group_norm": head_calls, "rotary": rotary_calls, "token_shift": shift_calls}
+def merge_calls(make) -> list[dict]:
+    """Several teams a CTA and one, parts that saw no key, pieces of 16 and 2 bytes."""
+    return [merge_state(make, 2, 37, 3, 72), merge_state(make, 1, 5, 2, 515), merge_state(make, 2, 9, 2, 7, pitch=8)]
+
+
+CALLS = {"merge_state": merge_calls, "group_norm": head_calls, "rotary": rotary_calls, "token_shift": shift_calls}
 
 
 def suite(op: str) -> Suite:
@@ -232,3 +284,4 @@ def suite(op: str) -> Suite:
 test_every_fault_of_rotary_is_caught, test_the_right_rotary_is_not_accused = suite("rotary").tests()
 test_every_fault_of_token_shift_is_caught, test_the_right_token_shift_is_not_accused = suite("token_shift").tests()
 test_every_fault_of_group_norm_is_caught, test_the_right_group_norm_is_not_accused = suite("group_norm").tests()
+test_every_fault_of_merge_state_is_caught, test_the_right_merge_state_is_not_accused = suite("merge_state").tests()

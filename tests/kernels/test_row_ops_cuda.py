@@ -11,7 +11,7 @@ from attention_runs import gather  # noqa: E402  (after the skips)
 from row_runs import MODULES, OPS, disagreement, few_ctas, run  # noqa: E402
 
 import tkpy  # noqa: E402
-from tkpy import conformance, machine, registry  # noqa: E402
+from tkpy import conformance, machine, numerics, registry  # noqa: E402
 from tkpy.emulator.run import Counters, CountRow  # noqa: E402
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -85,6 +85,46 @@ def test_group_norm_of_any_head(folder, monkeypatch, count, heads, width, dtype)
     assert disagreement("group_norm", kwargs) == ""
 
 
+def merge_state(make, batch=2, tokens=9, heads=3, width=40, pitch=None, unseen=True):
+    kwargs = {}
+    for i in (1, 2):
+        kwargs[f"out{i}"] = make.randn(batch, tokens, heads, pitch or width)[..., :width]
+        kwargs[f"lse{i}"] = make.randn(batch, heads, tokens, dtype=make.wide) * 3
+        if unseen:
+            hidden = (torch.arange(tokens) & i) > 0  # tokens 1 and 3 of 4, 2 and 3 of 4
+            kwargs[f"lse{i}"][:, :, hidden] = float("inf") if i == 1 else -float("inf")
+            kwargs[f"out{i}"][:, hidden] = float("nan")
+    return kwargs
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", [1, 5])
+@pytest.mark.parametrize("width, pitch", [(1, 1), (7, 8), (10, 12), (64, 72), (130, 130), (515, 515), (4096, 4096)])
+def test_merge_state_of_any_head(folder, monkeypatch, width, pitch, heads, dtype):
+    """Rows of a thread, of teams within a warp and of CTAs, in pieces of 2, 4 and 16 bytes; parts that saw no key."""
+    few_ctas(monkeypatch, folder, seed=width)
+    kwargs = merge_state(registry.Maker(dtype), 2, 3 if width > 130 else 67, heads, width, pitch)
+    assert disagreement("merge_state", kwargs) == ""
+
+
+@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=str)
+def test_merge_state_with_some_gradients(folder, monkeypatch, asked):
+    """Gradients of one output or both, for some of the inputs."""
+    few_ctas(monkeypatch, folder)
+    make = registry.Maker(torch.float32)
+    kwargs = merge_state(make)
+    cotangents = make.randn(2, 9, 3, 40), make.randn(2, 3, 9)
+    for wanted in (["out1"], ["lse2"], ["lse1", "out2"]):
+        found = []
+        for backend in ("emulator", "reference"):
+            leaves = {name: kwargs[name].clone().requires_grad_() for name in wanted}
+            outputs = tkpy.merge_state(**{**kwargs, **leaves}, backend=backend)
+            given = [outputs[i] for i in asked], list(leaves.values()), [cotangents[i] for i in asked]
+            found.append(torch.autograd.grad(*given, allow_unused=True, materialize_grads=True))
+        for got, want in zip(*found, strict=True):
+            assert numerics.compare(got, want, numerics.TOLERANCE[torch.float32])
+
+
 def _total(emulator) -> dict[str, int]:
     """Counters, and the bytes of the distinct sectors that launches read, and write."""
     found = emulator.counters().values()
@@ -97,9 +137,10 @@ MOVED = {
     "rotary": (lambda make: rotary(make, 64, 16, 128), 2 * 2, 2 * 2),
     "group_norm": (lambda make: group_norm(make, 256, 16, 64), 3 * 2 + 8 / 64, 5 * 2 + 8 / 64),
     "token_shift": (lambda make: token_shift(make, 1, 256, 1024), 2 + 4 * 2, 2 + 4 * 2 + 2),
+    "merge_state": (lambda make: merge_state(make, 1, 128, 8, 128, unseen=False), 3 * 2 + 12 / 128, 5 * 2 + 20 / 128),
 }
-#: Requested bytes, with those that L1 has: each mix for 4 tokens, a head's statistics for 4 threads.
-AGAIN = {"token_shift": 1.3, "group_norm": 1.1}
+#: Requested bytes, with those that L1 has: each mix for 4 tokens, a head's numbers for 4 threads or 8.
+AGAIN = {"token_shift": 1.3, "group_norm": 1.1, "merge_state": 1.1}
 
 
 @pytest.mark.parametrize("name", MOVED)
@@ -113,7 +154,7 @@ def test_what_is_moved(folder, monkeypatch, name):
     run(name, kwargs, "emulator", True)
     backward = {key: n - 2 * forward[key] for key, n in _total(counted).items()}
     for counts, share, most in ((forward, needed[0], 1.05), (backward, needed[1], 1.10)):
-        ideal = kwargs["x"].numel() * share
+        ideal = next(iter(kwargs.values())).numel() * share
         assert 1.0 <= counts["hbm"] / ideal <= most
         assert counts["global_bytes"] / ideal <= AGAIN.get(name, 1.05) + most - 1.05
         assert 32 * counts["global_sectors"] <= 1.15 * counts["global_bytes"]
@@ -150,6 +191,8 @@ def test_sizes_that_the_kernels_do_not_take(folder, monkeypatch):
     explained = tkpy.explain("token_shift", **token_shift(registry.Maker(torch.bfloat16), mixes=17)).refusals
     assert [r.message for r in explained["emulator"]] == ["needs at most 16 mixes, got 17"]
     explained = tkpy.explain("group_norm", **group_norm(registry.Maker(torch.bfloat16), 1, 1, 4097)).refusals
+    assert [r.message for r in explained["emulator"]] == ["needs heads of at most 4096 channels, got 4097"]
+    explained = tkpy.explain("merge_state", **merge_state(registry.Maker(torch.bfloat16), 1, 1, 1, 4097)).refusals
     assert [r.message for r in explained["emulator"]] == ["needs heads of at most 4096 channels, got 4097"]
 
 
@@ -243,6 +286,39 @@ def test_the_launchers_of_group_norm_check_again(folder, monkeypatch):
             call(**wrong)
     assert forward() == "rows_head_norm_forward_bf16"
     assert backward() == "rows_head_norm_backward_bf16"
+
+
+def test_the_launchers_of_merge_state_check_again(folder, monkeypatch):
+    few_ctas(monkeypatch, folder)
+    x, lse = torch.randn(2, 5, 3, 8).bfloat16(), torch.randn(2, 3, 5)
+    rows, numbers = torch.empty_like(x), torch.empty_like(lse)
+
+    def forward(out1=x, lse1=lse, out2=x, lse2=lse, out=rows, to=numbers):
+        return machine.launch("merge_forward", out1, lse1, out2, lse2, out, to, op="merge_state")
+
+    def backward(dout=x, dlse=lse, dout1=rows, dlse1=None, dout2=None, dlse2=numbers):
+        given = x, lse, x, lse, dout, dlse, dout1, dlse1, dout2, dlse2
+        return machine.launch("merge_backward", *given, op="merge_state")
+
+    for words, call, wrong in [
+        ("out1: need four dimensions", forward, {"out1": x[0]}),
+        ("out1: need four dimensions of bf16, f16 or f32", forward, {"out1": x.double()}),
+        ("out1: need fewer than 2.30 tokens", forward, {"out1": torch.randn(1, 1, 1, 4097).bfloat16()}),
+        ("out1: need contiguous channels", forward, {"out1": torch.randn(2, 5, 3, 16).bfloat16()[..., ::2]}),
+        ("lse1: need an f32 for each", forward, {"lse1": lse.mT}),
+        ("lse2: need an f32 for each", forward, {"lse2": lse.bfloat16()}),
+        ("out2: need out1's shape", forward, {"out2": x.float()}),
+        ("out: need out1's shape", forward, {"out": x[:1]}),
+        ("lse: need an f32 for each", forward, {"to": lse[:1]}),
+        ("dout: need out1's shape", backward, {"dout": x[:, :4]}),
+        ("dlse: need an f32 for each", backward, {"dlse": lse[:, :2]}),
+        ("dout1: need out1's shape", backward, {"dout1": x.half()}),
+        ("dlse2: need an f32 for each", backward, {"dlse2": lse.double()}),
+    ]:
+        with pytest.raises(tkpy.InternalError, match=words):
+            call(**wrong)
+    assert forward() == "rows_merge_forward_bf16"
+    assert backward() == "rows_merge_backward_bf16"
 
 
 @pytest.mark.gpu

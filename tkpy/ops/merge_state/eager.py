@@ -13,7 +13,7 @@ def _weights(lse1, lse2):
     lse1, lse2 = (t.masked_fill(t.isinf(), -torch.inf) for t in (lse1, lse2))
     ahead = lse1 - lse2
     weights = (ahead.sigmoid(), (-ahead).sigmoid())
-    empty = ahead.isnan()
+    empty = lse1.isneginf() & lse2.isneginf()
     return torch.logaddexp(lse1, lse2), *(w.masked_fill(empty, 0.0).transpose(-1, -2).unsqueeze(-1) for w in weights)
 
 

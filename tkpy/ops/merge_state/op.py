@@ -8,7 +8,11 @@ from __future__ import annotations
 import torch
 
 from tkpy.arguments import Arguments
+from tkpy.errors import Refusal
+from tkpy.ops import residual
 from tkpy.registry import Call, Case, Maker, Op
+
+WIDEST = 4096  # channels of a head that the compiled kernels take
 
 
 def merge_state(
@@ -24,7 +28,7 @@ def merge_state(
     A part whose log-sum-exp is infinite saw no key and has no say: its `out` is not looked at (it may be NaN), its
     gradients are 0, and the other part passes unchanged, bit for bit. That holds for -inf, which `tkpy.attention` and
     FlashAttention-3 give to such rows, and for +inf, which FlashAttention-2 gives. Where neither part saw a key the
-    result is 0 and -inf.
+    result is 0 and -inf. A log-sum-exp that is NaN makes its row NaN.
 
     Args:
         out1, out2: (B, S, H, D), or packed (total, H, D), as `tkpy.attention` returns.
@@ -51,6 +55,14 @@ def merge_state(
 
 def fake(out1: torch.Tensor, lse1: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return out1.new_empty(out1.shape), lse1.new_empty(lse1.shape)
+
+
+def supports(backend: str, call: Call) -> list[Refusal]:
+    """What the compiled kernels cannot take."""
+    reasons = residual.supports(backend, call)
+    if backend in ("cuda", "emulator") and call["out1"].shape[-1] > WIDEST:
+        reasons.append(Refusal("size", f"needs heads of at most {WIDEST} channels, got {call['out1'].shape[-1]}"))
+    return reasons
 
 
 def flops(call: Call) -> int:
@@ -112,7 +124,9 @@ OP = Op(
     merge_state,
     "(Tensor out1, Tensor lse1, Tensor out2, Tensor lse2) -> (Tensor, Tensor)",
     fake=fake,
+    supports=supports,
     cases=CASES,
     flops=flops,
     nbytes=nbytes,
+    kernel="rows_merge_forward",
 )

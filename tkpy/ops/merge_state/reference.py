@@ -5,7 +5,7 @@ import torch
 
 def forward(out1, lse1, out2, lse2):
     lse = torch.stack([lse1, lse2]).double()
-    seen = lse.isfinite()
+    seen = ~lse.isinf()
     empty = ~seen.any(0)
     lse = lse.masked_fill(~seen, -torch.inf).masked_fill(empty, 0.0)
     weights = lse.softmax(0).masked_fill(~seen, 0.0).transpose(-1, -2).unsqueeze(-1)  # (2, ..., S, H, 1)
