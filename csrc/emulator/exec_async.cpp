@@ -176,9 +176,12 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
   WarpOrder& o = x.warp->order;
   if (x.checked && !o.copy_component) o.copy_component = new_component(*x.cluster, Component::cp_async);
   const u32 component = o.copy_component, time = ++o.copies_issued;
-  const Issue issue = x.cluster->issue(x, op, mask);
+  const LaneTimes lanes = o.lanes;
+  const u32 now = o.now;
+  const Issue issue = x.cluster->issue(x, op, mask, true);
   const u64 agent = x.cluster->add_agent(x, op, pieces[0].lane, [=](Cluster::Agent&) {
     Accessor a = issue.as(component, time, false);
+    a.lanes = &lanes, a.until = now;
     for (const Piece& p : pieces) {
       a.lane = p.lane;
       std::array<u8, 16> data{};

@@ -11,9 +11,9 @@ u32 lowest(u32 mask) { return static_cast<u32>(std::countr_zero(mask)); }
 
 // Runs `body(lanes)` for each set of lanes that share a member mask and are complete: all members that have not exited are
 // here. Incomplete sets leave the group and wait at this instruction (PTX ISA 9.7.9.6: every thread of membermask must
-// execute the same instruction before any resumes).
+// execute the same instruction before any resumes). `exchange`: values pass between the lanes (order.h, LaneTimes).
 template <class Fn>
-void for_member_sets(Exec& x, const Op& op, u32 mask, u32 members_slot, Fn body) {
+void for_member_sets(Exec& x, const Op& op, u32 mask, u32 members_slot, Fn body, bool exchange = true) {
   const u32* members = x.row<u32>(op.s[members_slot]);
   while (mask) {
     const u32 wanted = members[lowest(mask)];
@@ -27,7 +27,7 @@ void for_member_sets(Exec& x, const Op& op, u32 mask, u32 members_slot, Fn body)
       return;
     }
     if ((wanted & x.warp->alive & ~lanes) == 0) {
-      if (x.checked) sync_lanes(*x.warp, lanes);
+      if (x.checked && exchange) exchange_lanes(*x.warp, lanes);
       body(lanes);
       continue;
     }
@@ -134,7 +134,7 @@ void exec_elect(Exec& x, const Op& op, u32 mask) {  // the leader is the lowest 
     u32* d = x.row<u32>(op.d[0]);
     for (u32 rest = lanes; rest; rest &= rest - 1) d[lowest(rest)] = leader;
     if (op.d[1] != kNone) x.preds[op.d[1]] = (x.preds[op.d[1]] & ~lanes) | 1u << leader;
-  });
+  }, false);
 }
 
 void exec_activemask(Exec& x, const Op& op, u32 mask) {

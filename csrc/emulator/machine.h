@@ -352,7 +352,8 @@ struct Cluster {
   void start();
   u64 add_agent(const Exec& x, const Op& op, u32 lane, std::function<bool(Agent&)> work);
   bool agents_done(const std::vector<u64>& ids, bool read_only) const;
-  Issue issue(const Exec& x, const Op& op, u32 lanes);  // an asynchronous operation that starts now
+  // An asynchronous operation that starts now; `each`: of every lane for itself.
+  Issue issue(const Exec& x, const Op& op, u32 lanes, bool each = false);
   // A finding with two sides, each a site, a warp and a lane; the text is made once a pair of sites.
   void report_pair(Check check, u32 here, const Warp& warp, u32 lane, u32 other, const Warp& other_warp, u32 other_lane,
                    const std::function<std::string()>& message);

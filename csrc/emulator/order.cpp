@@ -28,7 +28,7 @@ void meet(Times& into, const Times& from) {
 // Times of this warp that come before what any of its lanes does now.
 u32 synced(const WarpOrder& o, u32 lanes) {
   u32 least = ~u32{0};
-  for (u32 rest = lanes; rest; rest &= rest - 1) least = std::min(least, o.lane_sync[std::countr_zero(rest)]);
+  for (u32 rest = lanes; rest; rest &= rest - 1) least = std::min(least, o.lanes.sync[std::countr_zero(rest)]);
   return least ? least - 1 : 0;
 }
 
@@ -121,6 +121,14 @@ void publish(Warp& w, u32 mask, Clock& into) {
   ++o.now;
 }
 
+void publish_each(Warp& w, u32 mask, Clock& into) {
+  WarpOrder& o = w.order;
+  join(into, o.clock);
+  for (u32 rest = mask & o.apart_lanes; rest; rest &= rest - 1) join(into, *o.apart[std::countr_zero(rest)]);
+  raise(into.seen, w.id, synced(o, w.alive));
+  ++o.now;
+}
+
 void retire(const Warp& w, u32 mask, Clock& into) {
   join(into, w.order.clock);
   for (u32 rest = mask & w.order.apart_lanes; rest; rest &= rest - 1) join(into, *w.order.apart[std::countr_zero(rest)]);
@@ -144,7 +152,7 @@ void sync_lanes(Warp& w, u32 lanes) {
   WarpOrder& o = w.order;
   const u32 now = ++o.now;
   for (u32 lane = 0; lane < kLanes; ++lane)
-    if (lanes >> lane & 1) o.lane_sync[lane] = now;
+    if (lanes >> lane & 1) o.lanes.sync[lane] = o.lanes.met[lane] = now;
   if (!(lanes & o.apart_lanes)) return;
   Clock together;
   for (u32 rest = lanes & o.apart_lanes; rest; rest &= rest - 1) join(together, *o.apart[std::countr_zero(rest)]);
@@ -154,6 +162,12 @@ void sync_lanes(Warp& w, u32 lanes) {
   } else {
     for (u32 rest = lanes; rest; rest &= rest - 1) own_clock(o, static_cast<u32>(std::countr_zero(rest))) = together;
   }
+}
+
+void exchange_lanes(Warp& w, u32 lanes) {
+  const u32 now = ++w.order.now;
+  for (u32 lane = 0; lane < kLanes; ++lane)
+    if (lanes >> lane & 1) w.order.lanes.met[lane] = now;
 }
 
 void proxy_fence(Warp& w, u32 mask, u32 spaces) {
@@ -194,6 +208,7 @@ Accessor accessor(Cluster& c, const Warp& w, u32 lane, u32 site) {
   a.time = w.order.now;
   a.clock = &w.order.clock;
   a.apart = w.order.apart[lane].get();
+  a.lanes = &w.order.lanes;
   return a;
 }
 
@@ -216,10 +231,9 @@ Relation relate(const Accessor& a, const Access& before, bool before_writes, boo
   if (before.time == 0) return Relation::ordered;
   const Warp& issuer = *a.cluster->warps[before.warp];
   const bool by_warp = before.component == issuer.id;
-  if (by_warp && !a.agent && &issuer == a.warp) {
-    // Lanes of one warp are unordered between warp-level synchronisations (independent thread scheduling): having been
-    // converged orders nothing.
-    const auto& sync = issuer.order.lane_sync;
+  if (by_warp && &issuer == a.warp && a.lanes && before.time <= a.until) {
+    // Lanes of one warp are unordered until they meet (independent thread scheduling): having been converged orders nothing.
+    const auto& sync = before_writes ? a.lanes->sync : a.lanes->met;
     if (before.lane == a.lane && !before.several) return Relation::ordered;
     if (before.time < sync[a.lane] && (before.several || before.time < sync[before.lane])) return Relation::ordered;
   }

@@ -45,13 +45,24 @@ struct Component {
   enum Kind : u8 { warp, lane, mbarrier, bulk, cp_async, wgmma } kind = warp;
 };
 
+// The times of a warp at which each of its lanes last met others.
+//
+// bar.warp.sync and barriers order all that lanes do (PTX ISA 9.7.13.2). shfl.sync, vote.sync, match.sync and redux.sync
+// promise no memory ordering (nor does elect.sync): what one lane has written, another may still not see. But what a lane has
+// read may be what passes through them, and no read returns a write that depends on its own result (8.10.4, no thin air).
+// What depends on what is not known here, so that a write after an exchange counts as coming after the reads before it.
+struct LaneTimes {
+  std::array<u32, kLanes> sync{};  // at a barrier
+  std::array<u32, kLanes> met{};   // at that, or at an exchange of values
+};
+
 // The order of one warp. What all its lanes have seen is in `clock`; what a lane has seen beyond that, in `apart`.
 struct WarpOrder {
   u32 now = 1;
   Clock clock;                          // its own component: times of this warp that every lane comes after
   std::array<std::unique_ptr<Clock>, kLanes> apart;
   u32 apart_lanes = 0;
-  std::array<u32, kLanes> lane_sync{};  // own time at which each lane last synchronised with its warp
+  LaneTimes lanes;                      // when each lane last met others of its warp
   std::array<u16, kLanes> lane_component{};
   std::array<u16, kLanes> bulk_component{};
   std::array<u32, kLanes> bulk_issued{};
@@ -66,6 +77,8 @@ enum : u32 { kFenceShared = 1, kFenceGlobal = 2 };
 
 // Adds to `into` all that happens before this moment in lanes `mask` of the warp.
 void publish(Warp& w, u32 mask, Clock& into);
+// The same for an operation that each of the lanes starts for itself: of their own warp, what all of them come after.
+void publish_each(Warp& w, u32 mask, Clock& into);
 // The same as other clusters see it, and back.
 void publish_abroad(u32 cluster, const Clock& from, Clock& into);
 Clock from_abroad(u32 cluster, const Clock& from);
@@ -75,8 +88,9 @@ void retire(const Warp& w, u32 mask, Clock& into);
 // Lanes `mask` come after all that is in `from`, or after one time of one component.
 void observe(Warp& w, u32 mask, const Clock& from);
 void observe(Warp& w, u32 mask, u32 component, u32 time);
-// Lanes meet: bar.warp.sync, shfl.sync and their kin.
+// Lanes meet: at a barrier; or in an exchange of values, which orders reads before writes alone (LaneTimes).
 void sync_lanes(Warp& w, u32 lanes);
+void exchange_lanes(Warp& w, u32 lanes);
 void proxy_fence(Warp& w, u32 mask, u32 spaces);
 // The first of `count` new components. When there are too many the last ones are shared, which hides races.
 u16 new_component(Cluster& c, Component::Kind kind, u32 count = 1);
@@ -104,6 +118,8 @@ struct Accessor {
   u32 component = 0, time = 0;
   const Clock* clock = nullptr;  // of the warp's lanes together, or of the agent
   const Clock* apart = nullptr;  // of this lane alone
+  const LaneTimes* lanes = nullptr;  // of a lane; of an agent, where a lane starts it for itself (cp.async): those then
+  u32 until = ~u32{0};               // the warp's time then
   bool agent = false;            // has no program order with its issuer's later accesses
   bool async = false;
 };

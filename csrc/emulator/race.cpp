@@ -67,7 +67,7 @@ std::string remedy(const Accessor& a, const Access& before, bool global) {
   if (const char* wait = completion(a, before.component, global)) return wait;
   const Warp& issuer = *a.cluster->warps[before.warp];
   std::string meet = "a barrier, an mbarrier, or a release and an acquire";
-  if (&issuer == a.warp) meet = a.agent ? "a warp-level synchronisation" : "bar.warp.sync";
+  if (&issuer == a.warp) meet = "bar.warp.sync";
   else if (issuer.cta != a.warp->cta) meet = "barrier.cluster, or a release and an acquire at cluster scope";
   const char* wait = completion(a, a.component, global);
   return wait ? std::string(wait) + ", before the other access; or after it " + meet + ", before the operation is issued" : meet;

@@ -91,14 +91,14 @@ void Cluster::report_pair(Check check, u32 here, const Warp& warp, u32 lane, u32
   known = findings.size() > before ? static_cast<u32>(findings.size()) : kNone;
 }
 
-Issue Cluster::issue(const Exec& x, const Op& op, u32 lanes) {
+Issue Cluster::issue(const Exec& x, const Op& op, u32 lanes, bool each) {
   Issue i;
   i.cluster = this;
   i.warp = x.warp;
   i.lane = static_cast<u32>(std::countr_zero(lanes));
   i.site = site(x, op);
   i.checked = x.checked;
-  if (x.checked) publish(*x.warp, lanes, i.start);
+  if (x.checked) (each ? publish_each : publish)(*x.warp, lanes, i.start);
   return i;
 }
 

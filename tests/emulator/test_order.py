@@ -12,6 +12,7 @@ from faults.twins_copies import STORE
 from faults.twins_global import APART
 from faults.twins_proxies import HAND_OVER
 
+from tkpy import emulator
 from tkpy.emulator import Finding, Module
 
 Compile = Callable[..., Module]
@@ -140,3 +141,83 @@ extern "C" __global__ void k(float* out) {
     assert np.array_equal(*sums)
     want = (1 / (1 + np.arange(1024)[:, None] + np.arange(128))).sum(1)
     assert np.allclose(sums[0], want, rtol=1e-5)
+
+
+LANES = """
+.version 8.6
+.target sm_90a
+.address_size 64
+.visible .entry k(.param .u64 out, .param .u64 source) {
+ .reg .b32 %r<11>; .reg .b64 %rd<6>; .reg .pred %p<2>; .shared .align 128 .b8 s[512];
+ mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 4; mov.u32 %r3, s;
+ add.u32 %r4, %r3, %r2;
+ add.u32 %r5, %r2, 16; and.b32 %r5, %r5, 511; add.u32 %r5, %r3, %r5;
+ ld.param.u64 %rd1, [out]; ld.param.u64 %rd2, [source];
+ cvt.u64.u32 %rd3, %r2; add.u64 %rd1, %rd1, %rd3; add.u64 %rd2, %rd2, %rd3;
+ st.shared.v4.b32 [%r4], {%r1, %r1, %r1, %r1};
+ MEET
+ READ {%r6, %r7, %r8, %r9}, [%r5];
+ BETWEEN
+ WRITE;
+ cp.async.wait_all;
+ st.global.v4.b32 [%rd1], {%r6, %r7, %r8, %r9};
+ ret;
+}
+"""
+
+
+EXCHANGES = {
+    "shfl": "shfl.sync.idx.b32 %r10, %r1, 3, 31, -1;",
+    "vote": "vote.sync.ballot.b32 %r10, %p1, -1;",
+    "match": "match.any.sync.b32 %r10, %r1, -1;",
+    "redux": "redux.sync.add.s32 %r10, %r1, -1;",
+}
+COPY = "cp.async.cg.shared.global [%r4], [%rd2], 16"
+
+
+def lanes_run(
+    seed: int = 0, meet: str = "bar.warp.sync -1;", read: str = "ld.shared.v4.b32", between: str = "", write: str = COPY
+) -> set[str]:
+    """Each lane writes, all `meet`, each reads its neighbour's 16 bytes, then `write`s its own."""
+    text = LANES
+    for name, value in {"MEET": meet, "READ": read, "BETWEEN": between, "WRITE": write}.items():
+        text = text.replace(name, value)
+    out, source = np.zeros(512, np.uint8), np.zeros(512, np.uint8)
+    run = emulator.load(text).launch("k", grid=1, block=32, args=[out, source], seed=seed)
+    return {finding.code for finding in run.findings}
+
+
+@pytest.mark.parametrize("read", ["ld.shared.v4.b32", "ldmatrix.sync.aligned.m8n8.x4.shared.b16"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        "st.shared.v4.b32 [%r4], {%r1, %r1, %r1, %r1}",
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r4], {%r1, %r1, %r1, %r1}",
+        COPY,
+    ],
+)
+def test_lanes_write_what_their_neighbours_have_read(read: str, write: str) -> None:
+    """.aligned says that all lanes are there, not that their accesses are in order; bar.warp.sync does (9.7.13.2). An
+    exchange of values puts reads before writes, which may depend on them."""
+    for seed in range(3):  # by order, not by timing
+        assert lanes_run(seed, read=read, write=write) == {"shared-race"}
+        assert lanes_run(seed, read=read, write=write, between="elect.sync _|%p1, -1;") == {"shared-race"}
+        for orders in ("bar.warp.sync -1;", *EXCHANGES.values()):
+            assert lanes_run(seed, read=read, write=write, between=orders) == set()
+
+
+@pytest.mark.parametrize("meet", ["", "elect.sync _|%p1, -1;", *EXCHANGES.values()], ids=["", "elect", *EXCHANGES])
+def test_what_lanes_wrote_is_not_there_after_an_exchange(meet: str) -> None:
+    assert lanes_run(meet=meet, between="bar.warp.sync -1;") == {"shared-race"}
+    assert lanes_run(meet=meet + "bar.warp.sync -1;", between="bar.warp.sync -1;") == set()
+
+
+def test_a_lane_copies_over_what_it_has_read_itself() -> None:
+    assert lanes_run(read="ld.shared.v4.b32 {%r6, %r7, %r8, %r9}, [%r4]; //") == set()
+
+
+def test_a_lane_reads_before_its_own_copy_has_landed() -> None:
+    """What a lane does after it has issued the copy is not before it, whoever does it."""
+    late = COPY + "; ld.shared.v4.b32 {%r6, %r7, %r8, %r9}, [%r4]"
+    assert lanes_run(between="bar.warp.sync -1;", write=late) == {"shared-race"}
+    assert lanes_run(between="bar.warp.sync -1;", write=late.replace("; ld", "; cp.async.wait_all; ld")) == set()

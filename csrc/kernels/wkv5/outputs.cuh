@@ -57,6 +57,7 @@ struct Outputs {
     const RowPowers late(rate, true), early(rate, false);
     const int mine = 16 * warp + lane_index() % 16;
     shared.fade[mine] = fade_of(shared.of.rate[mine], kChunk);
+    __syncwarp();  // two lanes have written each, and read it in `prepare`
     const Meeting meet(false);
     const int chunks = feed.task.chunks();
 #pragma unroll 1
