@@ -244,7 +244,7 @@ _TYPES = (
     | _named("B H L N0 each ahead back", "i32")
     | _named("sign scale", "fp32")
 )
-_WHOLE = {"N1": 32, "N2": 64, "WIDE": False}
+_WHOLE = {"N1": 32, "N2": 32, "WIDE": False}
 _OUTER = {"M": 2048, "BJ": 64, "BN": STRIP, "WIDE": False}
 
 #: What `triton.compile` needs to build each kernel with no GPU: (kernel, argument types, constants).
