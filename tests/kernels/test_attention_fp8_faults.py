@@ -8,18 +8,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from fp8_runs import disagreement, inputs, packed  # noqa: E402  (after the skips)
 
-ISSUED = "        issue_scores(shared, consumer, at, s);\n        await(bars.turned, at.v);\n"
+ISSUED = "      issue_scores(shared, consumer, at, s);\n      await(bars.turned, at.v);\n"
 AFTER = "free_keys(shared, at);\n      soft.step(s, factor, p, descale, block"
 FREED = "        __syncwarp();\n        release"
 TURNED = "        turn(shared.turned[at.slot]"
-WAITED = "        mma_wait(o);\n        free_values(shared, at);\n      }\n      Way"
+WAITED = "      mma_wait(o);\n      free_values(shared, at);\n      Way"
 OF_K = "p.k_blocks, tile.k_begin);\n    const float* of_v"
 FAULTS = [
     Fault("q loaded over q in use", "      wait(bars.q_free, q_phase);\n", ""),
     Fault("q freed by one warp", "init(bars.q_free, 4 * W)", "init(bars.q_free, 1)"),
     Fault("bytes of one consumer's q", "W * QTile::bytes", "QTile::bytes"),
-    Fault("k never waited for", "        await(bars.keys, at.k);\n        take_turn", "        take_turn"),
-    Fault("k freed before its product", "      mma_wait<overlaps ? 1 : 0>(s);\n      " + AFTER, "      " + AFTER),
+    Fault("k never waited for", "      await(bars.keys, at.k);\n      take_turn", "      take_turn"),
+    Fault("k freed before its product", "      mma_wait<1>(s);\n      " + AFTER, "      " + AFTER),
     Fault("v^T never waited for", ISSUED, ISSUED.splitlines(True)[0]),
     Fault("v turned before it is there", "        await(bars.values, at_v);\n", ""),
     Fault("v^T written while it is read", "        acquire(bars.turned, at);\n", ""),
@@ -28,8 +28,10 @@ FAULTS = [
     Fault("v^T filled by one warp", "init(bars.turned, turners, 4 * W)", "init(bars.turned, 1, 4 * W)"),
     Fault("v freed while it is read", TURNED, "        release(bars.values, at_v);\n" + TURNED),
     Fault("no wait for the output's product", WAITED, WAITED.split("\n", 1)[1]),
-    Fault("turn never passed", "        pass_turn(consumer);\n      } else", "      } else"),
-    Fault("last part left out", "i < parts; i += warps", "i < parts - 1; i += warps"),
+    Fault("turn never passed", "      pass_turn(consumer);\n      descale", "      descale"),
+    Fault("last part left out", "parts; i += warps) turn_part<false>", "parts - 1; i += warps) turn_part<false>"),
+    Fault("keys turned to the place of others", "into ^ 32 * i", "into"),
+    Fault("keys turned twice", "from + 32 * i * VTile::swizzle", "from"),
     Fault("even and odd columns swapped", "low ? 0x6420u : 0x7531u, odd", "low ? 0x7531u : 0x6420u, odd"),
     Fault("keys in another order", "0x5410);", "0x1054);"),
     Fault("halves of the keys swapped", "(pairs[2], pairs[3], even)", "(pairs[3], pairs[2], even)"),
@@ -57,15 +59,11 @@ FAULTS = [
     Fault("scales of k by the offsets of q", OF_K, OF_K.replace("k_begin", "q_begin")),
     Fault("queries of the first sequence", "tile.q_begin + tile.row + 64 * i", "tile.row + 64 * i"),
     Fault("keys of the first sequence", "row = tile.k_begin + block", "row = block"),
-    Fault("values of the next sequence", "if (key + 32 > valid)", "if (false)"),
+    Fault("values of the next sequence", "if (valid < VTile::rows)", "if (false)"),
     Fault("one value of the next sequence", "left >= 2 ?", "left >= 1 ?"),
     Fault("the last value left out", "left == 1 ? 0xffffu : 0u", "0u"),
     Fault("every block ragged", "tile.seq_k - block * Keys;", "tile.seq_k - (tile.end - 1) * Keys;"),
     Fault("no block ragged", "tile.seq_k - block * Keys;", "tile.seq_k;"),
-    Fault("v^T never waited for", "        await(bars.turned, at.v);\n        take", "        take", "256"),
-    Fault("k never waited for", "        await(bars.keys, at.k);\n        mma_wait(o)", "        mma_wait(o)", "256"),
-    Fault("v^T freed before its product", "        mma_wait(o);\n        free_values", "        free_values", "256"),
-    Fault("turn never passed", "        pass_turn(consumer);\n      }\n      descale", "      }\n      descale", "256"),
     Fault("two slots for one tile of v", "dim_v <= 192 ? 2 : 1", "2", "256"),
     Fault("half of the output twice", "columns(part, o, first + col)", "columns(part, o, col)", "256"),
     Fault("the second half over the first", "tile.q_begin + row, first}", "tile.q_begin + row, 0}", "256"),

@@ -13,7 +13,6 @@
 // turning    warps 1 .. 3   v --ldmatrix, stmatrix--> turned[2], v^T (turn.cuh)
 //              turned  full 3 arrivals, free 8 consumer warps
 // consumers  2 warpgroups of 64 rows    S of block j runs with P v of block j + 1; the softmax of j under that P v
-//              at 256 registers hold O and one of S and P: P v of j + 1, S of j, softmax of j under the other's products
 //              named barriers 1, 2: 128 threads of a consumer, around its way out     3, 4: the turn, as in attention_forward
 //            O -> bf16 -> shared tile (at 256 half of the columns at a time) --TMA--> gl o; the last tile of a packed
 //            sequence by plain stores
@@ -80,7 +79,6 @@ struct Forward {
   static constexpr Shape shape = kShapes[Index];
   static constexpr int W = Shape::kConsumers, Keys = kBlock, Stages = Shape::kStages, turners = 3;
   static constexpr int VStages = shape.v_stages();
-  static constexpr bool overlaps = shape.dim_v < 256;  // the registers for O, S and P at once
   using Way = attention_forward::WayOut<bf16, shape.dim_v, true, shape.out_columns()>;
 
   using QTile = st<e4m3, 64, shape.dim>;
@@ -219,35 +217,22 @@ struct Forward {
     soft.step(s, factor, p, descale, (tile.end - 1) * Keys);
     order_of_keys(weights, s);
     for (int block = tile.end - 2; block >= tile.first; --block) {
-      if constexpr (overlaps) {
-        await(bars.keys, at.k);
-        take_turn(consumer);
-        issue_scores(shared, consumer, at, s);
-        await(bars.turned, at.v);
-        issue_values(shared, at, o, weights);
-        pass_turn(consumer);
-      } else {
-        await(bars.turned, at.v);
-        take_turn(consumer);
-        issue_values(shared, at, o, weights);
-        await(bars.keys, at.k);
-        mma_wait(o);
-        free_values(shared, at);
-        issue_scores(shared, consumer, at, s);
-        pass_turn(consumer);
-      }
+      await(bars.keys, at.k);
+      take_turn(consumer);
+      issue_scores(shared, consumer, at, s);
+      await(bars.turned, at.v);
+      issue_values(shared, at, o, weights);
+      pass_turn(consumer);
       descale = of_q * of_k[block];
       const float next = of_v[block], change = unit / next;
       unit = next;
-      mma_wait<overlaps ? 1 : 0>(s);
+      mma_wait<1>(s);
       free_keys(shared, at);
       soft.step(s, factor, p, descale, block * Keys);
       factor[0] *= change;
       factor[1] *= change;
-      if constexpr (overlaps) {
-        mma_wait(o);
-        free_values(shared, at);
-      }
+      mma_wait(o);
+      free_values(shared, at);
       Way::scale_rows(o, factor);
       order_of_keys(weights, s);
     }
@@ -298,13 +283,13 @@ struct Forward {
     }
     __syncthreads();
     if (warpgroup_index() == 0) {
-      give_registers<40>();
+      give_registers<24>();
       if (warp_index() == 0)
         produce(shared, p);
       else
         turn_values(shared, p, warp_index() - 1);
     } else {
-      take_registers<232>();
+      take_registers<240>();  // at 256 O, S and P are 208 of them
       consume(shared, p, warpgroup_index() - 1);
     }
   }
