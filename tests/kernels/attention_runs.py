@@ -11,10 +11,10 @@ from tkpy import build_info, machine, numerics, registry
 
 MODULES = tuple(f"hd{width}" for width in range(32, 257, 32))
 BLOCK_MODULES = tuple(f"{module}_blocks{block}" for module in MODULES for block in (64, 128))
-BACKWARD_MODULES = ("rows", *MODULES)
+BACKWARD_MODULES = ("rows", *MODULES, "hd192x128")
 BACKWARD_BLOCK_MODULES = (
     *(f"hd{width}_blocks{block}" for width in (32, 64, 96, 128) for block in (64, 128)),
-    *(f"hd{width}_blocks" for width in (160, 192, 224, 256)),
+    *(f"hd{width}_blocks" for width in (160, "192x128", 192, 224, 256)),
 )
 OP = registry.get("attention")
 
@@ -62,11 +62,11 @@ def block_mask(b, h, sq, sk, block, seed=0, full=0.3, partial=0.3, bits=0.5, emp
     return tkpy.BlockMask.from_predicate(seen, sq, sk, block, batch=b, heads=h)
 
 
-def packed(lengths_q, lengths_k, h=2, hkv=1, d=64, dtype=torch.bfloat16, seed=0, **options):
+def packed(lengths_q, lengths_k, h=2, hkv=1, d=64, dv=None, dtype=torch.bfloat16, seed=0, **options):
     make = registry.Maker(dtype, seed=seed)
     offsets = [torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).int() for lengths in (lengths_q, lengths_k)]
-    tensors = {name: make.randn(sum(n), heads, d) for name, n, heads in
-               (("q", lengths_q, h), ("k", lengths_k, hkv), ("v", lengths_k, hkv))}  # fmt: skip
+    tensors = {name: make.randn(sum(n), heads, width) for name, n, heads, width in
+               (("q", lengths_q, h, d), ("k", lengths_k, hkv, d), ("v", lengths_k, hkv, dv or d))}  # fmt: skip
     return {**tensors, "cu_seqlens_q": offsets[0], "cu_seqlens_k": offsets[1], **options}
 
 

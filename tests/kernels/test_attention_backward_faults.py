@@ -37,7 +37,7 @@ FAULTS = [
     Fault("keys never waited for", "      wait(shared.barriers.keys_full, keys_phase);\n", ""),
     Fault("queries never waited for", "    await(shared.barriers.steps, at);\n", ""),
     Fault("keys' phase never flips", "      keys_phase ^= 1;\n      for", "      for"),
-    Fault("bytes of the rows' numbers", "2 * QTile::bytes + Stats::bytes", "2 * QTile::bytes"),
+    Fault("bytes of the rows' numbers", "+ ZTile::bytes + Stats::bytes", "+ ZTile::bytes"),
     Fault("no fence after the zeroes", "    publish_tile();\n    __syncwarp();", "    __syncwarp();"),
     Fault(
         "one row of the next sequence's queries",
@@ -121,9 +121,9 @@ FAULTS = [
     Fault("the other's columns not made", "column = Kernel::first_column(number);", "column = 0;", "160_capped"),
     Fault("columns of even halves", "number * (Layout::shape.dim - Columns)", "number * Columns", "160_capped"),
     Fault("the smaller half twice", "Half<Kernel, Kernel::first>", "Half<Kernel, Kernel::second>", "160_capped"),
-    Fault("the other's columns of dK", "first = Kernel::first_column(number);", "first = 0;", "160_capped"),
+    Fault("the other's columns of dK", "dk, Kernel::first_column(number)", "dk, 0", "160_capped"),
     Fault("both parts of dQ in one place", " + Kernel::Rows * Kernel::first_column(number);", ";", "160_capped"),
-    Fault("halves of half a panel", "(dim / 2 + 31) / 32 * 32", "dim / 2", "160_capped"),
+    Fault("halves of half a panel", "(of / 2 + 31) / 32 * 32", "of / 2", "160_capped"),
     Fault("columns of whole panels", "wide() && dim % 128 != 0 ? 32 : widest(dim)", "widest(dim)", "192_plain"),
     Fault(
         "keys in queries' panels", "rows == 128 ? panel() : widest(dim / 2)", "rows == 128 ? panel() : 32", "96_plain"
@@ -148,13 +148,19 @@ FAULTS = [
     Fault("rows without keys weighed", "lse = blind ? fn::infinity :", "lse =", "rows"),
     Fault("the scale is not one plus", "d.x * (1.0f + scale[0])", "d.x * scale[0]", "rows"),
     Fault("delta of half a row", "step < lanes", "step < lanes / 2", "rows"),
+    Fault("the first values for both", ", Kernel::first_value_column(number)));", ", 0));", "192x128_capped"),
+    Fault("dV at dK's columns", "dv, Kernel::first_value_column", "dv, Kernel::first_column", "192x128_capped"),
+    Fault("more bytes awaited than come", "KTile::bytes + VTile::bytes", "2 * KTile::bytes", "192x128_capped"),
+    Fault("bytes that nobody awaits", "QTile::bytes + ZTile::bytes", "2 * ZTile::bytes", "192x128_capped"),
+    Fault("rows that are zeroed past v's columns", "if (B::cols == A::cols || col < B::cols) ", "", "192x128_capped"),
     Fault("dQ not scaled", "x.x * p.scale", "x.x", "64_dq"),
     Fault("rows of the next sequence", "min(shape.rows, tile.in.seq_q - tile.row)", "shape.rows", "64_dq"),
     Fault("no barrier before dQ's rows", "    __syncthreads();\n    constexpr", "    constexpr", "128_dq"),
 ]
 
-KERNELS = ("64_plain", "64_capped", "96_plain", "128_plain", "160_capped", "192_plain", "256_plain")
-SUMS = tuple(f"{width}_dq" for width in (64, 96, 128, 160, 192, 256))
+WIDTHS = ("32", "64", "96", "128", "160", "192x128", "192", "224", "256")
+KERNELS = ("64_plain", "64_capped", "96_plain", "128_plain", "160_capped", "192x128_capped", "192_plain", "256_plain")
+SUMS = tuple(f"{width}_dq" for width in (64, 96, 128, 160, "192x128", 192, 256))
 
 
 def unit(which: str) -> Unit:
@@ -165,7 +171,7 @@ def unit(which: str) -> Unit:
         files = (*SOURCES, "rows.cu")
     else:
         width, kind = kernel.split("_")
-        index = int(width) // 32 - 1
+        index = WIDTHS.index(width)
         module, made = f"hd{width}", f"Backward<tk::bf16, {index}, {'true' if kind == 'capped' else 'false'}>"
         if kind == "dq":
             made, bounds = f"RoundDq<tk::bf16, {index}>", "256"
@@ -176,20 +182,25 @@ def unit(which: str) -> Unit:
 
 @functools.cache
 def calls_of(kind: str) -> list[dict]:
-    d = int(kind.partition("_")[0])
+    d, *narrow = map(int, kind.partition("_")[0].split("x"))
+    dv = narrow[0] if narrow else d
     if kind == "64_capped":
         return [inputs(1, 30, 40, 1, 1, d, softcap=2.0, causal=True)]
     make = torch.Generator().manual_seed(1)
-    moved = {"out_scale": torch.randn(2, d, generator=make), "out_bias": torch.randn(2, d, generator=make)}
+    moved = {"out_scale": torch.randn(2, dv, generator=make), "out_bias": torch.randn(2, dv, generator=make)}
     lengths = [n % 3 for n in range(40)] + [130, 70]
-    poisoned = packed([150, 90], [150, 90], d=d)
+    poisoned = packed([150, 90], [150, 90], d=d, dv=dv)
     for name in "qkv":
         poisoned[name][150:] = float("nan")
-    opposite = {"q": torch.full((1, 20, 1, d), 3.0), "k": torch.full((1, 20, 1, d), -3.0), "v": torch.ones(1, 20, 1, d)}
+    opposite = {
+        "q": torch.full((1, 20, 1, d), 3.0),
+        "k": torch.full((1, 20, 1, d), -3.0),
+        "v": torch.ones(1, 20, 1, dv),
+    }
     return [
-        inputs(1, 300, 390, 2, 1, d, window=(200, 60)),
-        inputs(1, 330, 200, 4, 2, d, causal=True),
-        packed(lengths, lengths, d=d, causal=True, **moved),
+        inputs(1, 300, 390, 2, 1, d, dv, window=(200, 60)),
+        inputs(1, 330, 200, 4, 2, d, dv, causal=True),
+        packed(lengths, lengths, d=d, dv=dv, causal=True, **moved),
         poisoned,
         {"scale": 0.5, **{name: t.bfloat16() for name, t in opposite.items()}},  # weights of absent keys would overflow
     ]

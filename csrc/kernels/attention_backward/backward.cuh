@@ -6,7 +6,7 @@
 // in   q [B,Sq,H,D]  k [B,Sk,Hkv,D]  v [B,Sk,Hkv,Dv]  dz [B,Sq,H,Dv]  bf16 or fp16; or packed | stats (params.h)
 // out  dk, dv like k, v | dq_sum: dQ / scale as fp32 fragments
 // kernels  attention_backward_<bf16|fp16>_<D>_<plain|capped>, as in the forward; and for lists of blocks
-//            .._<32|64|96|128>_blocks<64|128>_.., .._<160|192|224|256>_blocks_..
+//            .._<32|64|96|128>_blocks<64|128>_.., .._<160|192x128|192|224|256>_blocks_..
 // grid up to one CTA an SM, persistent: tasks by `snake` (schedule.cuh); block 384
 // producer   warp 0 (producer.cuh)    gl k, v --TMA--> k, v    gl q, dz --TMA--> q[2], dz[2]    gl stats --bulk--> stats[2]
 //              keys    full 1 arrival + bytes, waited by the consumers      free 2: who has stored dk, dv out of the tiles
@@ -21,7 +21,7 @@
 //              -> shared dq[w] --bulk add--> gl dq_sum
 //   D > 128    32 of 64 queries each: S^T and dP^T, then P^T, dS^T -> shared weights[2], ds[2]; of half the columns each:
 //              dQ part = dS k, dV += P^T dz, dK += dS^T q; dQ's part from registers --red--> gl dq_sum
-//              (D = 160: 96 and 64 columns, 224: 128 and 96)
+//              (D = 160: 96 and 64 columns, 224: 128 and 96; D = 192 has kernels for values of up to 128: 64 of dV each)
 //              named barriers 1, 2: the 128 threads of one consumer, around dq[w] or a turn      3: both, once the tiles
 //              that they exchange are written (two of each: who writes one again has met the other after its products
 //              with it), and around the way out of dk, dv

@@ -8,8 +8,8 @@ namespace tkpy::attention_backward {
 
 template <class Kernel>
 struct Consumer {
-  using KTile = typename Kernel::KTile;
   using QTile = typename Kernel::QTile;
+  using ZTile = typename Kernel::ZTile;
   using Part = typename Kernel::Part;
   using Pairs = typename Kernel::Pairs;
   using Shared = typename Kernel::Shared;
@@ -67,7 +67,8 @@ struct Consumer {
 
   // `index`: of the head's first query tile.
   TK_DEVICE void step(const KeyTile& tile, int index, int step) {
-    const QTile &q = shared.q[at.slot], &dz = shared.dz[at.slot];
+    const QTile& q = shared.q[at.slot];
+    const ZTile& dz = shared.dz[at.slot];
     const float* numbers = shared.stats[at.slot].data;
     auto& ds_tile = shared.ds[in_turn ? number : at.slot];
     typename Pairs::Tile s, dp;
@@ -81,7 +82,7 @@ struct Consumer {
     mma_ABt(s, subtile<64, shape.dim>(shared.k, half, 0), q, false);
     mma_commit();
     if constexpr (!dp_later) {
-      mma_ABt(dp, subtile<64, shape.dim>(shared.v, half, 0), dz, false);
+      mma_ABt(dp, subtile<64, Kernel::Values>(shared.v, half, 0), dz, false);
       mma_commit();
       mma_wait<1>(s);
     } else {
@@ -90,7 +91,7 @@ struct Consumer {
     Pairs::weigh(weights, s, p, tile.in, tile.key + keys, met * Rows, numbers, bits(tile, keys, 0));
     mma_fence();
     if constexpr (dp_later) {
-      mma_ABt(dp, subtile<64, shape.dim>(shared.v, half, 0), dz, false);
+      mma_ABt(dp, subtile<64, Kernel::Values>(shared.v, half, 0), dz, false);
       mma_commit();
     }
     mma_AB(sums.dv, weights, dz);
@@ -135,7 +136,8 @@ struct Consumer {
 
   // The same where consumers share the columns: each makes the weights and dS of half the queries, for both.
   TK_DEVICE void wide_step(const KeyTile& tile, int index, int step) {
-    QTile &q = shared.q[at.slot], &dz = shared.dz[at.slot];
+    QTile& q = shared.q[at.slot];
+    ZTile& dz = shared.dz[at.slot];
     auto &ds_tile = shared.ds[at.slot], &weights_tile = shared.weights[at.slot];
     const int query = Rows / 2 * number;
     const float* numbers = shared.stats[at.slot].data + query;
@@ -146,7 +148,7 @@ struct Consumer {
     mma_fence();
     mma_ABt(s, shared.k, subtile<Rows / 2, shape.dim>(q, query, 0), false);
     mma_commit();
-    mma_ABt(dp, shared.v, subtile<Rows / 2, shape.dim>(dz, query, 0), false);
+    mma_ABt(dp, shared.v, subtile<Rows / 2, Kernel::Values>(dz, query, 0), false);
     mma_commit();
     mma_wait<1>(s);
     Pairs::weigh(weights, s, p, tile.in, tile.key, met * Rows + query, numbers, bits(tile, 0, query));
@@ -160,7 +162,7 @@ struct Consumer {
     mma_fence();
     mma_AtB(dq, ds_tile, subtile<Keys, Columns>(shared.k, 0, column), false);
     mma_commit();
-    mma_AB(sums.dv, weights_tile, subtile<Rows, Columns>(dz, 0, column));
+    mma_AB(sums.dv, weights_tile, subtile<Rows, Kernel::ValueColumns>(dz, 0, Kernel::first_value_column(number)));
     mma_AB(sums.dk, ds_tile, subtile<Rows, Columns>(q, 0, column));
     mma_commit();
     mma_wait<1>(dq);

@@ -1,4 +1,4 @@
 // The kernels of head dimension 192; backward.cuh describes them.
 #include "backward.cuh"
 
-TKPY_ATTENTION_BACKWARD_KERNELS(192, 5)
+TKPY_ATTENTION_BACKWARD_KERNELS(192, 6)

@@ -36,9 +36,9 @@ struct Call {
 constexpr std::int64_t kWidest = 256;
 
 const Shape& shape_for(const Call& call) {
-  const std::int64_t dim = std::max(call.q.shape[call.q.rank - 1], call.v.shape[call.v.rank - 1]);
+  const std::int64_t dim = call.q.shape[call.q.rank - 1], dim_v = call.v.shape[call.v.rank - 1];
   const auto serves = [&](const Shape& shape) {
-    return shape.dim >= dim && (shape.mask == 0 || 8 * shape.mask == call.by_keys->block);
+    return shape.dim >= dim && shape.dim_v() >= dim_v && (shape.mask == 0 || 8 * shape.mask == call.by_keys->block);
   };
   // The last takes all that is not refused.
   return call.by_keys ? *std::ranges::find_if(kBlockShapes, serves) : *std::ranges::find_if(kShapes, serves);
@@ -164,6 +164,7 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
   const Shape& shape = shape_for(call);
   const std::string type = call.q.dtype == DType::bf16 ? "bf16" : "fp16";
   std::string size = std::to_string(shape.dim);
+  if (shape.narrow_v) size += "x" + std::to_string(shape.narrow_v);
   if (call.by_keys) size += shape.wide() ? "_blocks" : "_blocks" + std::to_string(call.by_keys->block);
   const std::string prefix = "attention_backward_" + type + "_" + size, module = "attention_backward_hd" + size;
   const bool capped = shape.always_capped || attention::is_capped(call.scale, call.softcap);

@@ -15,10 +15,13 @@ struct Layout {
   static constexpr int Rows = shape.rows, Keys = shape.keys, Stages = shape.stages(), both = 3;
   static constexpr bool wide = shape.wide(), in_turn = shape.in_turn();
   static constexpr int part_size = shape.part();
-  static constexpr int first = shape.columns(0), second = shape.columns(1);
+  static constexpr int Values = shape.dim_v();
+  static constexpr int first = shape.columns(0, shape.dim), second = shape.columns(1, shape.dim);
 
   using KTile = st<T, Keys, shape.dim, 2 * shape.key_panel()>;
+  using VTile = st<T, Keys, Values, 2 * shape.key_panel()>;
   using QTile = st<T, Rows, shape.dim, 2 * shape.panel()>;
+  using ZTile = st<T, Rows, Values, 2 * shape.panel()>;
   using Stats = sv<float, 2 * Rows>;
   using Parameters = typename choose<Listed, BlockParams, Params>::type;
   using Work = Schedule<Rows, Keys, Parameters>;
@@ -50,8 +53,10 @@ struct Layout {
   };
   using Masks = typename choose<staged, MaskTiles, NoLists>::type;
   struct Shared : choose<wide, ByColumns, ByKeys>::type {
-    KTile k, v;
-    QTile q[Stages], dz[Stages];
+    KTile k;
+    VTile v;
+    QTile q[Stages];
+    ZTile dz[Stages];
     Stats stats[Stages];
     Masks masks;
     typename choose<Listed, Lists, NoLists>::type listed;
@@ -64,15 +69,18 @@ struct Layout {
   TK_DEVICE static bool leader() { return threadIdx.x % 128 == 0; }
 };
 
-// The same for a consumer that sums dK and dV of so many columns: what it holds in registers.
+// The same for a consumer that sums so many columns of dK: what it holds in registers.
 template <class Layout, int Columns_>
 struct Half : Layout {
   static constexpr int Columns = Columns_;
+  static constexpr int ValueColumns = Layout::shape.columns(Columns == Layout::first ? 0 : 1, Layout::Values);
   static constexpr int in_turn_columns = Columns < 128 ? Columns : 64;  // of dQ: all 128 at once would not fit
   using Sum = rt_fl<16, Columns>;
+  using ValueSum = rt_fl<16, ValueColumns>;
   using Part = rt_fl<16, Layout::wide ? Columns : Layout::in_turn ? in_turn_columns : Layout::part_size / 64>;
 
   TK_DEVICE static int first_column(int number) { return number * (Layout::shape.dim - Columns); }
+  TK_DEVICE static int first_value_column(int number) { return number * (Layout::Values - ValueColumns); }
 };
 
 }  // namespace tkpy::attention_backward

@@ -12,15 +12,18 @@ struct Shape {
   int dim, rows, keys;
   int mask = 0;  // bytes of a row of an element mask in shared memory; 0: there is none, or it is read where it lies
   bool always_capped = false;  // there is no plain kernel: few ask for this width
+  int narrow_v = 0;            // the widest v; 0: as k
   static constexpr int kThreads = 384;
   // Two consumers share the keys; wide tiles' sums do not fit, and they share the columns; few keys, and they take steps in
   // turn.
   constexpr bool wide() const { return dim > 128; }
+  constexpr int dim_v() const { return narrow_v ? narrow_v : dim; }
   constexpr bool in_turn() const { return !wide() && keys == 64; }
-  // Columns of dk and dv that a consumer sums. Of an odd number of panels the first one has one more than the other.
-  constexpr int columns(int consumer) const {
-    const int first = (dim / 2 + 31) / 32 * 32;
-    return !wide() ? dim : consumer == 0 ? first : dim - first;
+  // Of so many columns, dk's or dv's, those that a consumer sums. Of an odd number of panels the first one has one more than
+  // the other.
+  constexpr int columns(int consumer, int of) const {
+    const int first = (of / 2 + 31) / 32 * 32;
+    return !wide() ? of : consumer == 0 ? first : of - first;
   }
   // Columns of a panel of q and dz, and of k, v, dk and dv: what a consumer takes of a tile's columns is whole panels.
   static constexpr int widest(int columns) { return columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16; }
@@ -30,7 +33,7 @@ struct Shape {
   constexpr int part() const { return rows * dim / 2; }  // half of a step's dq (dq.cuh)
   constexpr int shared_bytes() const {
     const int exchange = 2 * 2 * keys * rows * (wide() ? 2 : 1) + (wide() ? 0 : 2 * 4 * part() * (in_turn() ? 2 : 1));
-    const int tiles = 2 * (2 * keys * dim + stages() * 2 * rows * dim);
+    const int tiles = 2 * (keys + stages() * rows) * (dim + dim_v());
     return tiles + exchange + stages() * rows * (8 + mask) + 1024;  // what is known of rows; barriers, in the tiles' alignment
   }
 };
@@ -39,6 +42,7 @@ constexpr Shape kShapes[] = {{32, 128, 128},
                              {96, 64, 128},
                              {128, 64, 128},
                              {160, 64, 64, 0, true},
+                             {192, 64, 64, 0, true, 128},
                              {192, 64, 64},
                              {224, 64, 64, 0, true},
                              {256, 64, 64}};
@@ -52,6 +56,7 @@ constexpr Shape kBlockShapes[] = {{32, 128, 128, 16, true},
                                   {128, 64, 128, 16},
                                   {128, 64, 64, 8},
                                   {160, 64, 64, 0, true},
+                                  {192, 64, 64, 0, true, 128},
                                   {192, 64, 64, 0, true},
                                   {224, 64, 64, 0, true},
                                   {256, 64, 64}};

@@ -8,7 +8,9 @@ namespace tkpy::attention_backward {
 template <class Kernel>
 struct Producer {
   using KTile = typename Kernel::KTile;
+  using VTile = typename Kernel::VTile;
   using QTile = typename Kernel::QTile;
+  using ZTile = typename Kernel::ZTile;
   using Stats = typename Kernel::Stats;
   using Work = typename Kernel::Work;
   using Parameters = typename Kernel::Parameters;
@@ -20,27 +22,27 @@ struct Producer {
   };
 
   // Two tiles and what `more` loads, `bytes` in all; of the tiles, the rows from `valid` on belong to another sequence.
-  template <class Tile, class More>
-  TK_DEVICE static void fill(Fill& at, bool packed, int valid, Tile& a, const tensor_map& map_a, Tile& b,
-                             const tensor_map& map_b, const int (&place)[4], u32 bytes, More more) {
-    const bool cut = packed && valid < Tile::rows;
+  template <class A, class B, class More>
+  TK_DEVICE static void fill(Fill& at, bool packed, int valid, A& a, const tensor_map& map_a, B& b, const tensor_map& map_b,
+                             const int (&place)[4], u32 bytes, More more) {
+    const bool cut = packed && valid < A::rows;
     mbarrier& bar = cut ? *at.ragged : *at.full;
     if (lane_index() == 0) {
       arrive_expect(bar, bytes);
-      load(a, gl<Tile, 4>(map_a), place, bar);
-      load(b, gl<Tile, 4>(map_b), place, bar);
+      load(a, gl<A, 4>(map_a), place, bar);
+      load(b, gl<B, 4>(map_b), place, bar);
       more(bar);
     }
     __syncwarp();
     if (!cut) return;
     wait(bar, at.phase);
     at.phase ^= 1;
-    constexpr int width = 8, chunks = Tile::cols / width;  // elements of 16 bytes
+    constexpr int width = 8, chunks = A::cols / width;  // elements of 16 bytes; b is no wider
 #pragma unroll 1
-    for (int i = lane_index(); i < (Tile::rows - valid) * chunks; i += 32) {
+    for (int i = lane_index(); i < (A::rows - valid) * chunks; i += 32) {
       const int row = valid + i / chunks, col = i % chunks * width;
       *reinterpret_cast<uint4*>(&a.at(row, col)) = make_uint4(0, 0, 0, 0);
-      *reinterpret_cast<uint4*>(&b.at(row, col)) = make_uint4(0, 0, 0, 0);
+      if (B::cols == A::cols || col < B::cols) *reinterpret_cast<uint4*>(&b.at(row, col)) = make_uint4(0, 0, 0, 0);
     }
     publish_tile();
     __syncwarp();
@@ -57,7 +59,7 @@ struct Producer {
       if (p.turns) turn = work.listed_turn(tile, head, step.tile);
     acquire(bars.steps, at);
     to.full = &bars.steps.full[at.slot];
-    u32 bytes = 2 * QTile::bytes + Stats::bytes;
+    u32 bytes = QTile::bytes + ZTile::bytes + Stats::bytes;
     if constexpr (Work::listed) {
       if (lane_index() == 0) shared.listed.steps[at.slot] = {step, turn};
       if (Kernel::staged && step.slot >= 0) bytes += Rows * p.by_keys.block / 8;
@@ -89,7 +91,7 @@ struct Producer {
       keys_phase ^= 1;
       to.full = &bars.keys_full;
       fill(to, work.packed(), tile.in.seq_k - tile.key, shared.k, p.k, shared.v, p.v,
-           {tile.in.batch, tile.kv_head, tile.in.k_begin + tile.key, 0}, 2 * KTile::bytes, [](mbarrier&) {});
+           {tile.in.batch, tile.kv_head, tile.in.k_begin + tile.key, 0}, KTile::bytes + VTile::bytes, [](mbarrier&) {});
       for (int head = work.next_head(tile, 0); head < p.heads; head = work.next_head(tile, head + 1))
         if constexpr (Work::listed) {
           work.row(tile, head).each(tile.first, tile.end, [&](const block_lists::Step& step) {

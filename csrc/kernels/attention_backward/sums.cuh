@@ -8,15 +8,15 @@ namespace tkpy::attention_backward {
 template <class Kernel>
 struct Sums {
   using T = typename Kernel::T;
-  using KTile = typename Kernel::KTile;
   using Sum = typename Kernel::Sum;
   static constexpr bool wide = Kernel::wide, in_turn = Kernel::in_turn;
-  static constexpr int Keys = Kernel::Keys, Columns = Kernel::Columns;
+  static constexpr int Keys = Kernel::Keys;
 
   typename Kernel::Shared& shared;
   const typename Kernel::Parameters& p;
   const int number;  // of the consumer, 0 or 1
-  Sum dk, dv;
+  Sum dk;
+  typename Kernel::ValueSum dv;
 
   // Sums of steps in turn: consumer 0 gets the other's dK, consumer 1 the other's dV. Through the tiles of dq, which have been
   // read.
@@ -45,12 +45,12 @@ struct Sums {
   }
 
   // Rows or columns of one consumer to their tile, in q's type.
-  TK_DEVICE void stage(KTile& to, const Sum& sum) const {
+  template <class Tile, class All>
+  TK_DEVICE void stage(Tile& to, const All& sum, int first) const {
     int row = (wide || in_turn ? 0 : 64 * number) + 16 * (warp_index() % 4);
-    const int first = Kernel::first_column(number);
     ptx::hold(row);  // or the addresses of all parts wait in registers from the start of the kernel
 #pragma unroll
-    for (int col = 0; col < Columns; col += 32) {
+    for (int col = 0; col < All::cols; col += 32) {
       rt_fl<16, 32> part;
       rt<T, 16, 32> rounded;
       columns(part, sum, col);
@@ -61,15 +61,16 @@ struct Sums {
 
   // A staged tile to memory, by this consumer. TMA bounds the rows of a batch entry; those of a packed sequence are
   // followed by another's.
-  TK_DEVICE void write_out(KTile& from, const KeyTile& tile, const tensor_map& map, void* data, int columns) const {
+  template <class Tile>
+  TK_DEVICE void write_out(Tile& from, const KeyTile& tile, const tensor_map& map, void* data, int columns) const {
     const int valid = tile.in.seq_k - tile.key;
     if (Kernel::Listed || p.cu_seqlens_k == nullptr || valid >= Keys) {
       if (!Kernel::leader()) return;
-      store(gl<KTile, 4>(map), from, {tile.in.batch, tile.kv_head, tile.in.k_begin + tile.key, 0});
+      store(gl<Tile, 4>(map), from, {tile.in.batch, tile.kv_head, tile.in.k_begin + tile.key, 0});
       commit_stores();
       return wait_stores_read();
     }
-    constexpr int width = 8, chunks = KTile::cols / width;
+    constexpr int width = 8, chunks = Tile::cols / width;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) % 128; i < valid * chunks; i += 128) {
       const int r = i / chunks, col = i % chunks * width;
@@ -83,8 +84,8 @@ struct Sums {
 
   // dK and dV of a tile of keys to memory, through the tiles of k and v: no product is to read them any more.
   TK_DEVICE void store_all(const KeyTile& tile) {
-    if (!in_turn || number == 0) stage(shared.k, dk);
-    if (!in_turn || number == 1) stage(shared.v, dv);
+    if (!in_turn || number == 0) stage(shared.k, dk, Kernel::first_column(number));
+    if (!in_turn || number == 1) stage(shared.v, dv, Kernel::first_value_column(number));
     publish_tile();
     sync(Kernel::both, 256);
     if (number == 0)

@@ -1,0 +1,4 @@
+// The kernels of head dimension 192, for values of up to 128, for lists of blocks; backward.cuh describes them.
+#include "backward.cuh"
+
+TKPY_ATTENTION_BACKWARD_CAPPED_BLOCK_KERNELS(192x128_blocks, 9)
