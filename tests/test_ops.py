@@ -30,6 +30,32 @@ def test_eager_agrees_with_the_reference(op, case, dtype):
         assert result.comparison, str(result)
 
 
+def reference_gradients(op, kwargs):
+    """Of a cotangent that bfloat16 holds, by name of the input."""
+    tensors = {n: t for n, t in kwargs.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    outputs = [t for t in as_tuple(op.public(**{**kwargs, **leaves}, backend="reference")) if t is not None]
+    outputs = [t for t in outputs if t.requires_grad and t.is_floating_point()]
+    make = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(t.shape, generator=make).bfloat16().to(t.dtype) for t in outputs]
+    found = torch.autograd.grad(outputs, list(leaves.values()), cotangents, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.differentiates("reference")], ids=lambda op: op.name)
+def test_the_reference_rounds_a_gradient_once(op):
+    """Whoever calls it with bfloat16 gets float64's gradients, rounded: no sum of it is in bfloat16."""
+    for case in op.cases:
+        if case.bench or not case.grad:
+            continue
+        kwargs = case.make(Maker(torch.bfloat16))
+        floats = {n: t for n, t in kwargs.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+        want = reference_gradients(op, kwargs | {name: t.double() for name, t in floats.items()})
+        for name, got in reference_gradients(op, kwargs).items():
+            error = (got.double() - want[name]).norm()
+            assert error <= 2.0**-8 * want[name].norm(), (case.name, name, float(error))
+
+
 def captured(op, case, backend, dtype=torch.float32):
     kwargs = case.make(Maker(dtype))
     for name, t in kwargs.items():

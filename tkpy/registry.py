@@ -215,7 +215,8 @@ class Op:
             if hasattr(module, "backward"):
                 found = module.backward(list(grads), list(outputs), *inputs, needs=list(needs))
             else:
-                found = self._differentiate(module.forward, list(grads), inputs, list(needs))
+                wide = [_widened(a) for a in inputs] if backend == "reference" else inputs
+                found = self._differentiate(module.forward, list(grads), wide, list(needs))
         kept = [
             torch.zeros_like(t, memory_format=torch.contiguous_format) if g is None else g.to(t.dtype)
             for g, t, needed in zip(found, tensors, needs, strict=True)
@@ -354,6 +355,13 @@ def _fresh_strides(shape: Sequence[int]) -> list[int]:
         strides.append(step)
         step *= max(size, 1)
     return strides[::-1]
+
+
+def _widened(argument: Any) -> Any:
+    """A tensor in float64, or its gradient would be rounded, and summed so, wherever the oracle widens it."""
+    if not isinstance(argument, torch.Tensor) or not (argument.is_floating_point() or argument.is_complex()):
+        return argument
+    return argument.to(torch.complex128 if argument.is_complex() else torch.float64)
 
 
 def _own(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
