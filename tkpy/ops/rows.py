@@ -33,7 +33,7 @@ def optional(x: Tensor | None) -> Tensor | None:
 
 def parameter(p: Tensor | None, x: Tensor) -> Tensor | None:
     """A vector of x's dtype or float32."""
-    return None if p is None else p.contiguous() if p.dtype in (x.dtype, torch.float32) else p.float()
+    return None if p is None else (p if p.dtype in (x.dtype, torch.float32) else p.float()).contiguous()
 
 
 def multiprocessors(x: Tensor) -> int:

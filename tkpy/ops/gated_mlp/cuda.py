@@ -27,8 +27,9 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def _along(weight: torch.Tensor) -> torch.Tensor:
-    """The last dimension contiguous."""
-    return weight if weight.stride(-1) == 1 or weight.shape[-1] == 1 else weight.contiguous()
+    """The last dimension contiguous, of an empty weight too (which `contiguous` returns as it is)."""
+    near = weight.stride(-1) == 1 or weight.shape[-1] == 1
+    return weight if near else weight.clone(memory_format=torch.contiguous_format)
 
 
 def gated(

@@ -45,7 +45,6 @@ def backward(grads, outputs, x, weight, bias, gate, eps, *, needs):
         h = h * wide * s
     g = h if weight is None else h * _wide(weight, x)
     dx = inverse * (g - g.mean(-1, keepdim=True) - normal * (g * normal).mean(-1, keepdim=True)) if needs[0] else None
-    rows = tuple(range(x.dim() - 2))
-    dweight = (h * normal).sum(rows) if needs[1] else None
-    dbias = h.sum(rows) if needs[2] else None
+    dweight = (h * normal).reshape(-1, *x.shape[-2:]).sum(0) if needs[1] else None
+    dbias = h.reshape(-1, *x.shape[-2:]).sum(0) if needs[2] else None
     return [dx, dweight, dbias, dgate]

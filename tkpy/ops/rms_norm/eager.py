@@ -33,7 +33,7 @@ def backward(grads, outputs, x, weight, residual, seed, eps, eps_inside_sqrt, dr
     """dz = w dy / d - z * mean(w dy z) * 2 d'(ms) / d^2 with d the denominator; dw = sum over rows of dy z / d."""
     (dy, dz), z = grads, outputs[0] if stream.joins(residual, dropout) else x
     dz = stream.incoming(dz, residual, dropout)
-    if dy is None and dz is None:
+    if (dy is None and dz is None) or not x.numel():
         return [None, None, None, None]
     total: Any = 0.0 if dz is None else _wide(dz)
     dw = None

@@ -74,6 +74,7 @@ CASES = (
     Case("width 1", lambda m: {"x": m.randn(4, 1), "weight": m.randn(1), "eps": 0.5}, "shortest row"),
     Case("width 257", lambda m: {"x": m.randn(2, 257), "weight": m.randn(257)}, "prime width: a masked tail"),
     Case("no rows", lambda m: {"x": m.randn(0, 8), "weight": m.randn(8)}, "zero-size"),
+    Case("no columns", lambda m: {"x": m.randn(3, 0), "weight": m.randn(0)}, "D = 0"),
     Case(
         "non-contiguous",
         lambda m: {"x": m.randn(24, 6, 5).transpose(0, 2), "weight": m.randn(48)[::2]},

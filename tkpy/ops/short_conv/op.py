@@ -165,6 +165,8 @@ CASES = (
     Case("no channels", _case(2, 0, 5, 4), "zero-size channels"),
     Case("non-contiguous", _strided, "every tensor strided, x with the channels fastest"),
     Case("float32 weight", lambda m: {"x": m.randn(2, 5, 17), "weight": m.randn(5, 3, dtype=m.wide)}, "mixed dtypes"),
+    Case("float16 weight", lambda m: {"x": m.randn(2, 5, 17), "weight": m.randn(3, 5, dtype=torch.float16).T},
+         "a weight narrower than x, strided (its gradient is rounded, so not compared)", grad=False),
     Case("large values", lambda m: {"x": m.randn(2, 5, 17, scale=100.0), "weight": m.randn(5, 3), "activation": "silu"},
          "a saturated silu"),
     Case("Evo-1 prompt", _case(1, 3 * 4096, 8192, 3), "the projections of one Evo-1 block", bench=True),

@@ -101,6 +101,12 @@ CASES = (
         lambda m: {"x": m.randn(2, 5, 16), "mix": m.uniform(0.0, 1.0, 4, 16, dtype=m.wide)},
         "parameters wider than x",
     ),
+    Case(
+        "float16 mixes",
+        lambda m: {"x": m.randn(2, 5, 16), "mix": m.uniform(0.0, 1.0, 16, 4, dtype=torch.float16).t()},
+        "parameters narrower than x, strided (their gradients are rounded, so not compared)",
+        grad=False,
+    ),
     Case("8 x 4096 x 4096", _case(8, 4096, 4096, 4, last=True), "RWKV-5 7B, time mix", bench=True),
 )
 
