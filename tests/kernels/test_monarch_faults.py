@@ -12,6 +12,7 @@ from tkpy import conformance, machine, registry  # noqa: E402
 
 OP = registry.get("monarch_multiply")
 FORWARD, BACKWARD, STRIDED, CONSECUTIVE = "forward", "backward", "gradient_strided", "gradient_consecutive"
+WHOLE = "whole_48"
 
 MEET = "  meet();\n"
 FIRST = "if (m < tiles)\n#pragma unroll\n          for"
@@ -72,10 +73,69 @@ FAULTS = [
     Fault("channels past the last", "if (i < p.out && j < p.in)", "if (i < p.out)", CONSECUTIVE),
     Fault("the first of eight channels", "place() % 8 * 8 + j", "place() % 8 * 8", CONSECUTIVE),
     Fault("the first eight blocks", "int block = 8 * group + warp;", "int block = warp;", CONSECUTIVE),
+    Fault("a tile read before it has landed", "wait_group<0>();\n    __syncthreads",
+          "wait_group<1>();\n    __syncthreads", WHOLE),
+    Fault("a stage filled before all have left it", "wait_group<0>();\n    __syncthreads();\n",
+          "wait_group<0>();\n", WHOLE),
+    Fault("the next tile into this one's stage", "tile + shares, stage ^ 1)", "tile + shares, stage)", WHOLE),
+    Fault("dy read before all have transposed it", "turn_blocks(second, stage);\n    __syncthreads();\n",
+          "turn_blocks(second, stage);\n", WHOLE),
+    Fault("dy not transposed", "    turn_blocks(second, stage);\n", "", WHOLE),
+    Fault("middles written while they are read", "    cluster_wait();\n    if (has_first) {\n      float",
+          "    if (has_first) {\n      float", WHOLE),
+    Fault("middles read before they are there", "    cluster_sync();\n", "    __syncthreads();\n", WHOLE),
+    Fault("middles of other CTAs not waited for",
+          "    cluster_sync();\n    add_gradient<T>(of_second, second, stage);\n",
+          "    cluster_arrive();\n    __syncthreads();\n    add_gradient<T>(of_second, second, stage);\n"
+          "    cluster_wait();\n", WHOLE),
+    Fault("h sent to another CTA", "static_cast<u32>(block / 8)", "static_cast<u32>(block % p.ranks)", WHOLE),
+    Fault("h of another block", "second.middle_at(block % 8, chunk", "second.middle_at(block / 8, chunk", WHOLE),
+    Fault("h not permuted", "flat / second.blocks), static", "flat % second.out), static", WHOLE),
+    Fault("h of the first block", "(first.first + warp_index()) * first.out + channel",
+          "warp_index() * first.out + channel",
+          WHOLE),
+    Fault("dh sent to another CTA", "static_cast<u32>(block / each)", "static_cast<u32>(block % p.ranks)", WHOLE),
+    Fault("dh of another block", "first.middle_at(block % each", "first.middle_at(block / each", WHOLE),
+    Fault("dh not permuted", "channel * second.blocks + second.first + warp_index()",
+          "channel + (second.first + warp_index()) * second.out", WHOLE),
+    Fault("warps without a block", "has_first = warp_index() < first.count", "has_first = true", WHOLE),
+    Fault("sums of warps without a block", "  if (warp_index() >= side.count) return;\n", "", WHOLE),
+    Fault("blocks past the last", "min(each, f.blocks - first)", "each", WHOLE),
+    Fault("dx read before all have written it", "    __syncwarp();\n    cluster_arrive();\n    if (has_first",
+          "    cluster_arrive();\n    if (has_first", WHOLE),
+    Fault("tiles left out", "tile < tiles; tile += shares", "tile < tiles; tile += shares + 1", WHOLE),
+    Fault("every cluster from the first tile", "for (int tile = share;", "for (int tile = 0;", WHOLE),
+    Fault("rows beyond the last read", "there = tile * kWholeRows + row < p.rows", "there = true", WHOLE),
+    Fault("rows beyond the last left as they are", "from, there ? 16u : 0u", "there ? from : from, 16u", WHOLE),
+    Fault("rows beyond the last written", "    if (at < p.rows)\n", "", WHOLE),
+    Fault("every tile the first", "(1ll * tile * kWholeRows + row) * pitch", "1ll * row * pitch", WHOLE),
+    Fault("dy of the first granule", "1ll * unit * side.blocks + side.first", "1ll * unit * side.blocks", WHOLE),
+    Fault("x of the first block", "1ll * side.first * side.in + 8 * unit", "8ll * unit", WHOLE),
+    Fault("weights of the first block", "+ 1ll * side.first * side.out * (side.in / 8)", "", WHOLE),
+    Fault("the last step of K", "k < side.in / 16; ++k", "k + 1 < side.in / 16; ++k", WHOLE),
+    Fault("K not halved", "side.weight_at(warp, 2 * k + which / 2", "side.weight_at(warp, 2 * k", WHOLE),
+    Fault("rows in the instruction's order", "8 * (i / 2) + 4 * j + 2 * (which / 2) + i % 2",
+          "16 * j + 8 * (which / 2) + i", WHOLE),
+    Fault("one of a pair of rows twice", "d[m][j][2 * half + 1])", "d[m][j][2 * half])", WHOLE),
+    Fault("half of the channels twice", "16 * m + 8 * half + lane_row(), lane", "16 * m + lane_row(), lane", WHOLE),
+    Fault("channels past the block", "    if (16 * m < side.out)\n#pragma unroll\n      for (int half",
+          "#pragma unroll\n      for (int half", WHOLE),
+    Fault("the first sixteen rows alone", "        ptx::mma<form>(sums[m][n], a[m][1], b[2], b[3]);\n", "", WHOLE),
+    Fault("rows of the wrong half", "sums[m][n], a[m][1], b[2], b[3]", "sums[m][n], a[m][1], b[0], b[1]", WHOLE),
+    Fault("the last step of dx", "k < side.out / 16; ++k", "k + 1 < side.out / 16; ++k", WHOLE),
+    Fault("dx of the first sixteen rows twice", "side.middle_at(warp, 2 * m + which % 2",
+          "side.middle_at(warp, which % 2", WHOLE),
+    Fault("dx in the first block", "1ll * (side.first + warp) * side.in", "1ll * warp * side.in", WHOLE),
+    Fault("shares in one place", "1ll * share * side.blocks + side.first", "1ll * side.first", WHOLE),
 ]  # fmt: skip
 
 
 def unit(part: str) -> Unit:
+    memory = "extern __shared__ __align__(128) unsigned char memory[];"
+    if part == WHOLE:
+        run = f"{memory} tkpy::monarch::whole<tk::bf16, 3>(p, tk::ptx::shared_address(memory))"
+        entry = Entry("monarch_whole_48_bf16", "monarch_whole", "tkpy::monarch::Whole", run, "256, 1")
+        return Unit([f"monarch/{name}" for name in ("params.h", "monarch.cuh", "whole.cu")], [entry])
     gradient = part in (STRIDED, CONSECUTIVE)
     call = f"gradient<tk::bf16, {'true' if part == STRIDED else 'false'}>" if gradient else f"{part}<tk::bf16>"
     more = "" if gradient else ", tkpy::monarch::first_row_of(p)"
@@ -83,8 +143,7 @@ def unit(part: str) -> Unit:
         f"monarch_{part}_bf16",
         "monarch_gradient" if gradient else "monarch",
         f"tkpy::monarch::{'Gradient' if gradient else 'Params'}",
-        "extern __shared__ __align__(128) unsigned char memory[];"
-        f" tkpy::monarch::{call}(p, tk::ptx::shared_address(memory){more})",
+        f"{memory} tkpy::monarch::{call}(p, tk::ptx::shared_address(memory){more})",
         "256, 1",
     )
     files = ("params.h", "monarch.cuh", "gradient.cu" if gradient else "kernel.cu")
@@ -97,6 +156,8 @@ CASES = [
     ((64, 2), sized(75, 5, 64, 16, 40, 40)),
     ((16, 1), sized(600, 12, 48, 72, 8, 72)),
 ]
+# Two clusters of three with ten tiles each, a rank with fewer blocks; warps without a block.
+WHOLES = [((0, 0), sized(600, 8, 48, 16, 24, 32)), ((0, 0), sized(70, 8, 32, 16, 16, 48))]
 
 
 def wrong(call: tuple) -> str:
@@ -104,7 +165,9 @@ def wrong(call: tuple) -> str:
     chosen, case = call
 
     def cut(name, *args, **more):
-        return machine.launch(name, *((*args[:-2], *chosen) if name != "monarch_gradient" else args), **more)
+        return machine.launch(
+            name, *((*args[:-2], *chosen) if name in ("monarch", "monarch_backward") else args), **more
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OP.module("cuda"), "launch", cut)
@@ -113,10 +176,10 @@ def wrong(call: tuple) -> str:
 
 test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
     "monarch",
-    {part: unit(part) for part in (FORWARD, BACKWARD, STRIDED, CONSECUTIVE)},
+    {part: unit(part) for part in (FORWARD, BACKWARD, STRIDED, CONSECUTIVE, WHOLE)},
     FAULTS,
-    calls=lambda part: CASES,
+    calls=lambda part: WHOLES if part == WHOLE else CASES,
     wrong=wrong,
     right_seeds=3,
-    tried=(FORWARD,),  # beside the other right ones
+    tried=(FORWARD, WHOLE),  # beside the other right ones
 ).tests()

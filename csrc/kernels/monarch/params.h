@@ -55,4 +55,24 @@ constexpr int kStepRows = 32;
 constexpr int kStages = 2;
 constexpr int kGradientShared = kStages * 2 * kWarps * kSide * kStepRows * 2;
 
+// The whole backward in one launch: a cluster for every share.
+struct Whole {
+  const void *x, *dy;
+  void* dx;                      // contiguous, or null
+  float *of_first, *of_second;   // shares [clusters, blocks, out, in] of the factors as they are here
+  long long x_pitch, dy_pitch;
+  Factor first, second;          // second: with every block transposed
+  int rows, ranks;
+};
+
+constexpr int kWholeRows = 32;   // of a tile
+constexpr int kWholeStages = 2;
+constexpr int kWholeSide = 48;   // of a block, at most
+// In bytes of a CTA: eight blocks' weights; a tile of so many of their channels; what a side takes.
+TK_HD constexpr int whole_weights(const Factor& f) { return 2 * kWarps * f.out * f.in; }
+TK_HD constexpr int whole_rows(int channels) { return 2 * kWarps * channels * kWholeRows; }
+TK_HD constexpr int whole_side(const Factor& f) {
+  return whole_weights(f) + kWholeStages * whole_rows(f.in) + whole_rows(f.out);
+}
+
 }  // namespace tkpy::monarch

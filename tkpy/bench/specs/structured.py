@@ -86,7 +86,7 @@ MONARCH_MULTIPLY = OpRows(
     counted=(
         Counted(
             {"rows": 512, "size": 32},
-            backward=Promise(bytes=2.45, why="dh goes through memory, and dy is read again, for sums over all rows"),
+            backward=Promise(flops=1.25, why="h is computed again: to keep and to read it would be a third more bytes"),
         ),
     ),
 )

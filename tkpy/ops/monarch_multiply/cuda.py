@@ -1,8 +1,8 @@
 """monarch_multiply by the compiled kernels of csrc/kernels/monarch: on an sm_90 GPU, or in the emulator.
 
-Both products of a row are one kernel, forward and backward; h and dh reach memory only where a factor's gradient wants
-them. The factors' gradients are sums over all rows, in float32 shares of them where there are few blocks; torch adds
-the shares.
+Both products of a row are one kernel, forward and backward. The backward of blocks that are small enough
+(`in_one_launch` of op.py) is one launch, which makes h again; of others h and dh reach memory where a factor's gradient
+wants them. The factors' gradients are sums over all rows, in float32 shares of them; torch adds the shares.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import torch
 
 from tkpy.machine import launch
 from tkpy.ops.blockdiag_linear import cuda as blockdiag
+from tkpy.ops.monarch_multiply.op import in_one_launch
 
 OP = "monarch_multiply"
 MULTIPROCESSORS, FEWEST_ROWS = 132, 256  # CTAs that a factor's gradient is cut into; rows of a share
+TOGETHER = 16  # multiprocessors that a cluster must fit into, of the smallest GPC of an H100
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -48,8 +50,27 @@ def forward(x, w1, w2, keep):
     return y, middle
 
 
+def clusters_of(rows: int, ranks: int) -> int:
+    """That share the rows of the whole backward: no more than run at once, since one that waited would run alone."""
+    return max(1, min(rows // FEWEST_ROWS, MULTIPROCESSORS // TOGETHER * (TOGETHER // ranks)))
+
+
+def _whole_backward(dy, x, w1, w2, dx):
+    """(dw1, dw2); dx is filled where it is not None."""
+    clusters = clusters_of(len(x), w2.shape[0] // 8)
+    first, second = _whole(w1), _whole(w2.mT)
+    shares = [x.new_empty(clusters, *w.shape, dtype=torch.float32) for w in (first, second)]
+    launch("monarch_whole", dy, x, first, second, dx, *shares, op=OP)
+    dw1, dw2 = (share.sum(0) for share in shares)
+    return dw1.to(w1.dtype), dw2.mT.to(w2.dtype, memory_format=torch.contiguous_format)
+
+
 def backward(grads, outputs, x, w1, w2, keep, *, needs):
     dy, dmiddle = grads
+    if dy is not None and dmiddle is None and needs[1] and needs[2] and in_one_launch(x, w1, w2):
+        dx = x.new_empty(x.shape) if needs[0] else None
+        rows = _rows(x)
+        return [dx, *_whole_backward(_rows(dy), rows, w1, w2, None if dx is None else dx.view(rows.shape))]
     source, width = _rows(x), w1.shape[0] * w1.shape[1]
     dx = dh = dw1 = dw2 = None
     if dy is not None:
@@ -59,7 +80,8 @@ def backward(grads, outputs, x, w1, w2, keep, *, needs):
             dh = x.new_empty(len(source), width) if needs[1] else None
             launch("monarch_backward", rows, _whole(w1.mT), _whole(w2.mT), dh, dx, 0, 0, op=OP)
         if needs[2]:
-            dw2 = _gradient(rows, _rows(outputs[0]), w2, strided=True)
+            h = _rows(outputs[0]) if keep else blockdiag.product(source, w1.mT, x.new_empty(len(source), width), op=OP)
+            dw2 = _gradient(rows, h, w2, strided=True)
     if dmiddle is not None:  # of a caller of the torch op itself: the public function does not return h
         more = _rows(dmiddle)
         through = blockdiag.product(more, w1, x.new_empty(source.shape), op=OP)

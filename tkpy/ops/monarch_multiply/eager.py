@@ -1,6 +1,7 @@
 """monarch_multiply as two batched GEMMs; the permutations are views of their operands.
 
-The product of the first factor is an output of the torch op where the gradient of the second wants it.
+The product of the first factor is an output of the torch op where the gradient of the second wants it and the backend
+that was expected would not make it again.
 """
 
 from __future__ import annotations
@@ -20,11 +21,17 @@ def _second(x: torch.Tensor, rows: int, l: int, width: int) -> torch.Tensor:
     return x.reshape(rows, width, l).permute(2, 0, 1)
 
 
-def forward(x, w1, w2, keep):
-    (k, q, p), (l, s, r) = w1.shape, w2.shape
-    rows = math.prod(x.shape[:-1])
+def _middle(x, w1, rows):
+    k, q, p = w1.shape
     middle = x.new_empty(rows, k, q)
     torch.bmm(_first(x, rows, k, p), w1.transpose(1, 2), out=middle.transpose(0, 1))
+    return middle
+
+
+def forward(x, w1, w2, keep):
+    (k, q, _), (l, s, r) = w1.shape, w2.shape
+    rows = math.prod(x.shape[:-1])
+    middle = _middle(x, w1, rows)
     y = torch.bmm(_second(middle, rows, l, r), w2.transpose(1, 2))
     kept = middle.reshape(*x.shape[:-1], k * q) if keep else x.new_empty(*x.shape[:-1], 0)
     return y.permute(1, 2, 0).reshape(*x.shape[:-1], s * l), kept
@@ -39,6 +46,7 @@ def backward(grads, outputs, x, w1, w2, keep, *, needs):
     if dy is not None:
         dblocks = _second(dy, rows, l, s)
         if needs[2]:
+            middle = middle if keep else _middle(x, w1, rows)
             dw2 = torch.bmm(dblocks.transpose(1, 2), _second(middle, rows, l, r))
         through = torch.bmm(dblocks, w2).permute(1, 2, 0).reshape(rows, k * q)
         dmiddle = through if dmiddle is None else through + dmiddle.reshape(rows, k * q)

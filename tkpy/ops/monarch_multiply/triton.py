@@ -49,7 +49,9 @@ def backward(grads, outputs, x, w1, w2, keep, *, needs):
     dw2 = None
     if dy is not None:
         wanted = (needs[0] or needs[1], needs[2])
-        middle = outputs[0] if keep else x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1])  # its shape alone
+        middle = outputs[0] if keep else x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1])
+        if needs[2] and not keep:
+            _forward(rows_of(x), w1, rows_of(middle), interleaved=False)
         through, dw2 = _gradients(rows_of(dy), rows_of(middle), w2, wanted, interleaved=True)
         if through is not None:
             through = through.view(middle.shape)

@@ -1,0 +1,211 @@
+"""The whole backward of monarch_multiply in one launch, in the emulator: against float64 for blocks of every size that
+it takes, rows that end anywhere, clusters of every size; what it leaves out and what it must not read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
+from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
+from test_monarch_cuda import check, sized  # noqa: E402
+
+import tkpy  # noqa: E402
+from tkpy import machine, registry  # noqa: E402
+from tkpy.registry import Maker  # noqa: E402
+
+OP = registry.get("monarch_multiply")
+CASES = [
+    sized(1, 8, 16, 16, 8, 16, "one row, one CTA"),
+    sized(63, 16, 16, 16, 16, 16, "a cluster of two"),
+    sized(131, 8, 48, 16, 24, 32, "sizes of three kinds, shares of consecutive blocks that do not divide"),
+    sized(65, 32, 32, 32, 32, 32, "a square of 1024"),
+    sized(33, 48, 48, 48, 48, 48, "a square of 2304: the most shared memory"),
+    sized(32, 28, 32, 32, 56, 16, "a cluster of seven"),
+]
+SMALL = sized(75, 16, 32, 16, 16, 48, "small")
+
+
+@pytest.fixture(scope="module")
+def folder(kernel_folder, tmp_path_factory):
+    parts = [
+        kernel_folder(f"kernels/{n}.cu") for n in ("monarch/kernel", "monarch/gradient", "monarch/whole", "gemm/kernel")
+    ]
+    return gather(tmp_path_factory.mktemp("monarch_whole"), parts)
+
+
+@pytest.fixture
+def built(folder, monkeypatch):
+    on_machine(monkeypatch, folder)
+    return folder
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kernels of the test, in order, and what each was given."""
+    found, launch = [], machine.launch
+
+    def run(name, *args, **more):
+        found.append((launch(name, *args, **more), args))
+        return found[-1][0]
+
+    monkeypatch.setattr(OP.module("cuda"), "launch", run)
+    return found
+
+
+def gradients(kwargs, wanted, backend, cotangent=None):
+    leaves = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in kwargs.items()}
+    y = tkpy.monarch_multiply(**leaves, backend=backend)
+    cotangent = Maker(y.dtype, seed=9).randn(*y.shape) if cotangent is None else cotangent
+    return torch.autograd.grad(y, [leaves[name] for name in wanted], cotangent)
+
+
+def agree(found, wanted) -> bool:
+    return all(
+        bool((a.double() - b.double()).norm() <= 1e-2 * b.double().norm()) for a, b in zip(found, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_and_its_gradients(folder, monkeypatch, launched, case, dtype, seed):
+    on_machine(monkeypatch, folder, seed)
+    assert len(check(case, dtype)) == 4
+    suffix = "bf16" if dtype == torch.bfloat16 else "fp16"
+    factors = [case.make(Maker(dtype))[name] for name in ("w1", "w2")]
+    side = 48 if any(48 in w.shape[1:] for w in factors) else 32
+    assert [name for name, _ in launched] == [f"monarch_forward_{suffix}", f"monarch_whole_{side}_{suffix}"]
+
+
+def test_several_tiles_of_several_clusters(built, launched):
+    """Shares of the rows, of tiles that do not divide, the last of them short."""
+    check(sized(800, 16, 16, 16, 16, 16))
+    assert [args[5].shape[0] for name, args in launched if "whole" in name] == [3]
+
+
+@pytest.mark.parametrize("blocks, clusters", [(8, 128), (32, 32), (48, 16), (64, 16)])
+def test_all_clusters_run_at_once(blocks, clusters):
+    """No more than fit beside each other, however many rows there are."""
+    assert OP.module("cuda").clusters_of(10**6, blocks // 8) == clusters
+    assert OP.module("cuda").clusters_of(600, blocks // 8) == 2
+
+
+def test_h_is_kept_only_where_it_is_read(built, launched):
+    kwargs = SMALL.make(Maker(torch.bfloat16))
+    for wanted, middle in ((["x", "w1", "w2"], None), (["x", "w2"], (75, 512)), (["x"], None)):
+        launched.clear()
+        gradients(kwargs, wanted, "emulator")
+        kept = launched[0][1][3]
+        assert (None if kept is None else tuple(kept.shape)) == middle
+
+
+@pytest.mark.parametrize("backend", ["emulator", "eager"])
+@pytest.mark.parametrize("wanted", [["x"], ["w1"], ["w2"], ["x", "w2"], ["w1", "w2"]], ids="-".join)
+def test_gradients_of_some_without_h(built, launched, wanted, backend):
+    """Of a caller of the torch op itself, which is asked to keep no h."""
+    kwargs = SMALL.make(Maker(torch.bfloat16))
+    found = {}
+    for name in (backend, "reference"):
+        leaves = {n: t.clone().requires_grad_(n in wanted) for n, t in kwargs.items()}
+        y, _ = OP(*leaves.values(), False, backend=name)
+        found[name] = torch.autograd.grad(y, [leaves[n] for n in wanted], Maker(y.dtype, seed=9).randn(*y.shape))
+    assert agree(*found.values())
+    assert any("whole" in name for name, _ in launched) == (backend == "emulator" and wanted == ["w1", "w2"])
+
+
+IN_TRITON = """
+import torch
+from tkpy import registry
+op, make, found = registry.get("monarch_multiply"), registry.Maker(torch.float32), []
+inputs = [make.randn(20, 64), make.randn(4, 16, 16), make.randn(8, 16, 8)]
+for backend in ("triton", "reference"):
+    x, w1, w2 = inputs[0].clone().requires_grad_(), inputs[1], inputs[2].clone().requires_grad_()
+    found.append(torch.autograd.grad(op(x, w1, w2, False, backend=backend)[0].square().sum(), [x, w2]))
+assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in zip(*found, strict=True))
+"""
+
+
+def test_gradients_without_h_in_tritons_interpreter():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-W", "ignore", "-c", IN_TRITON]
+    done = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_nan_stays_in_its_row_and_nothing_outside_is_read(built):
+    """x and dy lie in NaN; a row of each is NaN in one place."""
+    kwargs = SMALL.make(Maker(torch.bfloat16))
+    dy = Maker(torch.bfloat16, seed=9).randn(75, kwargs["w2"].shape[0] * kwargs["w2"].shape[1])
+    want = gradients(kwargs, ["x", "w1", "w2"], "emulator", dy)
+
+    def inside(t):
+        wide = torch.full((len(t) + 2, t.shape[1] + 16), float("nan"), dtype=t.dtype)
+        wide[1:-1, 8:-8] = t
+        return wide[1:-1, 8:-8]
+
+    x, around = inside(kwargs["x"]), inside(dy)
+    leaves = [x.requires_grad_(), *(kwargs[n].clone().requires_grad_() for n in ("w1", "w2"))]
+    y = tkpy.monarch_multiply(*leaves, backend="emulator")
+    got = torch.autograd.grad(y, leaves, around, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    around[6, 20] = float("nan")
+    dx, dw1, dw2 = torch.autograd.grad(y, leaves, around)
+    others = torch.arange(75) != 6
+    assert torch.equal(dx[others], want[0][others])
+    assert dx[6].isnan().any()
+    assert dw1.isnan().any()
+    assert 0 < int(dw2.isnan().any(-1).sum()) < dw2[..., 0].numel()
+
+
+def test_the_same_call_gives_the_same_bits(folder, monkeypatch):
+    kwargs = sized(600, 8, 48, 16, 24, 32).make(Maker(torch.float16))
+    found = []
+    for seed in (3, 4):
+        on_machine(monkeypatch, folder, seed)
+        found.append(gradients(kwargs, ["x", "w1", "w2"], "emulator"))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        ({"w1": (16, 24, 16)}, "w1.*blocks of 16, 32 or 48"),
+        ({"w1": (16, 64, 16)}, "w1.*blocks of 16, 32 or 48"),
+        ({"w2t": (12, 16, 32)}, "w2.*8, 16, .. 64 blocks"),
+        ({"w2t": (8, 32, 32), "of_second": (2, 8, 32, 32)}, "w2.*as many as w1"),
+        ({"x": (0, 256)}, "x.*1 to 2\\^30 - 1 rows"),
+        ({"x": (40, 240)}, "x.*40 16-byte aligned rows of 256"),
+        ({"dy": (40, 256)}, "dy.*40 16-byte aligned rows of 512"),
+        ({"dx": (40, 512)}, "dx.*shape \\(40, 256"),
+        ({"of_first": (3, 16, 16, 16)}, "the sums of w1.*no more than tiles"),
+        ({"of_second": (1, 16, 16, 32)}, "the sums of w2.*as many of both"),
+    ],
+    ids=[
+        "of eights",
+        "of 64",
+        "blocks",
+        "fewer blocks",
+        "no rows",
+        "width",
+        "width of dy",
+        "dx",
+        "shares",
+        "shares of w2",
+    ],
+)
+def test_the_launcher_checks_again(built, shapes, message):
+    right = {"dy": (40, 512), "x": (40, 256), "w1": (16, 16, 16), "w2t": (16, 16, 32), "dx": (40, 256)}
+    right |= {"of_first": (2, 16, 16, 16), "of_second": (2, 16, 16, 32)}
+    tensors = [
+        torch.zeros(shape, dtype=torch.float32 if name.startswith("of_") else torch.bfloat16)
+        for name, shape in (right | shapes).items()
+    ]
+    with pytest.raises(tkpy.InternalError, match=message):
+        machine.launch("monarch_whole", *tensors, op="monarch_multiply")
