@@ -25,7 +25,7 @@ FAULTS = [
     Fault("x2 not waited for", "wait_loads<1>();\n" + SYNC, SYNC),
     Fault("y not waited for", "wait_loads<1>();\n" + SYNC, "      wait_loads<1>();\n"),
     Fault("samples of the end written over", "    __syncwarp();\n    store(work", "    store(work"),
-    Fault("rows over powers in use", "fetch_filters();\n    __syncthreads();", "fetch_filters();"),
+    Fault("rows over powers in use", "(shared.row[kX2])", "(shared.row[kX1])"),
     Fault("taps in reverse", TAP, "p.weight, from * p.taps + kept - j, from * p.taps + kept - j + 1"),
     Fault("a tap too few", "j < p.taps; ++j) {\n      float tap", "j < kept; ++j) {\n      float tap"),
     Fault("no bias", "load(out[i], filter.bias);", "for (float& x : out[i]) x = 0.0f;"),
@@ -53,12 +53,14 @@ FAULTS = [
     Fault("the end from the upper chunks", "half = row / 8;", "half = 0;"),
     Fault("the end of a whole chunk", "samples = p.length - modal_conv::kChunk * (p.conv.chunks - 1)", "samples = 64"),
     Fault("the end without its last sample", "j < samples; ++j", "j < samples - 1; ++j"),
-    Fault("an end left by a warp without a channel", "if (p.end && live &&", "if (p.end &&"),
-    Fault("a border left by a warp without a channel", "if (!speaks && live)", "if (!speaks)"),
+    Fault("an end left by a warp without a channel", "if (speaks && p.end && live() &&", "if (speaks && p.end &&"),
+    Fault("a border left by a warp without a channel", "if (!speaks && live())", "if (!speaks)"),
     Fault("every segment the first", "begin = segment * p.conv.segment_tiles,", "begin = 0,"),
     Fault("nothing carried in", "Conv::find_carry(", "if (false) Conv::find_carry("),
-    Fault("no states in the output", "        modal_conv::multiply(y[c], piece, block);\n", ""),
-    Fault("no scan", "modal_conv::scan<false>(states, group.strides, 0);", ""),
+    Fault("tables of several groups over each other", "(p.conv.groups - 1) * sizeof", "0 * sizeof"),
+    Fault("every group's end the first's", "leave_end(x, work, channel(), g);", "leave_end(x, work, channel(), 0);"),
+    Fault("every end by the first's poles", "(channel) * p.conv.modes + mode", "(channel) * p.conv.modes + lane"),
+    Fault("the first half of a chunk twice", "tk::load(v, work, 0, at);", "tk::load(v, work, 0, 0);"),
     Fault("y in another order", "= y[c].x[0][e];", "= y[3 - c].x[0][e];"),
     Fault("a warp's channel taken by another", "shared.work[warp_index()]", "shared.work[warp_index() ^ 1]"),
 ]  # fmt: skip
@@ -81,7 +83,7 @@ def _poisoned() -> dict:
 
 CALLS = {
     "a short piece": lambda: inputs(1, 40, 8, 4, options={"bias", "output_final_state"}),
-    "odd": lambda: inputs(2, 9 * 64 + 13, 9, 7, 4, groups=3, radius=SLOW),
+    "odd": lambda: inputs(2, 9 * 64 + 13, 9, 11, 4, groups=3, radius=SLOW),
     "poisoned": _poisoned,
     "segments": lambda: inputs(1, 2 * 1024 + 70, 12, 5, radius=SLOW),  # of a tile each
 }

@@ -20,8 +20,8 @@ KERNELS = {
     "steps": ("steps<tk::bf16>", "StepParams", "modal_conv_steps", "modal_steps_bf16"),
 }
 SYNC = "    __syncwarp();\n"
-LANDED = "        wait_loads<1>();\n        __syncwarp();\n        rt_fl"
 WAIT = "      wait_loads<1>();\n      __syncwarp();\n"
+LANDED = WAIT + "      Sum y[kBlocks];"
 SWEEP, MAIN = WAIT + "      complete(signals, i);", WAIT + "      complete(2, i);"
 LAGS = SYNC + "    if (lane < kBlock) {\n      float sum"
 
@@ -33,14 +33,24 @@ def _faults(kernel: str, *faults: tuple[str, str, str]) -> list[Fault]:
 FAULTS = [
     *_faults(
         "forward",
-        ("samples read before they have landed", LANDED, "        rt_fl"),
+        ("samples read before they have landed", LANDED, "      Sum y[kBlocks];"),
         ("gate read before it has landed", WAIT + "      if (speaks)", "      if (speaks)"),
-        ("output stored before it is there", "store(tile, part);\n  __syncwarp();\n", "store(tile, part);\n"),
-        ("no first tap", "return lag >= 0 ?", "return lag > 0 ?"),
-        ("the future", "shared.h[lag] : 0.0f", "shared.h[lag] : shared.h[-lag]"),
+        ("output stored before it is there", "  }\n  __syncwarp();\n  const view", "  }\n  const view"),
+        ("no first tap", "return i >= j ?", "return i > j ?"),
+        ("the future", "powers.h[i - j] : 0.0f", "powers.h[i - j] : powers.h[j - i]"),
         ("no skip", "if (p.skip && lane_index() == 0)", "if (false)"),
-        ("samples a step too old", "entry(col / 2, 63 - j,", "entry(col / 2, 64 - j,"),
-        ("a state a step too young", "entry(row / 2, i + 1,", "entry(row / 2, i,"),
+        ("samples a step too old", "[kBlock - 1 - j]", "[kBlock - j]"),
+        ("a state a step too young", "of[row / 2][i + 1]", "of[row / 2][i]"),
+        ("the power of another block", "if (lane_index() == kBlock)", "if (lane_index() == kBlock - 1)"),
+        ("a block's state not decayed", "next = step[e / 4] * make_float2", "next = make_float2"),
+        ("states of a chunk's start in all its blocks", "if (c + 1 < kBlocks) advance(", "if (false) advance("),
+        ("a block of each chunk not added", "c = 1; c < kBlocks; ++c) advance", "c = 2; c < kBlocks; ++c) advance"),
+        ("halves of a chunk exchanged", "!= nullptr, first);", "!= nullptr, kHalf - first);"),
+        ("taps of the last group", "h += (wide(residue)", "h = (wide(residue)"),
+        ("every group's modes the first's", "p, channel, kGroup * g);\n    if", "p, channel, 0);\n    if"),
+        ("taps once a group", "if (g == 0 && speaks)", "if (speaks)"),
+        ("every group's end the first's", "chunks, b, channel, kGroup * g);", "chunks, b, channel, 0);"),
+        ("samples fetched over while a group needs them", "if (g + 1 == p.groups) fetch", "if (g == 0) fetch"),
         ("tables before the powers", SYNC + "    // One of the two", "    // One of the two"),
         ("carry lost", "x[0] = x[0] + here * start;", "x[0] = x[0];"),
         ("halves of a tile not joined", "here * (joined + mode_of", "here * (mode_of"),

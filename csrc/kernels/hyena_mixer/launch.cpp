@@ -30,8 +30,8 @@ void check_sizes(const rows::Checks& checks, const View& z, const View& weight, 
   checks.that(z.stride[2] == 1 || z.shape[2] <= 1, "z", "channels side by side", z);
   checks.that(weight.rank == 2 && weight.shape[0] == z.shape[2] && weight.shape[1] >= 1 && weight.shape[1] <= kMostTaps, "weight",
               "a row of 1 to " + std::to_string(kMostTaps) + " taps for each channel of z", weight);
-  checks.that(poles.rank == 3 && 3 * poles.shape[0] == z.shape[2] && poles.shape[1] <= kMostModes, "poles",
-              "a row of at most " + std::to_string(kMostModes) + " complex numbers for each three channels of z", poles);
+  checks.that(poles.rank == 3 && 3 * poles.shape[0] == z.shape[2] && poles.shape[1] <= modal_conv::kMostModes, "poles",
+              "a row of at most " + std::to_string(modal_conv::kMostModes) + " complex numbers for each three channels of z", poles);
   if (groups < 1 || z.shape[2] / 3 % groups != 0)
     throw std::invalid_argument("hyena_mixer: groups: need a divisor of the width " + std::to_string(z.shape[2] / 3) + ", got " +
                                 std::to_string(groups));
@@ -55,7 +55,7 @@ void set_convolution(Params& p, const View& z, std::int64_t modes, std::int64_t 
   p.conv.batch = static_cast<int>(z.shape[0]);
   p.conv.channels = static_cast<int>(z.shape[2] / 3);
   p.conv.modes = static_cast<int>(modes);
-  p.conv.groups = modes > 0 ? 1 : 0;
+  p.conv.groups = std::max((p.conv.modes + modal_conv::kGroup - 1) / modal_conv::kGroup, 1);
   p.conv.chunks = (p.length + modal_conv::kChunk - 1) / modal_conv::kChunk;
   p.conv.tiles = (p.length + kSamples - 1) / kSamples;
   p.conv.segment_tiles = static_cast<int>(std::clamp<std::int64_t>(segment_tiles, 1, std::max(p.conv.tiles, 1)));
@@ -103,7 +103,7 @@ std::string mixer(Machine& machine, void* stream, const View& z, const View& wei
                    {.grid = {static_cast<std::uint32_t>(grid)},
                     .block = {static_cast<std::uint32_t>(32 * channels_of(bytes))},
                     .cluster = {},
-                    .shared = static_cast<std::uint32_t>(shared_bytes(bytes)),
+                    .shared = static_cast<std::uint32_t>(shared_bytes(bytes, p.conv.groups)),
                     .params = runtime::bytes_of(params),
                     .views = views,
                     .stream = stream,

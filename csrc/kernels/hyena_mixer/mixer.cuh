@@ -13,14 +13,18 @@
 //      C  all threads: rows of x2 -> filter -> times y -> rows of the output
 // data z --cp.async--> rows[x2, x1, v], K-1 rows of halo before each tile. x1 and v of the next tile are on their way
 //      during B and C, x2 during A and B
-// barriers  top: x1 and v have landed for all; work and x2 of the tile before have been read
+// barriers  top: x1 and v have landed for all; work and x2 of the tile before have been read (filters are there; powers,
+//           which lie where x2 will, are no longer needed)
 //           after A: work is whole, x1 and v may be fetched over          before C: y is whole, x2 has landed for all
 // banks   a thread filters four samples in a row, so that it writes 16 bytes a channel; row r lies in place
 //         r ^ (r / 4 mod 8), where eight threads' rows are in different banks
+// on an SM  16-bit samples: work 32 KB, rows 48.4, filters 0.8, tables 8 x (1 + 2.9 for each 8 modes) KB. S <= 8: 113 KB,
+//         two CTAs (16 warps of at most 128 registers); up to S = 32, 182 KB: one. f32: 16 + 48.4 + 0.4 + 4 x (1.5 + 3.9 ..)
+//         KB, two CTAs of 4 warps up to S = 16, 102 KB
 // segments  where channels are few: modal_conv's two passes; the first reads x1 and v
 // precision  filters and gates fp32, nothing rounded between them; the rest is modal_conv's. The end: the state that the
 //      last chunk finds, taken on through its samples in double
-// limits  S <= 8 and K <= 8; groups and pitches that do not allow 16 bytes a row are read element by element
+// limits  S <= 32 and K <= 8; groups and pitches that do not allow 16 bytes a row are read element by element
 // cost  a sample and channel: 4 elements moved, 6 K + 4 flops, and modal_conv's products; two CTAs share each sector of z
 #pragma once
 
@@ -48,16 +52,23 @@ struct Mixer {
   struct Shared {
     Work work[kChannels];
     uint4 row[3][kHalo + kSamples];
-    typename Conv::Shared tables[kChannels];
     Filter filter[3];
-  };
-  static_assert(sizeof(Shared) == shared_bytes(sizeof(T)), "the launcher asks for shared_bytes()");
-  static_assert(kChannels * sizeof(modal_conv::Powers) <= sizeof(Shared::row), "powers lie where rows will");
+  };  // and behind it, for each channel, Conv::Shared with its groups
+  static_assert(sizeof(Shared) == fixed_bytes(sizeof(T)), "the launcher asks for shared_bytes()");
+  static_assert(kChannels * sizeof(modal_conv::Powers) <= sizeof(Shared::row) / 3, "powers lie where rows of x2 will");
 
   const Params& p;
   Shared& shared;
   const int b, first, segment;  // the sequence, the first channel
   const int kept = p.taps - 1;
+
+  // A warp's channel, where there is none the last, and its tables: asked for by whole warps (warp_index).
+  TK_DEVICE bool live() const { return first + warp_index() < p.conv.channels; }
+  TK_DEVICE int channel() const { return min(first + warp_index(), p.conv.channels - 1); }
+  TK_DEVICE typename Conv::Shared& tables() const {
+    const int bytes = sizeof(typename Conv::Shared) + (p.conv.groups - 1) * sizeof(typename Conv::Group);
+    return *reinterpret_cast<typename Conv::Shared*>(reinterpret_cast<unsigned char*>(&shared + 1) + warp_index() * bytes);
+  }
 
   // The channel of z that is this part of channel c of the output.
   TK_DEVICE int input(int part, int c) const { return (c / p.part * 3 + part) * p.part + c % p.part; }
@@ -188,25 +199,25 @@ struct Mixer {
   }
 
   // ---- States -----------------------------------------------------------------------------------------------------
-  // The state after the last sample: x has what the chunks (rows) of the last tile find. A lane takes one mode.
-  TK_DEVICE void leave_end(const rt_fl<16, 16>& x, const Work& work, int channel) const {
-    const int lane = lane_index(), row = (p.conv.chunks - 1) % modal_conv::kRows, half = row / 8;
+  // A group's states after the last sample: x has what the chunks (rows) of the last tile find. A lane takes one mode.
+  TK_DEVICE void leave_end(const rt_fl<16, 16>& x, const Work& work, int channel, int group) const {
+    const int lane = lane_index(), mode = modal_conv::kGroup * group + lane, row = (p.conv.chunks - 1) % modal_conv::kRows, half = row / 8;
     float2 found[2];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       const float2 mine = half ? make_float2(x.x[0][4 * m + 2], x.x[0][4 * m + 3]) : make_float2(x.x[0][4 * m], x.x[0][4 * m + 1]);
       found[m] = modal_conv::shuffle(mine, row % 8 * 4 + lane % 4);
     }
-    if (lane >= p.conv.modes) return;
+    if (lane >= modal_conv::kGroup || mode >= p.conv.modes) return;
     double2 state = modal_conv::wide(lane < 4 ? found[0] : found[1]);
-    const double2 pole = modal_conv::wide(modal_conv::load(p.conv.poles, static_cast<long long>(channel) * p.conv.modes + lane, true));
+    const double2 pole = modal_conv::wide(modal_conv::load(p.conv.poles, static_cast<long long>(channel) * p.conv.modes + mode, true));
     const int samples = p.length - modal_conv::kChunk * (p.conv.chunks - 1);
 #pragma unroll 1
     for (int j = 0; j < samples; ++j) {
       using modal_conv::operator*, modal_conv::operator+;
       state = pole * state + make_double2(ptx::ld_shared(work.address(row, j)), 0.0);
     }
-    p.end[Conv::state_at(p.conv, 0, b, channel) + lane] = {static_cast<float>(state.x), static_cast<float>(state.y)};
+    p.end[Conv::state_at(p.conv, 0, b, channel) + mode] = {static_cast<float>(state.x), static_cast<float>(state.y)};
   }
   TK_DEVICE void leave_inputs() const {
 #pragma unroll 1
@@ -218,35 +229,18 @@ struct Mixer {
   }
 
   // B: y of a warp's channel before its gate in the place of x1 v, if `speaks`; its states.
-  TK_DEVICE void convolve(int tile, int channel, bool live, bool speaks) const {
-    constexpr int Parts = Conv::Parts;
+  TK_DEVICE void convolve(int tile, bool speaks) const {
     Work& work = shared.work[warp_index()];
-    typename Conv::Shared& tables = shared.tables[warp_index()];
-    rt_fl<16, modal_conv::kChunk> whole;
-    tk::load(whole, work);
-    rt_bf<16, modal_conv::kChunk> v[Parts];
-    modal_conv::cut(v, whole);
-    rt_fl<16, 16> y[4];
-    if (speaks) Conv::convolve(y, v, tables);
-    if (p.conv.groups) {
-      typename Conv::Group& group = tables.group[0];
-      rt_fl<16, 16> states;
-      modal_conv::into_states(states, v, group.into);
-      modal_conv::scan<false>(states, group.strides, 0);
-      if (!speaks) return;
-      if (p.end && live && tile == p.conv.tiles - 1) leave_end(states, work, channel);
-      rt_bf<16, 16> piece[Parts];
-      modal_conv::cut(piece, states);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        modal_conv::BlockPiece block[Parts];
-        modal_conv::load(block, group.out_of[c]);
-        modal_conv::multiply(y[c], piece, block);
-      }
-    }
+    typename Conv::Sum y[Conv::kBlocks];
+    Conv::convolve(
+        y, tables(), p.conv.groups, speaks, [&](typename Conv::Half& v, int at) { tk::load(v, work, 0, at); },
+        [&](int g, const typename Conv::Sum& x) {
+          if (speaks && p.end && live() && tile == p.conv.tiles - 1) leave_end(x, work, channel(), g);
+        });
     if (!speaks) return;
+    rt_fl<16, modal_conv::kChunk> whole;
 #pragma unroll
-    for (int c = 0; c < 4; ++c)
+    for (int c = 0; c < Conv::kBlocks; ++c)
 #pragma unroll
       for (int e = 0; e < 8; ++e) whole.x[0][8 * c + e] = y[c].x[0][e];
     __syncwarp();
@@ -254,13 +248,11 @@ struct Mixer {
   }
 
   TK_DEVICE void run() const {
-    const int channel = min(first + warp_index(), p.conv.channels - 1);
-    const bool live = first + warp_index() < p.conv.channels, speaks = !p.conv.only_local;
+    const bool speaks = !p.conv.only_local;
     const int begin = segment * p.conv.segment_tiles, end = min(begin + p.conv.segment_tiles, p.conv.tiles);
-    Conv::make_tables(shared.tables[warp_index()], reinterpret_cast<modal_conv::Powers*>(shared.row)[warp_index()], p.conv, channel);
-    Conv::find_carry(shared.tables[warp_index()], p.conv, segment, b, channel);
+    Conv::make_tables(tables(), reinterpret_cast<modal_conv::Powers*>(shared.row[kX2])[warp_index()], p.conv, channel());
+    Conv::find_carry(tables(), p.conv, segment, b, channel());
     fetch_filters();
-    __syncthreads();
     fetch(kX1, begin);
     fetch(kV, begin);
     commit_loads();
@@ -277,14 +269,14 @@ struct Mixer {
         fetch(kV, tile + 1);
       }
       commit_loads();
-      convolve(tile, channel, live, speaks);
+      convolve(tile, speaks);
       if (!speaks) continue;
       wait_loads<1>();
       __syncthreads();
       write(tile);
     }
     wait_loads<0>();
-    if (!speaks && live) Conv::leave_carry(p.conv.local, shared.tables[warp_index()], p.conv, segment, b, channel);
+    if (!speaks && live()) Conv::leave_carry(p.conv.local, tables(), p.conv, segment, b, channel());
     if (speaks && p.after && end == p.conv.tiles) leave_inputs();
   }
 };

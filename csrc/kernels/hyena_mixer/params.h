@@ -6,18 +6,22 @@
 
 namespace tkpy::hyena_mixer {
 
-constexpr int kMostTaps = 8, kMostModes = modal_conv::kGroup;
+constexpr int kMostTaps = 8;
 constexpr int kRowBytes = 16;                                         // of z: one sample of neighbouring channels
 constexpr int kSamples = modal_conv::kRows * modal_conv::kChunk;      // of a tile
 constexpr int kHalo = 8;                                              // rows before a tile, of which taps - 1 are used
 
 // Channels of a CTA, which has a warp for each.
 constexpr int channels_of(int sample_bytes) { return kRowBytes / sample_bytes; }
-constexpr int shared_bytes(int sample_bytes) {
-  const int filters = 3 * (kMostTaps + 1) * 4, channel = 4 * kSamples + modal_conv::table_bytes(sample_bytes, 1) + filters;
-  const int bytes = channels_of(sample_bytes) * channel + 3 * (kHalo + kSamples) * kRowBytes;
-  return (bytes + 1023) / 1024 * 1024;  // tiles begin at multiples of 1024
+constexpr int fixed_bytes(int sample_bytes) {
+  const int filters = 3 * (kMostTaps + 1) * 4;
+  return (channels_of(sample_bytes) * (4 * kSamples + filters) + 3 * (kHalo + kSamples) * kRowBytes + 1023) / 1024 * 1024;
 }
+constexpr int shared_bytes(int sample_bytes, int groups) {
+  return fixed_bytes(sample_bytes) + channels_of(sample_bytes) * modal_conv::table_bytes(sample_bytes, groups);
+}
+static_assert(2 * (shared_bytes(2, 1) + 1024) <= 228 * 1024 && 2 * (shared_bytes(4, 2) + 1024) <= 228 * 1024,
+              "two CTAs of 8 modes, of 16 in f32, are on an SM, which takes 1 KB for each");
 
 struct Params {
   modal_conv::Params conv;         // poles, residues, skip, start, local, their sizes, tiles and segments; no signals

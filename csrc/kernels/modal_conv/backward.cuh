@@ -89,11 +89,11 @@ struct Backward {
       const bool live = first + m < p.modes;
       const long long at = static_cast<long long>(channel) * p.modes + first + m;
       const float2 pole = load(p.poles, at, live), residue = load(p.residues, at, live);
-      double2 reach[2];
-      raise<true>(powers, group.rear, m, wide(conj(pole)), reach);
-      raise<false>(powers, group.forth, m, wide(pole), reach);
-      h += (wide(residue) * reach[0]).x;
-      if (lane == kBlock) group.step[m] = narrow(reach[0]), group.residue[m] = residue;
+      double2 reach;
+      raise(powers, group.rear, m, wide(conj(pole)), reach);
+      raise(powers, group.forth, m, wide(pole), reach);
+      h += (wide(residue) * reach).x;
+      if (lane == kBlock) group.step[m] = narrow(reach), group.residue[m] = residue;
     }
     __syncwarp();
     make(group.near, [&](int j, int m) { return powers.of[m][15 - j]; });

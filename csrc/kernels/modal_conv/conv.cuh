@@ -2,22 +2,27 @@
 //
 // in   x, gate, post [B,H,L] bf16, fp16 or f32, samples side by side, any pitch; poles, residues [H,S] complex64
 // out  y in their type; the state after the last chunk [B,H,S] in double
-// of a channel, with samples as (chunks x 64), h_k = Re sum R p^k (+ skip at 0) and q = p^64:
-//      y = v T + X W     T_ji = h_{i-j}, j <= i: four 16 x 16 blocks serve all 64 x 64 (a Toeplitz matrix)
-//      X' = q X + v V    V_j = p^{63-j}, W_i = R p^{i+1}
-//      the rows of mma.sync are 16 chunks (1024 samples), so the products are dense whatever the batch is
+// blocks  a chunk of 64 samples is four blocks of 16, which with P = p^16 pass their states on in the lane; a block finds x
+//      and leaves P x + A. With j, i < 16, h_k = Re sum R p^k (+ skip at 0), in a block
+//      A = sum p^{15-j} v_j          y_i = Re R p^{i+1} x + (v T)_i          T_ji = h_{i-j}, j <= i: Toeplitz
+//      so three tables of 16 x 16 serve a channel of 8 modes: near (p^{15-j}), far (R p^{i+1}), T; each further 8 modes
+//      have a near and a far of their own. The rows of mma.sync are 16 chunks (1024 samples, a tile), so the products are
+//      dense whatever the batch is
 // CTA  one warp on its own: a segment of tiles of one (batch, channel), in order. Nothing is shared between warps, so
-//      nothing waits but for memory, and 9 to 12 of them are on an SM
-// data gl --cp.async--> x, gate, post tiles --> registers, cut into pieces of bf16 --> products; x and gate of the next
-//      tile are fetched once these are in registers, post once it is used. wait_loads<1>, __syncwarp: they are there for
-//      all lanes; __syncwarp: all lanes have read, the tile may be filled again
-// scan within a tile by shuffles (Kogge and Stone 1973) in fp32, from tile to tile in double: q^n is never multiplied up
-//      from a rounded q, so the phase holds over millions of samples
+//      nothing waits but for memory
+// on an SM  S <= 8, 16 bits: 128 registers let 16 warps on it (4 on a quarter, of 16,384), 10.9 KB of shared memory with
+//      the 1 KB that the system takes let 20; f32: 161 and 18.4 KB, 12 by either. S = 32: 19.5 and 30 KB, 11 and 7
+// data gl --cp.async--> x, gate, post tiles --> registers, half a tile at a time, cut by blocks into pieces of bf16 -->
+//      products, once a group. x and gate of the next tile are fetched when the last group has read these, post once it is
+//      used. wait_loads<1>, __syncwarp: they are there for all lanes; __syncwarp (in the scan): all lanes have read, the
+//      tile may be filled again
+// scan within a tile by shuffles (Kogge and Stone 1973) in fp32, from tile to tile in double: q^n, q = p^64, is never
+//      multiplied up from a rounded q, so the phase holds over millions of samples
 // segments  where channels are few: a first pass (`only_local`) leaves what each segment adds to the state, the second
 //      folds what lies before its own
 // precision  16-bit samples: products of 2 pieces each (v exactly for bf16, h to 2^-17), f32: of 3 pieces; sums f32
 // limits  whole chunks (the rest: steps.cu), S <= 32; S is filled up to a multiple of 8
-// cost  a sample: 4 elements moved (u, two gates, y), products of 80 + 64 ceil(S / 8) flops, three times (six for f32)
+// cost  a sample: 4 elements moved (u, two gates, y), products of 32 + 64 ceil(S / 8) flops, three times (six for f32)
 #pragma once
 
 #include "tables.cuh"
@@ -29,14 +34,14 @@ TK_DEVICE view<const T> samples(const Signal& x, int b, int h, int chunks) {
   return {static_cast<const T*>(x.data) + b * x.batch + h * x.channel, chunks, kChunk, kChunk};
 }
 
-// A tile times another (if there) as float32.
-template <class T>
-TK_DEVICE void product(rt_fl<16, kChunk>& v, const st<T, 16, kChunk>& x, const st<T, 16, kChunk>& gate, bool gated) {
-  rt<T, 16, kChunk> part;
-  load(part, x);
+// Columns `first` .. of a tile, times those of another (if there), as float32.
+template <class T, int Cols>
+TK_DEVICE void product(rt_fl<16, Cols>& v, const st<T, 16, kChunk>& x, const st<T, 16, kChunk>& gate, bool gated, int first) {
+  rt<T, 16, Cols> part;
+  load(part, x, 0, first);
   copy(v, part);
   if (!gated) return;
-  load(part, gate);
+  load(part, gate, 0, first);
   mul(v, v, part);
 }
 
@@ -44,17 +49,18 @@ TK_DEVICE void product(rt_fl<16, kChunk>& v, const st<T, 16, kChunk>& x, const s
 template <class T>
 TK_DEVICE void write(const Signal& to, const rt_fl<16, 16> (&y)[4], st<T, 16, kChunk>& tile, bool gated, int b, int channel,
                      int chunks, int row) {
-  rt<T, 16, kChunk> part;
-  if (gated) load(part, tile);
-  rt_fl<16, kChunk> out;
 #pragma unroll
-  for (int c = 0; c < 4; ++c)
+  for (int first = 0; first < kChunk; first += kChunk / 2) {
+    rt<T, 16, kChunk / 2> part;
+    if (gated) load(part, tile, 0, first);
+    rt_fl<16, kChunk / 2> out;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) out.x[0][8 * c + e] = y[c].x[0][e];
-  if (gated) mul(out, out, part);
-  copy(part, out);
-  __syncwarp();
-  store(tile, part);
+    for (int i = 0; i < 16; ++i) out.x[0][i] = y[first / 16 + i / 8].x[0][i % 8];
+    if (gated) mul(out, out, part);
+    copy(part, out);
+    __syncwarp();
+    store(tile, part, 0, first);
+  }
   __syncwarp();
   const view<const T> at = samples<T>(to, b, channel, chunks);
   store(view<T>{const_cast<T*>(at.data), at.rows, at.cols, at.row_stride}, tile, row, 0);
@@ -63,15 +69,18 @@ TK_DEVICE void write(const Signal& to, const rt_fl<16, 16> (&y)[4], st<T, 16, kC
 template <class T>
 struct Conv {
   static constexpr int Parts = parts_of(sizeof(T));
-  using Tile = st<T, 16, kChunk>;
+  static constexpr int kBlocks = kChunk / kBlock, kHalf = kChunk / 2;
+  using Tile = st<T, kRows, kChunk>;
+  using Sum = rt_fl<16, 16>;  // chunks x 16 samples, or x real and imaginary parts of 8 modes
+  using Half = rt_fl<16, kHalf>;
 
   struct Group {
-    Fragments<Parts> into[4], out_of[4];
+    Fragments<Parts> near, far;  // p^{15-j}, R p^{i+1}
     Strides strides;
+    float2 step[kGroup];  // p^16
   };
   struct Shared {  // of it, `groups` groups
-    Fragments<Parts> toeplitz[4];
-    float h[kChunk];
+    Fragments<Parts> toeplitz;
     Group group[1];
   };
   static_assert(sizeof(Group) == group_bytes(sizeof(T)) && sizeof(Powers) <= 3 * sizeof(Tile) &&
@@ -79,53 +88,38 @@ struct Conv {
                 "the launcher asks for conv_bytes()");
 
   // ---- Tables -----------------------------------------------------------------------------------------------------
-  TK_DEVICE static void make_group(Group& group, Powers& powers, double (&h)[2], const Params& p, int channel, int first) {
+  TK_DEVICE static void make_group(Group& group, Powers& powers, double& h, const Params& p, int channel, int first) {
 #pragma unroll 1
     for (int m = 0; m < kGroup; ++m) {
       const bool live = first + m < p.modes;
       const long long at = static_cast<long long>(channel) * p.modes + first + m;
       const float2 pole = load(p.poles, at, live), residue = load(p.residues, at, live);
-      double2 reach[2];
-      raise<false>(powers, group.strides, m, wide(pole), reach);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) h[i] += (wide(residue) * reach[i]).x;
-      if (lane_index() == 0) powers.residue[m] = residue;
+      double2 reach;
+      raise(powers, group.strides, m, wide(pole), reach);
+      h += (wide(residue) * reach).x;
+      if (lane_index() == kBlock) group.step[m] = narrow(reach), powers.residue[m] = residue;
     }
     __syncwarp();
     // One of the two tables has the residues, which are 0 for modes that do not exist.
-    const auto entry = [&](int mode, int exponent, bool weighted) {
-      return (weighted ? powers.residue[mode] : make_float2(1.0f, 0.0f)) * powers.of[mode][exponent];
-    };
-#pragma unroll 1
-    for (int c = 0; c < 4; ++c) {
-      keep(group.into[c], [&](int row, int col) {
-        const int j = 16 * c + row;
-        const float2 x = entry(col / 2, 63 - j, false);
-        return col % 2 ? x.y : x.x;
-      });
-      keep(group.out_of[c], [&](int row, int col) {
-        const int i = 16 * c + col;
-        const float2 x = entry(row / 2, i + 1, true);
-        return row % 2 ? -x.y : x.x;
-      });
-    }
+    keep(group.near, [&](int j, int col) {
+      const float2 x = powers.of[col / 2][kBlock - 1 - j];
+      return col % 2 ? x.y : x.x;
+    });
+    keep(group.far, [&](int row, int i) {
+      const float2 x = powers.residue[row / 2] * powers.of[row / 2][i + 1];
+      return row % 2 ? -x.y : x.x;
+    });
     __syncwarp();
   }
 
   TK_DEVICE static void make_tables(Shared& shared, Powers& powers, const Params& p, int channel) {
-    double h[2] = {};
+    double h = 0.0;
 #pragma unroll 1
     for (int g = 0; g < p.groups; ++g) make_group(shared.group[g], powers, h, p, channel, kGroup * g);
-    if (p.skip && lane_index() == 0) h[0] += p.skip[channel];
-    shared.h[lane_index()] = static_cast<float>(h[0]);
-    shared.h[lane_index() + 32] = static_cast<float>(h[1]);
+    if (p.skip && lane_index() == 0) h += p.skip[channel];
+    if (lane_index() < kBlock) powers.h[lane_index()] = static_cast<float>(h);
     __syncwarp();
-#pragma unroll 1
-    for (int d = 0; d < 4; ++d)
-      keep(shared.toeplitz[d], [&](int row, int col) {
-        const int lag = 16 * d + col - row;
-        return lag >= 0 ? shared.h[lag] : 0.0f;
-      });
+    keep(shared.toeplitz, [&](int j, int i) { return i >= j ? powers.h[i - j] : 0.0f; });
     __syncwarp();
   }
 
@@ -179,24 +173,71 @@ struct Conv {
     }
   }
 
-  // ---- The CTA ----------------------------------------------------------------------------------------------------
-  // y of a tile's samples alone.
-  TK_DEVICE static void convolve(rt_fl<16, 16> (&y)[4], const rt_bf<16, kChunk> (&v)[Parts], const Shared& shared) {
+  // ---- A tile -----------------------------------------------------------------------------------------------------
+  // x = p^16 x + what a block adds, of the chunks and modes that a lane has.
+  TK_DEVICE static void advance(Sum& x, const float2 (&step)[2], const Sum& added) {
 #pragma unroll
-    for (int c = 0; c < 4; ++c) zero(y[c]);
+    for (int e = 0; e < 8; e += 2) {
+      const float2 next = step[e / 4] * make_float2(x.x[0][e], x.x[0][e + 1]);
+      x.x[0][e] = next.x + added.x[0][e];
+      x.x[0][e + 1] = next.y + added.x[0][e + 1];
+    }
+  }
+
+  // y of a tile if it `speaks`. form(v, first) gives samples first .. first + 31 of its chunks, once a group; found(g, x)
+  // is told the states of group g that the chunks find, when all lanes have these samples of the group.
+  template <class Form, class Found>
+  TK_DEVICE static void convolve(Sum (&y)[kBlocks], Shared& shared, int groups, bool speaks, Form form, Found found) {
 #pragma unroll
-    for (int d = 0; d < 4; ++d) {
-      BlockPiece b[Parts];
-      load(b, shared.toeplitz[d]);
+    for (int c = 0; c < kBlocks; ++c) zero(y[c]);
+#pragma unroll 1
+    for (int g = 0; g < groups; ++g) {
+      Group& group = shared.group[g];
+      Sum added[kBlocks];
+      {
+        BlockPiece near[Parts];
+        load(near, group.near);
 #pragma unroll
-      for (int c = 0; c + d < 4; ++c) {
-        rt_bf<16, 16> a[Parts];
-        block_of(a, v, c);
-        multiply(y[c + d], a, b);
+        for (int first = 0; first < kChunk; first += kHalf) {
+          Half v;
+          form(v, first);
+#pragma unroll
+          for (int c = first / kBlock; c < (first + kHalf) / kBlock; ++c) {
+            Sum block;
+            columns(block, v, kBlock * c - first);
+            rt_bf<16, 16> piece[Parts];
+            cut(piece, block);
+            if (g == 0 && speaks) {
+              BlockPiece toeplitz[Parts];
+              load(toeplitz, shared.toeplitz);
+              multiply(y[c], piece, toeplitz);
+            }
+            zero(added[c]);
+            multiply(added[c], piece, near);
+          }
+        }
+      }
+      const int t = lane_index() % 4;
+      const float2 step[2] = {group.step[t], group.step[t + 4]};
+      Sum x = added[0];
+#pragma unroll
+      for (int c = 1; c < kBlocks; ++c) advance(x, step, added[c]);
+      scan<false>(x, group.strides, 0);  // __syncwarp in it
+      found(g, x);
+      if (!speaks) continue;
+      BlockPiece far[Parts];
+      load(far, group.far);
+#pragma unroll
+      for (int c = 0; c < kBlocks; ++c) {
+        rt_bf<16, 16> piece[Parts];
+        cut(piece, x);
+        multiply(y[c], piece, far);
+        if (c + 1 < kBlocks) advance(x, step, added[c]);
       }
     }
   }
 
+  // ---- The CTA ----------------------------------------------------------------------------------------------------
   TK_DEVICE static void run(const Params& p) {
     extern __shared__ __align__(1024) unsigned char memory[];
     Tile* const tiles = reinterpret_cast<Tile*>(memory);
@@ -220,35 +261,16 @@ struct Conv {
 #pragma unroll 1
     for (int i = begin; i < end; ++i) {
       const int row = kRows * i, chunks = min(kRows, p.chunks - row);
-      rt_bf<16, kChunk> v[Parts];
-      {
-        wait_loads<1>();
-        __syncwarp();
-        rt_fl<16, kChunk> whole;
-        product(whole, tiles[0], tiles[1], p.in[1].data != nullptr);
-        cut(v, whole);
-        __syncwarp();
-        fetch(0, 2, i + 1);
-      }
-      rt_fl<16, 16> y[4];
-      if (speaks) convolve(y, v, shared);
-#pragma unroll 1
-      for (int g = 0; g < p.groups; ++g) {
-        Group& group = shared.group[g];
-        rt_fl<16, 16> states;
-        into_states(states, v, group.into);
-        scan<false>(states, group.strides, 0);
-        if (p.end && !p.only_local && chunks < kRows) leave_end(states, p, chunks, b, channel, kGroup * g);
-        if (!speaks) continue;
-        rt_bf<16, 16> piece[Parts];
-        cut(piece, states);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          BlockPiece b[Parts];
-          load(b, group.out_of[c]);
-          multiply(y[c], piece, b);
-        }
-      }
+      wait_loads<1>();
+      __syncwarp();
+      Sum y[kBlocks];
+      convolve(
+          y, shared, p.groups, speaks,
+          [&](Half& v, int first) { product(v, tiles[0], tiles[1], p.in[1].data != nullptr, first); },
+          [&](int g, const Sum& x) {
+            if (g + 1 == p.groups) fetch(0, 2, i + 1);
+            if (p.end && !p.only_local && chunks < kRows) leave_end(x, p, chunks, b, channel, kGroup * g);
+          });
       wait_loads<1>();
       __syncwarp();
       if (speaks) write<T>(p.out, y, tiles[2], p.in[2].data != nullptr, b, channel, p.chunks, row);

@@ -89,7 +89,7 @@ void cut(P& p, const Call& call, std::int64_t chunks, std::int64_t segment_tiles
   p.batch = static_cast<int>(call.batch());
   p.channels = static_cast<int>(call.channels());
   p.modes = static_cast<int>(call.modes());
-  p.groups = (p.modes + kGroup - 1) / kGroup;
+  p.groups = std::max((p.modes + kGroup - 1) / kGroup, 1);  // without modes there is still the skip
   p.chunks = static_cast<int>(chunks);
   p.tiles = (p.chunks + kRows - 1) / kRows;
   p.segment_tiles = static_cast<int>(std::clamp<std::int64_t>(segment_tiles, 1, std::max(p.tiles, 1)));
@@ -174,7 +174,6 @@ std::string backward(Machine& machine, void* stream, const View& u, const Option
   p.out[1] = call.signal("dpre", dpre, true);
   p.out[2] = call.signal("dpost", dpost, true);
   cut(p, call, (call.length() + kChunk - 1) / kChunk, segment_tiles);
-  p.groups = std::max(p.groups, 1);  // without modes there is still the skip
   p.length = static_cast<int>(call.length());
   p.kept = p.segment_tiles <= kMostKept ? p.segment_tiles : kLeastKept;
   p.parameters = dpoles.has_value();

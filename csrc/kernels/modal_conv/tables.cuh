@@ -84,35 +84,17 @@ TK_DEVICE void multiply(rt_fl<16, 16>& d, const rt_bf<16, 16> (&a)[Parts], const
 #pragma unroll
     for (int i = 0; i + j < Parts; ++i) mma_AB(d, a[i], b[j]);
 }
-// Columns 16 c .. of every piece.
-template <int Parts>
-TK_DEVICE void block_of(rt_bf<16, 16> (&dst)[Parts], const rt_bf<16, kChunk> (&src)[Parts], int c) {
-#pragma unroll
-  for (int i = 0; i < Parts; ++i) columns(dst[i], src[i], 16 * c);
-}
-// d = a b for the four blocks of 16 samples: what the chunks (rows) add to the states (columns) at their ends.
-template <int Parts>
-TK_DEVICE void into_states(rt_fl<16, 16>& d, const rt_bf<16, kChunk> (&v)[Parts], const Fragments<Parts> (&table)[4]) {
-  zero(d);
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    rt_bf<16, 16> a[Parts];
-    BlockPiece b[Parts];
-    block_of(a, v, c);
-    load(b, table[c]);
-    multiply(d, a, b);
-  }
-}
 
-// Powers p^0 .. p^64 of a group's poles, in memory that is used for signals later.
+// Powers p^0 .. p^16 of a group's poles, its residues and (all groups') taps, in memory that is used for signals later.
 struct Powers {
-  float2 of[kGroup][kChunk + 1], residue[kGroup];
+  float2 of[kGroup][kBlock + 1], residue[kGroup];
+  float h[kBlock];
 };
 
 // Factors q^n, q = p^64, of a group's modes over chunks; the states that are carried from tile to tile, and over a tile.
 struct Strides {
-  float4 q[4][4];       // [.][lane % 4] q, q^2, q^4, q^8 of modes lane % 4 and lane % 4 + 4
-  float4 place[32];     // [lane] q^g of both, g the lane's row counted in the direction of the scan
+  float4 q[8][4];        // [n][lane % 4] q^n of modes lane % 4 and lane % 4 + 4
+  float4 half[4];        // q^8 of both
   double2 tile[kGroup];  // q^16
   double2 carry[kGroup];
 };
@@ -122,31 +104,25 @@ TK_DEVICE float2 load(const Complex* x, long long at, bool exists) {
   return exists ? make_float2(x[at].re, x[at].im) : make_float2(0.0f, 0.0f);
 }
 
-// Powers and strides of one mode; `reach` becomes p^lane and p^(lane + 32).
-template <bool Reverse>
-TK_DEVICE void raise(Powers& powers, Strides& strides, int mode, double2 pole, double2 (&reach)[2]) {
-  const int lane = lane_index(), g = Reverse ? 7 - lane / 4 : lane / 4;
-  double2 square = pole, low = make_double2(1.0, 0.0);
+// Powers and strides of one mode; `reach` becomes p^lane.
+TK_DEVICE void raise(Powers& powers, Strides& strides, int mode, double2 pole, double2& reach) {
+  const int lane = lane_index(), n = lane / 4;
+  double2 square = pole;
+  reach = make_double2(1.0, 0.0);
 #pragma unroll
   for (int bit = 0; bit < 5; ++bit) {
-    if (lane >> bit & 1) low = low * square;
+    if (lane >> bit & 1) reach = reach * square;
     square = square * square;
   }
-  reach[0] = low;
-  reach[1] = low * square;
   const double2 q = square * square, q2 = q * q, q4 = q2 * q2, q8 = q4 * q4;
-  double2 place = make_double2(1.0, 0.0);
-  if (g & 1) place = q;
-  if (g & 2) place = place * q2;
-  if (g & 4) place = place * q4;
-  powers.of[mode][lane] = narrow(reach[0]);
-  powers.of[mode][lane + 32] = narrow(reach[1]);
-  if (lane % 4 == mode % 4) reinterpret_cast<float2*>(&strides.place[lane])[mode / 4] = narrow(place);
+  double2 factor = make_double2(1.0, 0.0);
+  if (n & 1) factor = q;
+  if (n & 2) factor = factor * q2;
+  if (n & 4) factor = factor * q4;
+  if (lane <= kBlock) powers.of[mode][lane] = narrow(reach);
+  if (lane % 4 == mode % 4) reinterpret_cast<float2*>(&strides.q[n][lane % 4])[mode / 4] = narrow(factor);
   if (lane == 0) {
-    powers.of[mode][kChunk] = narrow(q);
-    const double2 factor[4] = {q, q2, q4, q8};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) reinterpret_cast<float2*>(&strides.q[i][mode % 4])[mode / 4] = narrow(factor[i]);
+    reinterpret_cast<float2*>(&strides.half[mode % 4])[mode / 4] = narrow(q8);
     strides.tile[mode] = q8 * q8;
   }
 }
@@ -160,10 +136,10 @@ template <bool Reverse>
 TK_DEVICE void scan(rt_fl<16, 16>& c, Strides& strides, int first) {
   const int lane = lane_index(), t = lane % 4, g = Reverse ? 7 - lane / 4 : lane / 4;
   const int last = Reverse ? t : 28 + t;  // the lane of this mode's last row
-  float4 q[4];
+  float4 q[3];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) q[i] = load(strides.q[i][t]);
-  const float4 place = load(strides.place[lane]);
+  for (int i = 0; i < 3; ++i) q[i] = load(strides.q[1 << i][t]);
+  const float4 half_way = load(strides.half[t]), place = load(strides.q[g][t]);
   double2 next[2];
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
@@ -196,7 +172,7 @@ TK_DEVICE void scan(rt_fl<16, 16>& c, Strides& strides, int first) {
     const float2 added = one * (x[1] + here * joined) + given[1];  // in the last row: by the whole tile
     next[m] = strides.tile[t + 4 * m] * carry + wide(added);
     x[0] = x[0] + here * start;
-    x[1] = x[1] + here * (joined + mode_of(q[3], m) * start);
+    x[1] = x[1] + here * (joined + mode_of(half_way, m) * start);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       c.x[0][at[half]] = x[half].x;

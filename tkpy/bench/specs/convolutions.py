@@ -131,7 +131,7 @@ MODAL_CONV = OpRows(
         Counted(
             {"b": 1, "h": 2, "s": 8, "length": 4096},
             Promise(
-                flops=None, why="flops() is the recurrence's; products of 64 samples and pieces of operands take more"
+                flops=None, why="flops() is the recurrence's; products of 16 samples and pieces of operands take more"
             ),
             Promise(
                 flops=None,

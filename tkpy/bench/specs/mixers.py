@@ -74,7 +74,7 @@ HYENA_MIXER = OpRows(
         Counted(
             {"b": 1, "length": 4096, "w": 16, "s": 8, "k": 3, "groups": 2},
             Promise(
-                flops=None, why="flops() is the recurrence's; products of 64 samples and pieces of operands take more"
+                flops=None, why="flops() is the recurrence's; products of 16 samples and pieces of operands take more"
             ),
             None,
         ),

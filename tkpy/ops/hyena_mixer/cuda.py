@@ -16,6 +16,8 @@ from tkpy.ops.modal_conv.cuda import segment_tiles_for
 from tkpy.ops.rows import multiprocessors, parameter
 
 SAMPLES = 1024  # of a tile, as in csrc/kernels/hyena_mixer/params.h
+# The most modes with which two CTAs fit into a multiprocessor's shared memory, by the bytes of a sample
+MODES_OF_TWO = {2: 8, 4: 16}
 
 
 def _pairs(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -23,10 +25,11 @@ def _pairs(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else torch.view_as_real(x.resolve_conj().contiguous())
 
 
-def _segment_tiles(z: torch.Tensor, tiles: int) -> int:
-    """A CTA to a multiprocessor, with the channels of 16 bytes."""
+def _segment_tiles(z: torch.Tensor, tiles: int, modes: int) -> int:
+    """A CTA has the channels of 16 bytes; two of few modes are on a multiprocessor."""
     each = 16 // z.element_size()
-    return segment_tiles_for(z.shape[0] * -(-z.shape[2] // (3 * each)), tiles, multiprocessors(z))
+    resident = 2 if modes <= MODES_OF_TWO[z.element_size()] else 1
+    return segment_tiles_for(z.shape[0] * -(-z.shape[2] // (3 * each)), tiles, multiprocessors(z) * resident)
 
 
 def forward(z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, output_final_state):
@@ -40,7 +43,7 @@ def forward(z, weight, bias, poles, residues, skip, fir_state, initial_state, gr
         inputs = z.new_empty(batch, channels, weight.shape[1] - 1)
         end = z.new_empty(batch, width, modes, dtype=torch.complex64)
     tiles = -(-length // SAMPLES)
-    each = _segment_tiles(z, tiles)
+    each = _segment_tiles(z, tiles, modes)
     segments = -(-tiles // each)
     local = z.new_empty(segments - 1, batch, width, modes, dtype=torch.complex128) if segments > 1 else None
     launch(

@@ -12,7 +12,7 @@ from tkpy.arguments import Arguments, autocast
 from tkpy.ops.hyena_layer import check_layer
 from tkpy.registry import Call, Case, Maker, Op, Refusal
 
-KERNEL_MODES, KERNEL_SIZE, KERNEL_CHANNELS = 8, 2**29, 2**25  # most of the compiled kernels
+KERNEL_MODES, KERNEL_SIZE, KERNEL_CHANNELS = 32, 2**29, 2**25  # most of the compiled kernels
 
 
 def hyena_mixer(
@@ -194,7 +194,7 @@ CASES = (
     Case("one tap", _case(2, 20, 4, 4, 1, *EVERY), "an empty state of the short filter"),
     Case("eight taps", _case(2, 20, 3, 4, 8, *EVERY), "the most"),
     Case("one mode", _case(2, 20, 5, 1, 3, *EVERY), "an odd number of modes"),
-    Case("ten modes", _case(2, 40, 10, 10, 3, *EVERY), "more than the kernels'"),
+    Case("ten modes", _case(2, 40, 10, 10, 3, *EVERY), "a second group of 8 in the kernels, filled up"),
     Case("no modes", _case(2, 20, 5, 0, 3, *EVERY), "S = 0: only the skip"),
     Case("no rows", _case(0, 20, 5, 4, 3, *EVERY), "zero-size batch"),
     Case("no samples", _case(2, 0, 5, 4, 3, *EVERY), "zero-size: the states pass through"),

@@ -18,8 +18,8 @@ from tkpy.machine import launch
 from tkpy.ops.modal_conv import eager
 
 CHUNK, ROWS, MODES = 64, 16, 32  # as in csrc/kernels/modal_conv/params.h
-# CTAs (a warp each) that an SM holds, by the bytes of a sample, S <= 8: by shared memory, backward by registers too
-RESIDENT, BACKWARD_RESIDENT = {2: 11, 4: 7}, {2: 8, 4: 4}
+# CTAs (a warp each) that an SM holds, by the bytes of a sample, S <= 8: by registers, backward by shared memory too
+RESIDENT, BACKWARD_RESIDENT = {2: 16, 4: 12}, {2: 8, 4: 4}
 FEWEST_TILES, MOST_SEGMENTS = 4, 256
 TABLES = 2  # what making a segment's tables costs, in tiles
 # What a segment costs whose states a launch before finds: 6 elements for 4, its states twice; backward 13 for 9
