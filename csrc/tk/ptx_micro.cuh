@@ -1,6 +1,6 @@
 // Inline PTX of the microbenchmarks (csrc/microbench): clocks, and single instructions of every unit. One wrapper an
 // instruction, named after it; the headings are the PTX ISA's own. All of them are volatile: what a loop times must
-// stay in it, in order. tk.cuh does not include this file.
+// stay in it, in order. tk.cuh does not include this file; a kernel that reads other CTAs' shared memory does.
 #pragma once
 
 #include "ptx.cuh"

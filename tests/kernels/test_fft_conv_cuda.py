@@ -18,7 +18,7 @@ from tkpy import conformance, machine  # noqa: E402
 
 CASES = [case for case in OP.cases if not case.bench]
 DTYPES = [torch.bfloat16, torch.float16]
-STEMS = ("kernel", "spectrum", "backward", "long", "long_filter", "long_backward")
+STEMS = ("kernel", "spectrum", "backward", "cluster", "long", "long_filter", "long_backward")
 EVERYTHING = ("reverse", "skip", "gates")
 cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
 spectra = importlib.import_module("tkpy.ops.fft_conv.spectra")
@@ -84,6 +84,95 @@ def test_rows_longer_than_a_cta_holds(ran, dtype, length, options):
     inner = 2048 if length <= 32768 else 4096
     ends = {"fft_conv_long_in", "fft_conv_long_out", "fft_conv_long_filter_out"}
     assert set(ran) == ends | {f"fft_conv_long_{name}_{inner}" for name in ("inner", "filter_values", "backward")}
+
+
+@pytest.fixture
+def clusters(ran, monkeypatch):
+    """However few rows there are, they go to clusters; the names of the kernels that run."""
+    monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1)
+    return ran
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "dtype, length, options, points",
+    [
+        (torch.bfloat16, 16385, EVERYTHING, 4096),
+        (torch.float16, 24576, ("reverse", "pre_gate"), 4096),
+        (torch.float16, 32767, ("post_gate",), 4096),
+        (torch.bfloat16, 32768, EVERYTHING, 4096),
+        (torch.bfloat16, 32769, ("skip", "pre_gate"), 8192),
+        (torch.float16, 49155, EVERYTHING, 8192),
+        (torch.bfloat16, 65536, ("reverse",), 8192),
+    ],
+)
+def test_rows_on_clusters(clusters, folder, monkeypatch, dtype, length, options, points, seed):
+    """At and around the ends of both classes, rows that begin at 16 bytes and rows that do not, two schedules; every
+    sample by itself and the gradients that the same kernel makes."""
+    on_machine(monkeypatch, folder, seed)
+    rows = [name for name in ("u", "pre_gate", "post_gate") if name == "u" or name in options or "gates" in options]
+    kwargs = inputs(2, 1, length, *options, dtype=dtype, seed=seed)
+    assert disagreement(kwargs, grad=rows) == ""
+    name = f"fft_conv_cluster_{points}"
+    assert clusters == [f"fft_conv_long_filter_values_{points}"] + [name] * (3 if "post_gate" in rows else 2)
+
+
+def test_taps_and_channels_of_rows_on_clusters(clusters):
+    """Short and far taps, several channels and batch entries, gradients of the filters through memory."""
+    kwargs = inputs(3, 2, 16500, *EVERYTHING, taps=40, reverse=16700)
+    assert disagreement(kwargs, grad=("u", "k", "k_reverse", "skip")) == ""
+    assert clusters[:2] == ["fft_conv_long_filter_values_4096", "fft_conv_cluster_4096"]
+    assert "fft_conv_long_backward_2048" in clusters
+    assert clusters.count("fft_conv_cluster_4096") == 1
+
+
+@pytest.mark.parametrize("length", [17000, 17003])
+def test_what_lies_outside_rows_on_clusters_is_not_looked_at(clusters, length):
+    """NaN past the end of rows and in another row of the batch; the same bits whatever else a batch holds."""
+    kwargs = inputs(2, 1, length, "skip", "gates", taps=500)
+    clean = results(kwargs, "emulator", torch.ones(()), grad=False)["y"]
+    for name in ("u", "pre_gate", "post_gate"):
+        wide = torch.full((2, 1, length + 24), float("nan"), dtype=torch.bfloat16)
+        wide[..., :length] = kwargs[name]
+        kwargs[name] = wide[..., :length]
+    kwargs["u"][1, 0, 3] = float("nan")
+    y = results(kwargs, "emulator", torch.ones(()), grad=False)["y"]
+    assert torch.equal(y[0], clean[0])
+    assert y[1].isnan().all()
+
+
+def test_which_rows_go_to_clusters():
+    """Those that one holds, where they are enough for a quarter of the machine."""
+    found = [
+        cuda.factors_on_clusters(torch.empty(batch, channels, length, device="meta"))
+        for batch, channels, length in (
+            (1, 99, 16384), (1, 5, 16385), (5, 1, 32768), (8, 64, 32769), (2, 3, 65536), (2, 2, 65536), (9, 9, 65537),
+        )
+    ]  # fmt: skip
+    assert found == [None, (8, 4096), (8, 4096), (8, 8192), (8, 8192), None, None]
+
+
+@pytest.mark.parametrize("length, requested, flops", [(32768, 64, 2304), (65536, 124, 3072)])
+def test_what_a_row_on_a_cluster_costs(clusters, length, requested, flops):
+    """One row more: its products; u, the gates and y once each; no bank conflict, nothing through local memory. What
+    else is read are tables and the spectrum, out of the caches; a point passes through shared memory as often as in a
+    CTA's own transform, and once more each way from one CTA to another."""
+    counts = []
+    for batch in (1, 2):
+        kwargs = inputs(batch, 1, length, "skip", "gates")
+        with torch.no_grad(), machine.counting() as counters:
+            tkpy.fft_conv(**kwargs, backend="emulator")
+            found = counters()
+            counts.append(asdict(machine.total(found)))
+            work = {count.kernel: count.sectors_read + count.sectors_written for count in found}
+    more = {name: counts[1][name] - counts[0][name] for name in counts[0]}
+    assert more["tensor_flops"] == flops * length
+    assert more["flops"] <= 1.06 * more["tensor_flops"]
+    assert more["bank_conflicts"] == more["local_bytes"] == 0
+    assert more["shared_bytes"] == 96 * length
+    assert more["global_bytes"] <= requested * length
+    moved = 32 * work[f"fft_conv_cluster_{length // 8}"]
+    assert moved <= 1.04 * (2 * 8 + 8) * length  # two rows and the spectrum, and tables
 
 
 def test_factors_of_long_rows():
@@ -384,6 +473,32 @@ def test_the_launcher_checks_again(built):
     assert backward(du=None, spectrum=None) == "fft_conv_backward_256"
 
 
+def test_the_launcher_of_clusters_checks_again(built):
+    u, out, spectrum = torch.randn(2, 3, 100).bfloat16(), torch.empty(2, 3, 100).bfloat16(), torch.zeros(3, 8, 4096, 2)
+    tables = importlib.import_module("tkpy.ops.fft_conv.tables").tables(4096, u.device, 0.0)
+
+    def convolve(u=u, pre=None, out=out, out2=None, spectrum=spectrum, tables=tables):
+        rest = u, pre, None, None, out, out2, spectrum, tables, False
+        return machine.launch("fft_conv_cluster", *rest, op="fft_conv")
+
+    for words, wrong in (
+        ("u: need three dimensions of bf16 or f16", {"u": u.float()}),
+        ("pre: need the shape", {"pre": u[:1]}),
+        ("out: need .* the type of u", {"out": out.half()}),
+        ("out2: need the shape", {"out2": out[:1]}),
+        ("spectrum: need .channels, 8, points, 2.", {"spectrum": torch.empty(3, 16, 2048, 2)}),
+        ("spectrum: need .channels, 8, points, 2.", {"spectrum": spectrum[:2]}),
+        ("an inner size of 4096 or 8192", {"spectrum": torch.empty(3, 8, 16384, 2)}),
+        ("spectrum: need 196608 contiguous", {"spectrum": torch.empty(3, 8, 4096, 3)[..., :2]}),
+        ("tables: need", {"tables": tables[:-1]}),
+        ("u: need at least one sample", {"u": u[..., :0], "out": out[..., :0]}),
+        ("u: need at least one sample and at most as many", {n: torch.empty(1, 3, 32769).half() for n in ("u", "out")}),
+    ):
+        with pytest.raises(tkpy.InternalError, match=words):
+            convolve(**wrong)
+    assert convolve() == "fft_conv_cluster_4096"
+
+
 def test_the_launchers_of_long_rows_check_again(built):
     tables = importlib.import_module("tkpy.ops.fft_conv.tables")
     u, work, sums = torch.randn(2, 3, 100).bfloat16(), torch.randn(2, 3, 16, 2, 2048), torch.empty(1, 3, 16, 2, 2048)
@@ -407,6 +522,7 @@ def test_the_launchers_of_long_rows_check_again(built):
     for name, words, wrong in (
         ("rows", "work: need the rows of u", {"work": work[:1]}),
         ("rows", "work: need .rows, channels, outer", {"work": work[0]}),
+        ("rows", "work: need an outer size of 16", {"work": torch.empty(2, 3, 8, 2, 4096)}),
         ("rows", "an inner size of 2048, 4096 or 16384", {"work": torch.empty(2, 3, 16, 2, 1024)}),
         ("rows", "matrix: need 512 contiguous", {"matrix": there}),
         ("spectrum", "work: need one row", {"work": work}),

@@ -32,10 +32,11 @@ KERNELS = {
         "LongBackwardParams",
         "long_backward<2>(p, memory)",
     ),
+    "cluster": ("fft_conv_cluster", "fft_conv_cluster_4096", "LongParams", "cluster_row<3>(p, memory)"),
     "taps out": ("fft_conv_long_filter", "fft_conv_long_filter_out", "LongFilterParams", "filter_out(p, memory)"),
 }
-MODULES = ("kernel", "spectrum", "backward", "long", "long_filter", "long_backward")
-HEADERS = [f"{name}.cuh" for name in ("transform", "filter", "rows", "outer", "backward")]
+MODULES = ("kernel", "spectrum", "backward", "cluster", "long", "long_filter", "long_backward")
+HEADERS = [f"{name}.cuh" for name in ("transform", "filter", "rows", "outer", "cluster", "backward")]
 FILES = ("params.h", *HEADERS, *(f"{name}.cu" for name in MODULES))
 SHARES = {1: (1, 1), 2: (2, 2), 3: (4, 2), 4: (3, 3), 5: (4, 4)}  # and the cluster, by the batch
 LONG = 30001  # samples of the rows whose kernels are shown by what comes out alone
@@ -47,7 +48,7 @@ def fault(what: str, old: str, new: str, kernel: str = "convolution") -> Fault:
 
 SYNC, MEET = "    __syncthreads();\n", "      between_second_and_third();\n"
 TO, FROM, THIRD = "TK_DEVICE void to_values() const {\n", "      second_back();\n    }\n", "if constexpr (N2 > 1) {\n"
-STRIPS = "s < columns / 2; s += Warps) {\n      const Strip strip = outer_strip(s);\n#pragma"
+STRIPS = "s < columns / 2; s += Warps) {\n      const Strip strip = outer_strip(s);\n      fill"
 CONJUGATE = "const float2 p = times_conj({x.x, x.y}, {a.x, a.y}), q = times_conj({x.z, x.w}, {a.z, a.w});"
 ADD = "make_float4(s.x + x.x, s.y + x.y, s.z + x.z, s.w + x.w)"
 PUSH = "        const u32 there = ptx::mapa(Base::memory, static_cast<u32>(rank - step));\n"
@@ -104,8 +105,8 @@ FAULTS = [
     # Rows
     fault(
         "samples past the end",
-        "if (vectors && n + 8 <= length) {\n      const uint4",
-        "if (vectors && n < length) {\n      const uint4",
+        "if (vectors && n + 8 <= length) return",
+        "if (vectors && n < length) return",
     ),
     fault("a sample past the end", "const u32 low = n + 2 * i < length", "const u32 low = n + 2 * i <= length"),
     fault("vectors of rows that do not begin at one", "vectors(rows.vectors != 0)", "vectors(true)"),
@@ -196,6 +197,87 @@ FAULTS = [
     fault("one factor for eight", "outer_twiddle(p, column + e, j0)", "outer_twiddle(p, column, j0)", "out"),
     fault("upper rows only", "8 * (quad / 2), n = n0", "0 * (quad / 2), n = n0", "out"),
     fault("a row tile left out", "m < p.outer / 16; m", "m < p.outer / 16 - 1; m", "out"),
+    # Long rows on clusters
+    fault("written before all have begun", "    cluster_wait();\n#pragma", "#pragma", "cluster"),
+    fault("samples read before they are there", "low);\n    }\n    cluster_sync();\n", "low);\n    }\n", "cluster"),
+    fault(
+        "values read before they are there",
+        "rows)[4][8]) const {\n    cluster_sync();\n",
+        "rows)[4][8]) const {\n",
+        "cluster",
+    ),
+    fault("left before others have read", "finish() { cluster_wait(); }", "finish() {}", "cluster"),
+    fault("all into one CTA", "there(j0);\n      uint4", "there(rank);\n      uint4", "cluster"),
+    fault("all from one CTA", "there((rank + i) % kRowCluster)", "there(rank)", "cluster"),
+    fault(
+        "shifted in order only",
+        "powers(wave, -static_cast<float>(4 * begin + 1)",
+        "powers(wave, -static_cast<float>(1)",
+        "cluster",
+    ),
+    fault(
+        "shifted back in order only",
+        "powers(wave, static_cast<float>(4 * rank + 1)",
+        "powers(wave, static_cast<float>(1)",
+        "cluster",
+    ),
+    fault("shifted another way back", "there((rank + i) % kRowCluster)", "there(i)", "cluster"),
+    fault("whole frequencies", "* (4 * j0 + 1)) * (0.5f", "* 4 * j0) * (0.5f", "cluster"),
+    fault(
+        "turned the other way",
+        "    return {cosine, -sine};\n  }\n  // Plane",
+        "    return {cosine, sine};\n  }\n  // Plane",
+        "cluster",
+    ),
+    fault("one factor for eight", "++e, turn = times(turn, step))", "++e)", "cluster"),
+    fault("factor not conjugated", "z = times_conj({x[1], x[3]}, odd)", "z = times({x[1], x[3]}, odd)", "cluster"),
+    fault("factor of a neighbour's column", "odd = times(even, step)", "odd = even", "cluster"),
+    fault("factor of another row", "8 * (8 * m + lane / 4) * F::columns", "8 * (lane / 4) * F::columns", "cluster"),
+    fault(
+        "imaginary parts over lower terms",
+        "st_cluster_v4(to + plane, high)",
+        "st_cluster_v4(to + 2 * plane, high)",
+        "cluster",
+    ),
+    fault("lower terms left out", "      ptx::st_cluster_v4(to + 3 * plane, low);\n", "", "cluster"),
+    fault("even columns for odd ones", "+ half * plane;", ";", "cluster"),
+    fault(
+        "real for imaginary parts", "ptx::load_cluster_v4(from + 2 * plane)", "ptx::load_cluster_v4(from)", "cluster"
+    ),
+    fault("rows exchanged", "kept = half ? b : a, taken", "kept = half ? a : b, taken", "cluster"),
+    fault(
+        "columns exchanged",
+        "rows[i][2 * e] = half ? taken : kept;",
+        "rows[i][2 * e] = half ? kept : taken;",
+        "cluster",
+    ),
+    fault("upper rows over lower ones", "(4 * half + i) * M", "i * M", "cluster"),
+    fault("the same columns in every CTA", "(rank * F::Warps + warp_index()) * 16", "warp_index() * 16", "cluster"),
+    fault("four turned one way only", "Back ? float2{-d.y, d.x} :", "false ? float2{-d.y, d.x} :", "cluster"),
+    fault("an eighth of a turn too many", "{-root, root}};", "{root, -root}};", "cluster"),
+    fault(
+        "upper rows by the factors of lower ones", "x[i + 4][e] * wave[i + 4].x", "x[i + 4][e] * wave[i].x", "cluster"
+    ),
+    fault(
+        "rows of a strip over each other",
+        "(8 * m + lane % 8) * strip.stride), words);\n        }",
+        "(lane % 8) * strip.stride), words);\n        }",
+        "cluster",
+    ),
+    fault("one row for all", "words[i] = u.words(at(i))", "words[i] = u.words(at(0))", "cluster"),
+    fault(
+        "one gate for all", "gates[i] = gate.words(at(i));\n    if", "gates[i] = gate.words(at(0));\n    if", "cluster"
+    ),
+    fault("no gate before", "if (gate.data) to[0] *=", "if (false) to[0] *=", "cluster"),
+    fault("no gate behind", "y[e] = gate.data ? y[e] * rows[i][e] :", "y[e] = false ? y[e] * rows[i][e] :", "cluster"),
+    fault(
+        "both outputs through one gate",
+        "cluster.store(row(p.out2), row(p.post2)",
+        "cluster.store(row(p.out2), row(p.post)",
+        "cluster",
+    ),
+    fault("taps of one frequency", "(channel) * kRowCluster + rank)", "(channel) * kRowCluster)", "cluster"),
+    fault("rows of one batch entry", "batch = task % p.batch, channel", "batch = 0, channel", "cluster"),
     # Filters of long rows
     fault("taps read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "taps in"),
     fault("taps that reach nothing", "ahead < p.used ?", "ahead < p.taps ?", "taps in"),
@@ -232,6 +314,11 @@ def unit(kernel: str) -> Unit:
 
 def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
     """Arguments, and whose gradients are looked at."""
+    if kernel == "cluster":  # rows that do not begin at 16 bytes; the adjoint, with two outputs
+        return [
+            (inputs(2, 1, LONG, "reverse", "skip", "gates"), False),
+            (inputs(1, 2, 17000, "gates", dtype=torch.float16), ("u", "pre_gate")),
+        ]
     if kernel in ("in", "inner", "out"):
         return [(inputs(2, 1, LONG, "reverse", "skip", "gates"), False)]
     if kernel.startswith("taps"):
@@ -257,8 +344,10 @@ def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
 
 
 def few_shares(monkeypatch, fault: Fault) -> None:
-    """Several shares a cluster, of faults in the backward also several clusters and one that is not a power of two."""
+    """Several shares a cluster, of faults in the backward also several clusters and one that is not a power of two; a
+    few long rows are enough for clusters where these have the fault."""
     cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
+    monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1 if fault.kernel == "cluster" else 132)
     monkeypatch.setattr(cuda, "shares_and_cluster", lambda batch, *_: SHARES[batch])
 
 

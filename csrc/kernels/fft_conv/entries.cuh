@@ -8,9 +8,11 @@
     extern __shared__ __align__(1024) unsigned char memory[];               \
     tkpy::fft_conv::CALL;                                                   \
   }
-// KERNEL(points, index of the plan): of rows that a CTA holds, and of the inner rows of longer ones.
+// KERNEL(points, index of the plan): of rows that a CTA holds, of the inner rows of longer ones, of an eighth of those that
+// a cluster holds.
 #define TKPY_EVERY_PLAN(KERNEL) \
   KERNEL(256, 0) KERNEL(1024, 1) KERNEL(2048, 2) KERNEL(4096, 3) KERNEL(8192, 4) KERNEL(16384, 5)
 #define TKPY_EVERY_INNER(KERNEL) KERNEL(2048, 2) KERNEL(4096, 3) KERNEL(16384, 5)
+#define TKPY_EVERY_CLUSTERED(KERNEL) KERNEL(4096, 3) KERNEL(8192, 4)
 #define TKPY_PLAN_THREADS(INDEX) tkpy::fft_conv::kPlans[INDEX].threads()
 #define TKPY_OUTER_THREADS 32 * tkpy::fft_conv::kOuterWarps

@@ -1,13 +1,19 @@
-// Host side of fft_conv for rows longer than a CTA holds: outer * inner points through `work` in global memory.
+// Host side of fft_conv for rows longer than a CTA holds: outer * inner points through `work` in global memory, or on the
+// CTAs of a cluster.
 #include "host.h"
 
 namespace tkpy::fft_conv {
 
 namespace {
 
+// Those of a cluster have an outer factor of its size.
 void check_factors(const char* what, const View& v, std::int64_t outer, std::int64_t inner) {
+  if (outer == kRowCluster) {
+    check(inner == 4096 || inner == 8192, what, "an inner size of 4096 or 8192", v);
+    return;
+  }
   check(inner == 2048 || inner == 4096 || inner == 16384, what, "an inner size of 2048, 4096 or 16384", v);
-  check(outer % 16 == 0 && outer >= 16 && outer <= kMostOuter, what, "an outer size of 16, 32 .. 256", v);
+  check(outer % 16 == 0 && outer >= 16 && outer <= kMostOuter, what, "an outer size of 8, or 16, 32 .. 256", v);
 }
 // [batch or groups, channels, outer, 2, inner]
 void check_work(const char* what, const View& v, const View& other) {
@@ -50,6 +56,7 @@ P params_of(const View& work) {
 LongParams rows_params(const View& u, const View& work, const View& matrix) {
   check_rows("u", u, u);
   check_work("work", work, u);
+  check(work.shape[2] != kRowCluster, "work", "an outer size of 16, 32 .. 256", work);
   check(work.shape[0] == u.shape[0] && work.shape[1] == u.shape[1], "work", "the rows of u", work);
   check(u.shape[2] > 0 && u.shape[2] <= work.shape[2] * work.shape[4], "u", "at least one sample and at most as many as points",
         u);
@@ -100,6 +107,39 @@ std::string work_to_rows(Machine& machine, void* stream, const View& work, const
   run_outer(machine, stream, "fft_conv_long", "fft_conv_long_out", out.shape[0] * out.shape[1], true, p,
             views_of({work, matrix, post, post2}, {out, out2}), out.device);
   return "fft_conv_long_out";
+}
+
+// out = post conv(pre u), out2 the same with post2, by clusters; correlate: by the adjoint of conv.
+std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, const Optional& pre, const Optional& post,
+                                 const Optional& post2, const View& out, const Optional& out2, const View& spectrum,
+                                 const View& tables, bool correlate) {
+  check_rows("u", u, u);
+  check_rows("out", out, u);
+  check_optional_rows({{"pre", &pre}, {"post", &post}, {"post2", &post2}, {"out2", &out2}}, u);
+  check(spectrum.rank == 4 && spectrum.shape[0] == u.shape[1] && spectrum.shape[1] == kRowCluster, "spectrum",
+        "[channels, 8, points, 2]", spectrum);
+  check_factors("spectrum", spectrum, spectrum.shape[1], spectrum.shape[2]);
+  const int plan = plan_of(spectrum.shape[2], tables);
+  const std::int64_t points = kRowCluster * spectrum.shape[2];
+  check_dense("spectrum", spectrum, DType::f32, 2 * u.shape[1] * points, u);
+  check(u.elements() > 0 && u.shape[2] <= points, "u", "at least one sample and at most as many as points", u);
+  LongParams p{};
+  p.u = rows_of(u);
+  p.pre = rows_of(pre);
+  p.post = rows_of(post);
+  p.post2 = rows_of(post2);
+  p.out = rows_of(out);
+  p.out2 = rows_of(out2);
+  p.spectrum = spectrum.data;
+  p.tables = tables.data;
+  p.batch = static_cast<int>(u.shape[0]);
+  p.channels = static_cast<int>(u.shape[1]);
+  p.length = static_cast<int>(u.shape[2]);
+  p.half = u.dtype == DType::f16;
+  p.correlate = correlate;
+  const Grid grid{u.shape[0] * u.shape[1] * kRowCluster, kPlans[plan].threads(), kPlans[plan].shared_bytes(), kRowCluster};
+  return run(machine, stream, "fft_conv_cluster", name_of("fft_conv_cluster", plan), grid, p,
+             views_of({u, pre, post, post2, spectrum, tables}, {out, out2}), u.device);
 }
 
 std::string spectrum_long(Machine& machine, void* stream, const View& k, const Optional& k_reverse, const Optional& skip,
@@ -185,6 +225,8 @@ std::string work_to_taps(Machine& machine, void* stream, const View& work, const
 const runtime::Launcher registered_rows("fft_conv_long_rows", rows_to_work, {"u", "pre", "work", "matrix"});
 const runtime::Launcher registered_inner("fft_conv_long_inner", inner, {"work", "spectrum", "tables", "correlate"});
 const runtime::Launcher registered_out("fft_conv_long_out", work_to_rows, {"work", "matrix", "post", "post2", "out", "out2"});
+const runtime::Launcher registered_cluster("fft_conv_cluster", convolve_on_clusters,
+                                           {"u", "pre", "post", "post2", "out", "out2", "spectrum", "tables", "correlate"});
 const runtime::Launcher registered_spectrum("fft_conv_long_spectrum", spectrum_long,
                                             {"k", "k_reverse", "skip", "used", "used_reverse", "work", "spectrum", "matrix",
                                              "tables"});

@@ -1,4 +1,5 @@
-// fft_conv of rows longer than a CTA holds: N0 M' complex points, N0 = 16 .. 256 of M' = 2048, 4096 or 16384
+// fft_conv of rows longer than a CTA holds, or a cluster of them (cluster.cu): N0 M' complex points, N0 = 16 .. 256 of
+// M' = 2048, 4096 or 16384
 //   fft_conv_long_in          u, pre --> work: over n0, at frequencies j0 + 1/4, times w^(n' (j0 + 1/4))
 //   fft_conv_long_inner_<M'>  work --> work: a row (b, h, j0) of M' through `first` .. `last` at whole frequencies, complex
 //   fft_conv_long_out         work --> out: the conjugate factors, over j0 back, gates

@@ -61,12 +61,15 @@ struct ConvParams {
   int correlate;          // 1: with the conjugate spectrum, the adjoint
 };
 
-// Rows longer than a CTA holds: N0 M' points, n = n0 M' + n', j = j0 + N0 j'. The passes over n0 are kernels of their own.
-constexpr int kMostOuter = 256;     // N0: 16, 32 .. 256
+// Rows longer than a CTA holds: N0 M' points, n = n0 M' + n', j = j0 + N0 j'. The passes over n0 are kernels of their own,
+// but for the N0 of a cluster.
+constexpr int kRowCluster = 8;      // N0 of rows that stay on the chip: the CTAs of a cluster that holds one
+constexpr int kMostOuter = 256;     // N0 otherwise: 16, 32 .. 256
 constexpr int kOuterColumns = 64;   // n' of a CTA of them
 constexpr int kOuterWarps = 8;
 constexpr int outer_shared_bytes(int outer, bool complex) { return 2 * kOuterColumns * outer * (complex ? 4 : 2); }
 
+// Rows on clusters have the same parameters but no work and no matrix, and know their factors.
 struct LongParams {
   Rows u, pre, post, post2, out, out2;
   float* work;            // [batch, channels, N0, 2, M']: real parts, imaginary parts

@@ -50,6 +50,14 @@ TK_DEVICE void split(u32& high, u32& low, float x, float y) {
   low = ptx::pack<bf16>(x - ptx::low<bf16>(high), y - ptx::high<bf16>(high));
 }
 
+// Eight floats in two terms.
+TK_DEVICE void split_chunk(uint4& high, uint4& low, const float (&x)[8]) {
+  split(high.x, low.x, x[0], x[1]);
+  split(high.y, low.y, x[2], x[3]);
+  split(high.z, low.z, x[4], x[5]);
+  split(high.w, low.w, x[6], x[7]);
+}
+
 TK_DEVICE uint4 table(const void* tables, int at) { return __ldg(static_cast<const uint4*>(tables) + at); }
 // Two neighbours of a table of complex numbers.
 TK_DEVICE float4 twiddles(const void* tables, int section, int index) {
@@ -217,16 +225,15 @@ struct Transform {
 
   // A chunk of 8 samples into the planes re (im 0) or im (im 1).
   TK_DEVICE void put_chunk(int im, int chunk, const float (&x)[8]) const {
-    u32 high[4], low[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) split(high[i], low[i], x[2 * i], x[2 * i + 1]);
-    ptx::st_shared_v4(place(im, chunk), make_uint4(high[0], high[1], high[2], high[3]));
-    ptx::st_shared_v4(place(2 + im, chunk), make_uint4(low[0], low[1], low[2], low[3]));
+    uint4 high, low;
+    split_chunk(high, low, x);
+    ptx::st_shared_v4(place(im, chunk), high);
+    ptx::st_shared_v4(place(2 + im, chunk), low);
   }
 
-  // ---- Forward: load(x, im, n) gives samples n .. n + 7 of z; Complex: of both its parts ---------------------------
-  template <bool Complex, class Load>
-  TK_DEVICE void first(Load load) const {
+  // ---- Forward: fill(strip) puts the samples of a strip where `product` reads them; Complex: both parts ------------
+  template <bool Complex, class Fill>
+  TK_DEVICE void first_of(Fill fill) const {
     constexpr int rows = N1 / 8, depth = Complex ? N1 / 8 : N1 / 16;
     const Matrix<rows, depth> matrix(tables, Complex ? tables_at.first : tables_at.first_real);
     const Waves<rows> fine(tables, tables_at.fine);
@@ -234,16 +241,7 @@ struct Transform {
 #pragma unroll 1
     for (int s = warp_index(); s < columns / 2; s += Warps) {
       const Strip strip = outer_strip(s);
-#pragma unroll
-      for (int i = 0; i < N1 / 16; ++i)
-#pragma unroll
-        for (int im = 0; im <= Complex; ++im) {
-          const int chunk = strip.first[0] + lane % 2 + (16 * i + lane / 2) * columns;
-          float x[8];
-          load(x, im, 8 * chunk);
-          put_chunk(im, chunk, x);
-        }
-      __syncwarp();
+      fill(strip);
       float acc[rows][2][4];
       product<Complex>(acc, matrix, strip);
       put(acc, strip, [&](float2(&z)[2], int m, int u) {
@@ -256,6 +254,23 @@ struct Transform {
         fine.apply(z, m, u);
       });
     }
+  }
+  // load(x, im, n) gives samples n .. n + 7 of z.
+  template <bool Complex, class Load>
+  TK_DEVICE void first(Load load) const {
+    const int lane = lane_index();
+    first_of<Complex>([&](const Strip& strip) {
+#pragma unroll
+      for (int i = 0; i < N1 / 16; ++i)
+#pragma unroll
+        for (int im = 0; im <= Complex; ++im) {
+          const int chunk = strip.first[0] + lane % 2 + (16 * i + lane / 2) * columns;
+          float x[8];
+          load(x, im, 8 * chunk);
+          put_chunk(im, chunk, x);
+        }
+      __syncwarp();
+    });
   }
   TK_DEVICE void second() const {
     const Matrix<N2 / 8, N2 / 8> matrix(tables, tables_at.second);

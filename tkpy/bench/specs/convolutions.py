@@ -149,11 +149,12 @@ def wide_fft(op: Op, kwargs: Kwargs) -> torch.Tensor:
 
 DFT = "products with small DFT matrices, in two terms of bfloat16 each, beside the operations of an FFT"
 FFT_PROMISES = (Promise(flops=None, why=DFT), Promise(flops=None, why=DFT))
-THROUGH = "rows longer than a CTA holds go through memory as complex floats, once there and once back"
+THROUGH = "long rows that clusters do not take go through memory as complex floats, once there and once back"
 LONG_FFT_PROMISES = (
     Promise(flops=None, bytes=5.5, why=f"{DFT}; {THROUGH}"),
     Promise(flops=None, bytes=6.2, why=f"{DFT}; {THROUGH}, u and dy both"),
 )
+ON_CLUSTERS = "rows stay on the chip, but their filter's spectrum is made through memory: 28 bytes a point, 4 ideally"
 FFT_CONV = OpRows(
     op="fft_conv",
     sizes=("b", "h", "length"),
@@ -182,6 +183,7 @@ FFT_CONV = OpRows(
             for b, h, length in ((32, 4, 1024), (16, 2, 4096))
         ),
         Counted({"b": 4, "h": 1, "length": 65536}, *LONG_FFT_PROMISES),
+        Counted({"b": 8, "h": 1, "length": 32768}, Promise(flops=None, bytes=1.5, why=f"{DFT}; {ON_CLUSTERS}"), None),
     ),
 )
 

@@ -4,8 +4,9 @@ The spectrum of the filters, to whose first tap the skip is added, is made once 
 float32. One kernel makes all gradients and transforms u and dy once (backward.cu); where none of filters is needed,
 gradients.py has them by the forward's. The order of all sums follows from shapes: the same call gives the same bits.
 
-Rows longer than a CTA holds go through an outer factor in global memory (long.cu), as do the spectrum of their filters
-and the filters' gradients (long_filter.cu); long_backward.cu is what lies between.
+Rows longer than a CTA holds stay in the shared memory of a cluster's CTAs (cluster.cu) where one is large enough and
+there are rows for a good part of the machine. Others go through an outer factor in global memory (long.cu), as do the
+spectrum of their filters and the filters' gradients (long_filter.cu); long_backward.cu is what lies between.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tkpy.ops.fft_conv.tables import PLANS, outer_matrices, tables
 
 INNER = (2048, 4096, 16384)  # of long rows, and
 OUTER = (16, 32, 64, 128, 256)  # their first factors
+CLUSTER = 8  # CTAs that hold a long row: its first factor, and
+CLUSTERED = (4096, 8192)  # what each of them holds
 IN_REGISTERS = 4096  # as in params.h
 MOST_CLUSTER = 8
 
@@ -36,8 +39,17 @@ def points_for(length: int) -> int:
     return min(points for points in PLANS if points >= length)
 
 
+def factors_on_clusters(u: torch.Tensor) -> tuple[int, int] | None:
+    """Those of u's rows on clusters: None for rows longer than one holds, or too few to give a quarter of all
+    multiprocessors a CTA, where three passes by all of them take no longer."""
+    rows, length = u.shape[0] * u.shape[1], u.shape[2]
+    if not is_long(length) or length > CLUSTER * max(CLUSTERED) or 4 * CLUSTER * rows < multiprocessors(u.device):
+        return None
+    return CLUSTER, min(inner for inner in CLUSTERED if CLUSTER * inner >= length)
+
+
 def factors_for(length: int) -> tuple[int, int]:
-    """Outer and inner factor of a long row: the fewest points, of these the smallest product with the outer matrix."""
+    """Outer and inner factor of a row through memory: the fewest points, of these the smallest outer factor."""
     plans = ((outer, inner) for outer in OUTER for inner in INNER if outer * inner >= length)
     return min(plans, key=lambda plan: (plan[0] * plan[1], plan[0]))
 
@@ -55,11 +67,16 @@ def shares_and_cluster(batch: int, channels: int, points: int, device: torch.dev
 
 
 def _spectrum(
-    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None
+    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None, summed: bool = False
 ) -> torch.Tensor:
-    """[H, points, 2], of long rows [H, outer, inner, 2]; the skip is a part of the tap of lag 0."""
+    """[H, points, 2], of long rows [H, outer, inner, 2]; the skip is a part of the tap of lag 0. summed: where the
+    filters' gradients are made too, through memory."""
     used, channels = reach(u, k, k_reverse), u.shape[1]
-    factors = factors_for(u.shape[-1]) if is_long(u.shape[-1]) else (points_for(u.shape[-1]),)
+    factors: tuple[int, ...]
+    if is_long(u.shape[-1]):
+        factors = (None if summed else factors_on_clusters(u)) or factors_for(u.shape[-1])
+    else:
+        factors = (points_for(u.shape[-1]),)
     given = [k, k_reverse, skip]
 
     def make() -> torch.Tensor:
@@ -111,6 +128,9 @@ def _convolve(u, pre, post, _skip, spectrum, *, correlate=False, post2=None, wan
     if spectrum.dim() == 3:
         constants = (tables(spectrum.shape[1], u.device), correlate)
         launch("fft_conv", u, pre, *gates, *outs, spectrum, *constants, op="fft_conv")
+    elif spectrum.shape[1] == CLUSTER:
+        constants = (tables(spectrum.shape[2], u.device, 0.0), correlate)
+        launch("fft_conv_cluster", u, pre, *gates, *outs, spectrum, *constants, op="fft_conv")
     else:
         work = _to_work(u, pre)
         constants = (tables(work.shape[4], u.device, 0.0), correlate)
@@ -188,7 +208,7 @@ def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, need
         return [None] * 6
     u, dy, pre_gate, post_gate = map(_rows, (u, dy, pre_gate, post_gate))
     everything = _everything_long if is_long(u.shape[-1]) else _everything
-    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip)
+    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip, summed=any(needs[1:4]))
     return gradients.backward(
         spectrum, _convolve, everything, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
     )  # fmt: skip

@@ -1,0 +1,195 @@
+// The outer factor of a row of 8 M' points that the 8 CTAs of a cluster hold, M' of Transform<Index> each; cluster.cu is
+// the whole. n = n0 M' + n', j = j0 + 8 j':
+//   scatter  CTA r reads the columns n' of its eighth of M' for all n0, makes their transforms of 8 over n0 at the
+//            frequencies j0 + 1/4, times w^(n' (j0 + 1/4)), and writes those of j0 into CTA j0, where `first` reads them
+//   first .. last  of CTA j0, at whole frequencies
+//   last     leaves its samples in place, times the conjugate factors, as floats: planes re of even columns, of odd ones,
+//            im of even ones, of odd ones. stmatrix takes a float for a pair of 16 bits, so `place` holds for them as well
+//   gather   CTA r reads its columns of all j0, and transforms of 8 back give real samples of all n0
+// Lanes i and i + 16 of a warp share a chunk of 8 columns: they make the even and the odd j0, later the even and the odd
+// columns. CTAs begin at different j0, or all would write into one at a time: such a shift is a factor of a power before
+// the transform, of which the shift of 1/4 takes one anyway.
+//
+// cluster barriers  `enter` arrives at the first, `scatter` waits before it writes: all CTAs have begun. A second one after
+//   its writes, a third between `last` and `gather`. `gather` arrives at the last when it has read, `finish` waits: nobody
+//   reads the memory of a CTA that has gone
+// bytes  7/8 of 8 a point there and 7/8 of 8 back between CTAs, 16 bytes an access, 16 neighbours of a warp side by side
+#pragma once
+
+#include "rows.cuh"
+#include "tk/ptx_micro.cuh"
+
+namespace tkpy::fft_conv {
+
+// Four complex numbers to their transform, at frequencies in order; Back: to 4 times the one back.
+template <bool Back>
+TK_DEVICE void transform_four(float2 (&z)[4]) {
+  const float2 a = {z[0].x + z[2].x, z[0].y + z[2].y}, b = {z[0].x - z[2].x, z[0].y - z[2].y};
+  const float2 c = {z[1].x + z[3].x, z[1].y + z[3].y}, d = {z[1].x - z[3].x, z[1].y - z[3].y};
+  const float2 turned = Back ? float2{-d.y, d.x} : float2{d.y, -d.x};
+  z[0] = {a.x + c.x, a.y + c.y};
+  z[1] = {b.x + turned.x, b.y + turned.y};
+  z[2] = {a.x - c.x, a.y - c.y};
+  z[3] = {b.x - turned.x, b.y - turned.y};
+}
+
+// exp(i pi turns) to the powers 0 .. 7.
+TK_DEVICE void powers(float2 (&wave)[kRowCluster], float half_turns) {
+  wave[0] = {1.0f, 0.0f};
+  sincospif(half_turns, &wave[1].y, &wave[1].x);
+#pragma unroll
+  for (int i = 2; i < kRowCluster; ++i) wave[i] = times(wave[i - 1], wave[1]);
+}
+
+template <int Index>
+struct ClusterRow {
+  using F = Transform<Index>;
+  static constexpr int M = F::M;
+  static_assert(M / 8 / kRowCluster == 16 * F::Warps, "two lanes a chunk of a CTA's columns");
+
+  const F& transform;
+  int rank, half, chunk;  // r and j0; which lane of a chunk this is, and of which
+
+  TK_DEVICE ClusterRow(const F& f, int of_cluster)
+      : transform(f),
+        rank(of_cluster),
+        half(lane_index() / 16),
+        chunk((rank * F::Warps + warp_index()) * 16 + lane_index() % 16) {}
+  TK_DEVICE static float2 factor(int column, int j0) {  // w^(n' (j0 + 1/4)), w = exp(-2 pi i / (8 M')): an exact phase
+    float sine, cosine;
+    sincospif(static_cast<float>(column * (4 * j0 + 1)) * (0.5f / (kRowCluster * M)), &sine, &cosine);
+    return {cosine, -sine};
+  }
+  // Plane 0 of this lane's chunk in another CTA; the next plane, and that of the next parity, are so many bytes further.
+  TK_DEVICE u32 there(int j0) const { return ptx::mapa(transform.place(0, chunk), static_cast<u32>(j0)); }
+  static constexpr u32 plane = 2 * M;
+
+  TK_DEVICE static void enter() { cluster_arrive(); }
+  TK_DEVICE static void finish() { cluster_wait(); }
+
+  TK_DEVICE void scatter(const Gated& v) const {
+    float x[kRowCluster][8];
+    v.load(x, [&](int n0) { return n0 * M + 8 * chunk; });
+    const int begin = (half + 2 * rank) % kRowCluster;  // j0 = begin, begin + 2, ..
+    float2 wave[kRowCluster], z[8][4];
+    powers(wave, -static_cast<float>(4 * begin + 1) / (2 * kRowCluster));
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        z[e][i] = {x[i][e] * wave[i].x + x[i + 4][e] * wave[i + 4].x, x[i][e] * wave[i].y + x[i + 4][e] * wave[i + 4].y};
+      transform_four<false>(z[e]);
+    }
+    cluster_wait();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int j0 = (begin + 2 * k) % kRowCluster;
+      const float2 step = factor(1, j0);
+      float2 turn = factor(8 * chunk, j0);
+      float re[8], im[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e, turn = times(turn, step)) {
+        const float2 y = times(z[e][k], turn);
+        re[e] = y.x;
+        im[e] = y.y;
+      }
+      const u32 to = there(j0);
+      uint4 high, low;
+      split_chunk(high, low, re);
+      ptx::st_cluster_v4(to, high);
+      ptx::st_cluster_v4(to + 2 * plane, low);
+      split_chunk(high, low, im);
+      ptx::st_cluster_v4(to + plane, high);
+      ptx::st_cluster_v4(to + 3 * plane, low);
+    }
+    cluster_sync();
+  }
+
+  TK_DEVICE void first() const {
+    transform.template first_of<true>([](const typename F::Strip&) {});
+  }
+  TK_DEVICE void last() const {
+    constexpr int rows = F::N1 / 8;
+    const Matrix<rows, rows> matrix(transform.tables, F::tables_at.last);
+    const int lane = lane_index();
+    const float2 step = factor(1, rank);
+    float2 of_row[rows];
+#pragma unroll
+    for (int m = 0; m < rows; ++m) of_row[m] = factor(8 * (8 * m + lane / 4) * F::columns, rank);
+#pragma unroll 1
+    for (int s = warp_index(); s < F::columns / 2; s += F::Warps) {
+      const typename F::Strip strip = F::outer_strip(s);
+      float acc[rows][2][4];
+      transform.template product<true>(acc, matrix, strip);
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const float2 of_column = factor(8 * strip.first[u] + 2 * (lane % 4), rank);
+#pragma unroll
+        for (int m = 0; m < rows; ++m) {
+          const float(&x)[4] = acc[m][u];
+          const float2 even = times(of_column, of_row[m]), odd = times(even, step);
+          const float2 y = times_conj({x[0], x[2]}, even), z = times_conj({x[1], x[3]}, odd);
+          const u32 words[4] = {__float_as_uint(y.x), __float_as_uint(z.x), __float_as_uint(y.y), __float_as_uint(z.y)};
+          ptx::stmatrix_x4(transform.place(lane / 8, strip.first[u] + (8 * m + lane % 8) * strip.stride), words);
+        }
+      }
+    }
+  }
+
+  // Rows i of this lane: samples place(i) .. + 7.
+  TK_DEVICE int place(int i) const { return (4 * half + i) * M + 8 * chunk; }
+  TK_DEVICE void gather(float (&rows)[4][8]) const {
+    cluster_sync();
+    float2 z[4][kRowCluster];  // columns of one parity
+#pragma unroll
+    for (int i = 0; i < kRowCluster; ++i) {
+      const u32 from = there((rank + i) % kRowCluster) + half * plane;
+      const ptx::quad re = ptx::load_cluster_v4(from), im = ptx::load_cluster_v4(from + 2 * plane);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) z[e][i] = {__uint_as_float(re.x[e]), __uint_as_float(im.x[e])};
+    }
+    cluster_arrive();
+    constexpr float root = 0.707106781186547524f;
+    const float2 eighths[4] = {{1.0f, 0.0f}, {root, root}, {0.0f, 1.0f}, {-root, root}};
+    float2 wave[kRowCluster];
+    powers(wave, static_cast<float>(4 * rank + 1) / (2 * kRowCluster));
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float2 even[4], odd[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 a = z[e][i], b = z[e][i + 4];
+        even[i] = {a.x + b.x, a.y + b.y};
+        odd[i] = times({a.x - b.x, a.y - b.y}, eighths[i]);
+      }
+      transform_four<true>(even);
+      transform_four<true>(odd);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // n0 = i here, i + 4 in the other lane, or the other way round
+        const float2 low = i % 2 ? odd[i / 2] : even[i / 2], high = i % 2 ? odd[2 + i / 2] : even[2 + i / 2];
+        const float a = low.x * wave[i].x - low.y * wave[i].y, b = high.x * wave[i + 4].x - high.y * wave[i + 4].y;
+        const float kept = half ? b : a, taken = __shfl_xor_sync(0xffffffffu, half ? a : b, 16);
+        rows[i][2 * e] = half ? taken : kept;
+        rows[i][2 * e + 1] = half ? kept : taken;
+      }
+    }
+  }
+  // out = gate x, or x, of the rows of `gather`.
+  TK_DEVICE void store(const Row& out, const Row& gate, const float (&rows)[4][8]) const {
+    uint4 gates[4];
+    if (gate.data)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) gates[i] = gate.words(place(i));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (place(i) >= out.length) continue;
+      float y[8];
+      if (gate.data) gate.floats(y, gates[i]);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) y[e] = gate.data ? y[e] * rows[i][e] : rows[i][e];
+      out.store(y, place(i));
+    }
+  }
+};
+
+}  // namespace tkpy::fft_conv
