@@ -83,50 +83,59 @@ void read_source(const Issue& issue, const InGroup& g, const SharedPlace& p, u32
 
 bool entry_done(const Cluster& c, const AsyncGroups::Entry& e, bool read_only) { return c.agents_done(e.agents, read_only); }
 
-// Calls f(entry) for each group of these lanes that a wait covers, oldest first.
-template <class F>
-void for_covered(Warp& w, const Wait& wait, u32 lanes, F&& f) {
-  auto& groups = w.async[wait.kind == Wait::bulk].groups;
-  u32 newer = 0;
-  auto e = groups.end();
-  while (e != groups.begin() && newer < wait.id)
-    if ((--e)->lanes & lanes) ++newer;
-  for (auto covered = groups.begin(); covered != e; ++covered)
-    if (covered->lanes & lanes) f(*covered);
+// Calls f(group, lanes) for each group that a wait covers, for these of its lanes, newest first. Every lane counts its own.
+template <class Groups, class F>
+void for_covered(Groups& groups, u32 allowed, u32 lanes, F&& f) {
+  std::array<u32, kLanes> newer{};
+  u32 covers = allowed ? 0 : lanes, alike = 0;  // lanes whose next group is covered; how many all have passed together
+  bool together = true;
+  for (auto e = groups.rbegin(); e != groups.rend(); ++e) {
+    const u32 here = e->lanes & lanes;
+    if (here & covers) f(*e, here & covers);
+    if (!here || covers == lanes) continue;
+    if (together && here == lanes) {
+      if (++alike == allowed) covers = lanes;
+      continue;
+    }
+    if (together) newer.fill(alike);
+    together = false;
+    for (u32 rest = here & ~covers; rest; rest &= rest - 1)
+      if (++newer[std::countr_zero(rest)] == allowed) covers |= rest & (0u - rest);
+  }
 }
 
 // The lanes come after the groups that their wait covers, which leave the list. Of those whose sources alone were waited for
 // the newest stays: a chain's later time stands for the earlier ones.
 void finish_groups(Exec& x, u32 mask, const Wait& wait) {
   Warp& w = *x.warp;
+  auto& groups = w.async[wait.kind == Wait::bulk].groups;
   const AsyncGroups::Entry* newest = nullptr;
-  for_covered(w, wait, mask, [&](AsyncGroups::Entry& e) {
+  for_covered(groups, wait.id, mask, [&](AsyncGroups::Entry& e, u32 lanes) {
     for (const AsyncGroups::Chain& chain : e.chains) {
-      if (!x.checked || !(chain.lanes & mask)) continue;
-      if (!wait.read_only || !e.read) observe(w, chain.lanes & mask, chain.component, chain.time);
-      if (wait.kind == Wait::bulk && !wait.read_only) observe(w, chain.lanes & mask, chain.component + 1, chain.time);
+      const u32 waited = chain.lanes & lanes;
+      if (!x.checked || !waited) continue;
+      if (wait.kind == Wait::cp_async) {
+        wait_for_copies(w, chain.time, waited);
+        continue;
+      }
+      if (!wait.read_only || !e.read) observe(w, waited, chain.component, chain.time);
+      if (!wait.read_only) observe(w, waited, chain.component + 1, chain.time);
     }
     e.read = true;
-    if (!wait.read_only) e.lanes &= ~mask;
-    newest = &e;
+    if (!newest) newest = &e;
+    if (!wait.read_only) e.lanes &= ~lanes;
+    else if (&e != newest && e.lanes == newest->lanes && entry_done(*x.cluster, e, false)) e.lanes = 0;
   });
-  for_covered(w, wait, mask, [&](AsyncGroups::Entry& e) {
-    if (wait.read_only && &e != newest && e.lanes == newest->lanes && entry_done(*x.cluster, e, false)) e.lanes = 0;
-  });
-  std::erase_if(w.async[wait.kind == Wait::bulk].groups, [](const AsyncGroups::Entry& e) { return e.lanes == 0; });
+  std::erase_if(groups, [](const AsyncGroups::Entry& e) { return e.lanes == 0; });
 }
 
 }  // namespace
 
 bool async_ready(const Cluster& c, const Warp& w, const Wait& wait, u32 lanes) {
-  const auto& groups = w.async[wait.kind == Wait::bulk].groups;
-  u32 newer = 0;
-  for (auto e = groups.rbegin(); e != groups.rend(); ++e) {
-    if (!(e->lanes & lanes)) continue;
-    if (newer++ < wait.id) continue;
-    if (!entry_done(c, *e, wait.read_only)) return false;
-  }
-  return true;
+  bool done = true;
+  for_covered(w.async[wait.kind == Wait::bulk].groups, wait.id, lanes,
+              [&](const AsyncGroups::Entry& e, u32) { done = done && entry_done(c, e, wait.read_only); });
+  return done;
 }
 
 // cp.async copies 4, 8 or 16 bytes a lane; a smaller source size fills the rest with zeros. f: bit 5 source size present
@@ -174,16 +183,21 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
     }
   }
   WarpOrder& o = x.warp->order;
-  if (x.checked && !o.copy_component) o.copy_component = new_component(*x.cluster, Component::cp_async);
-  const u32 component = o.copy_component, time = ++o.copies_issued;
+  const u32 number = x.checked ? issue_copies(*x.warp, mask) : 0, component = o.copy_component;
   const LaneTimes lanes = o.lanes;
   const u32 now = o.now;
+  std::shared_ptr<std::map<u32, Clock>> apart;  // what lanes have seen by themselves
+  for (u32 rest = mask & o.apart_lanes; rest; rest &= rest - 1) {
+    if (!apart) apart = std::make_shared<std::map<u32, Clock>>();
+    (*apart)[static_cast<u32>(std::countr_zero(rest))] = *o.apart[std::countr_zero(rest)];
+  }
   const Issue issue = x.cluster->issue(x, op, mask, true);
   const u64 agent = x.cluster->add_agent(x, op, pieces[0].lane, [=](Cluster::Agent&) {
-    Accessor a = issue.as(component, time, false);
+    Accessor a = issue.as(component, number, false);
     a.lanes = &lanes, a.until = now;
     for (const Piece& p : pieces) {
       a.lane = p.lane;
+      if (apart) a.apart = apart->contains(p.lane) ? &apart->at(p.lane) : nullptr;
       std::array<u8, 16> data{};
       if (p.from) std::memcpy(data.data(), p.from, p.bytes);
       if (p.from && issue.checked) touch_global(a, reinterpret_cast<u64>(p.from), p.bytes, AccessKind::read, false, nullptr);
@@ -192,18 +206,19 @@ void exec_cp_async(Exec& x, const Op& op, u32 mask) {
     }
     return true;
   });
-  open_entry(*x.warp, 0, mask, agent, component, time);
+  open_entry(*x.warp, 0, mask, agent, component, number);
 }
 
 void exec_async_commit(Exec& x, const Op& op, u32 mask) {
   AsyncGroups& g = x.warp->async[op.a];
   AsyncGroups::Entry group{mask, {}, {}};
-  for (const AsyncGroups::Entry& e : g.open)
+  for (AsyncGroups::Entry& e : g.open)
     if (e.lanes & mask) {
       group.agents.insert(group.agents.end(), e.agents.begin(), e.agents.end());
-      group.chains.insert(group.chains.end(), e.chains.begin(), e.chains.end());
+      for (const AsyncGroups::Chain& chain : e.chains) group.chains.push_back({chain.lanes & mask, chain.component, chain.time});
+      e.lanes &= ~mask;  // the others commit it by themselves
     }
-  std::erase_if(g.open, [&](const AsyncGroups::Entry& e) { return (e.lanes & mask) != 0; });
+  std::erase_if(g.open, [](const AsyncGroups::Entry& e) { return e.lanes == 0; });
   g.groups.push_back(std::move(group));
 }
 

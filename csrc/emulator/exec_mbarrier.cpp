@@ -198,7 +198,7 @@ void arrive_after_copies(Exec& x, const Op& op, u32 lane, const Place& p) {
   note_arrival(x, op, p);
   Cluster* c = x.cluster;
   Issue issue = c->issue(x, op, 1u << lane);
-  raise(issue.start.seen, x.warp->order.copy_component, x.warp->order.copies_issued);
+  if (x.checked && !before.empty()) raise(issue.start.seen, lane_copies(*x.warp, lane), x.warp->order.copies_issued);
   Cta* cta = p.cta;
   const u32 offset = p.offset;
   const SiteKey site = x.site(op);

@@ -50,6 +50,57 @@ Clock& own_clock(WarpOrder& o, u32 lane) {
   return *o.apart[lane];
 }
 
+// Adds what of its own warp comes before what `lanes` do now: what they do, and what the lanes that they have met did before.
+void raise_own(Warp& w, u32 lanes, Times& into) {
+  WarpOrder& o = w.order;
+  const u32 all = synced(o, w.alive);
+  raise(into, w.id, all);
+  for (u32 rest = lanes; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    raise(into, component_of(w, lane), o.now);
+    if (!o.lanes.split) continue;
+    const auto& seen = o.lanes.split->sync[lane];
+    for (u32 other = 0; other < kLanes; ++other)
+      if (seen[other] > all + 1) raise(into, component_of(w, other), seen[other] - 1);
+  }
+}
+
+LaneTimes::Split& split_of(WarpOrder& o) {
+  auto& split = o.lanes.split;
+  if (!split) {
+    split = std::make_shared<LaneTimes::Split>();
+    split->sync.fill(o.lanes.sync), split->met.fill(o.lanes.met);
+  } else if (split.use_count() > 1) {
+    split = std::make_shared<LaneTimes::Split>(*split);
+  }
+  return *split;
+}
+
+// Some lanes of a warp meet: each of them has seen what any of them has, and all that they did before.
+void meet(std::array<std::array<u32, kLanes>, kLanes>& times, u32 lanes, u32 now) {
+  std::array<u32, kLanes> together{};
+  for (u32 rest = lanes; rest; rest &= rest - 1) {
+    const auto& of = times[std::countr_zero(rest)];
+    for (u32 other = 0; other < kLanes; ++other) together[other] = std::max(together[other], of[other]);
+  }
+  for (u32 lane = 0; lane < kLanes; ++lane)
+    if (lanes >> lane & 1) together[lane] = now;
+  for (u32 rest = lanes; rest; rest &= rest - 1) times[std::countr_zero(rest)] = together;
+}
+
+// All lanes that are alive have met. Of those that have exited they share what some had seen.
+void unsplit(WarpOrder& o, u32 lanes) {
+  for (u32 rest = lanes; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    for (u32 gone = 0; gone < kLanes; ++gone) {
+      if (lanes >> gone & 1) continue;
+      o.lanes.sync[gone] = std::max(o.lanes.sync[gone], o.lanes.split->sync[lane][gone]);
+      o.lanes.met[gone] = std::max(o.lanes.met[gone], o.lanes.split->met[lane][gone]);
+    }
+  }
+  o.lanes.split.reset();
+}
+
 void drop(WarpOrder& o, u32 lanes) {
   for (u32 rest = lanes & o.apart_lanes; rest; rest &= rest - 1) o.apart[std::countr_zero(rest)].reset();
   o.apart_lanes &= ~lanes;
@@ -114,23 +165,23 @@ void publish(Warp& w, u32 mask, Clock& into) {
   for (u32 rest = mask & o.apart_lanes; rest; rest &= rest - 1) join(into, *o.apart[std::countr_zero(rest)]);
   if (is_whole(w, mask)) {
     raise(into.seen, w.id, o.now);
+    if (o.copies_done) raise(into.seen, o.copy_component, o.copies_done);
   } else {
-    raise(into.seen, w.id, synced(o, w.alive));
-    for (u32 rest = mask; rest; rest &= rest - 1) raise(into.seen, component_of(w, static_cast<u32>(std::countr_zero(rest))), o.now);
+    raise_own(w, mask, into.seen);
   }
   ++o.now;
 }
 
-void publish_each(Warp& w, u32 mask, Clock& into) {
+void publish_each(Warp& w, Clock& into) {
   WarpOrder& o = w.order;
   join(into, o.clock);
-  for (u32 rest = mask & o.apart_lanes; rest; rest &= rest - 1) join(into, *o.apart[std::countr_zero(rest)]);
   raise(into.seen, w.id, synced(o, w.alive));
   ++o.now;
 }
 
 void retire(const Warp& w, u32 mask, Clock& into) {
   join(into, w.order.clock);
+  raise(into.seen, w.id, w.order.now);
   for (u32 rest = mask & w.order.apart_lanes; rest; rest &= rest - 1) join(into, *w.order.apart[std::countr_zero(rest)]);
 }
 
@@ -151,12 +202,20 @@ void observe(Warp& w, u32 mask, u32 component, u32 time) {
 void sync_lanes(Warp& w, u32 lanes) {
   WarpOrder& o = w.order;
   const u32 now = ++o.now;
-  for (u32 lane = 0; lane < kLanes; ++lane)
-    if (lanes >> lane & 1) o.lanes.sync[lane] = o.lanes.met[lane] = now;
+  const bool whole = is_whole(w, lanes);
+  if (whole) {
+    if (o.lanes.split) unsplit(o, lanes);
+    for (u32 lane = 0; lane < kLanes; ++lane)
+      if (lanes >> lane & 1) o.lanes.sync[lane] = o.lanes.met[lane] = now;
+    if (o.copies_done) raise(o.clock.seen, o.copy_component, o.copies_done);
+  } else {
+    LaneTimes::Split& split = split_of(o);
+    meet(split.sync, lanes, now), meet(split.met, lanes, now);
+  }
   if (!(lanes & o.apart_lanes)) return;
   Clock together;
   for (u32 rest = lanes & o.apart_lanes; rest; rest &= rest - 1) join(together, *o.apart[std::countr_zero(rest)]);
-  if (is_whole(w, lanes)) {
+  if (whole) {
     join(o.clock, together);
     drop(o, ~u32{0});
   } else {
@@ -165,9 +224,39 @@ void sync_lanes(Warp& w, u32 lanes) {
 }
 
 void exchange_lanes(Warp& w, u32 lanes) {
-  const u32 now = ++w.order.now;
+  WarpOrder& o = w.order;
+  const u32 now = ++o.now;
+  if (!is_whole(w, lanes)) return meet(split_of(o).met, lanes, now);
   for (u32 lane = 0; lane < kLanes; ++lane)
-    if (lanes >> lane & 1) w.order.lanes.met[lane] = now;
+    if (lanes >> lane & 1) o.lanes.met[lane] = now;
+}
+
+u32 issue_copies(Warp& w, u32 lanes) {
+  WarpOrder& o = w.order;
+  if (!o.copy_component) o.copy_component = new_component(*w.cta->cluster, Component::cp_async);
+  o.copies.push_back({lanes, 0, 0, 0});
+  return ++o.copies_issued;
+}
+
+void wait_for_copies(Warp& w, u32 number, u32 lanes) {
+  WarpOrder& o = w.order;
+  CopyWaits& copy = o.copies[number - 1];
+  lanes &= ~copy.waited;
+  if (!lanes) return;
+  if (!copy.waited) copy.first = lanes, copy.time = o.now;
+  else o.later_waits.insert({number, {lanes, o.now}});
+  copy.waited |= lanes;
+  while (o.copies_done < o.copies.size() && o.copies[o.copies_done].waited == o.copies[o.copies_done].issued) ++o.copies_done;
+}
+
+u16 lane_copies(Warp& w, u32 lane) {
+  u16& c = w.order.lane_copy_component[lane];
+  if (!c) {
+    Cluster& cluster = *w.cta->cluster;
+    c = new_component(cluster, Component::cp_async);
+    if (cluster.launch->across) cluster.launch->lane_components[lane_key(cluster.linear, w.id, lane) | kCopiesOfLane] = c;
+  }
+  return c;
 }
 
 void proxy_fence(Warp& w, u32 mask, u32 spaces) {
@@ -177,6 +266,7 @@ void proxy_fence(Warp& w, u32 mask, u32 spaces) {
     if (whole) {
       join(o.clock.*fenced, o.clock.seen);
       raise(o.clock.*fenced, w.id, o.now);
+      if (o.copies_done) raise(o.clock.*fenced, o.copy_component, o.copies_done);
       for (u32 rest = o.apart_lanes; rest; rest &= rest - 1) {
         Clock& c = *o.apart[std::countr_zero(rest)];
         join(c.*fenced, c.seen);
@@ -188,8 +278,7 @@ void proxy_fence(Warp& w, u32 mask, u32 spaces) {
       Clock& c = own_clock(o, lane);
       join(c.*fenced, o.clock.seen);
       join(c.*fenced, c.seen);
-      raise(c.*fenced, w.id, synced(o, w.alive));
-      raise(c.*fenced, component_of(w, lane), o.now);
+      raise_own(w, 1u << lane, c.*fenced);
     }
   };
   if (spaces & kFenceShared) fence(&Clock::fenced);
@@ -227,31 +316,72 @@ Accessor Issue::as(u32 component, u32 time, bool async) const {
   return a;
 }
 
-Relation relate(const Accessor& a, const Access& before, bool before_writes, bool global) {
-  if (before.time == 0) return Relation::ordered;
+namespace {
+
+// Whether the clocks of `a` have what a lane of a warp did at that time of the warp.
+bool clocks_cover(const Accessor& a, Times Clock::*which, u32 warp, u32 lane_component, u32 time) {
+  for (const Clock* c : {a.clock, a.apart})
+    if (c && (covers(c->*which, warp, time) || (lane_component && covers(c->*which, lane_component, time)))) return true;
+  return false;
+}
+
+// What a lane of the accessor's own warp did comes before the access once they have met: lanes of one warp are unordered
+// until then (independent thread scheduling), and having been converged orders nothing.
+bool has_met(const Accessor& a, u32 lane, u32 time, bool writes) {
+  if (time > a.until) return false;
+  const LaneTimes& t = *a.lanes;
+  if (lane == a.lane || time < (writes ? t.sync : t.met)[lane]) return true;
+  return t.split && time < (writes ? t.split->sync : t.split->met)[a.lane][lane];
+}
+
+bool comes_after_lane(const Accessor& a, Times Clock::*which, const Warp& issuer, u32 lane, u32 time, bool writes) {
+  return (&issuer == a.warp && a.lanes && has_met(a, lane, time, writes)) ||
+         clocks_cover(a, which, issuer.id, issuer.order.lane_component[lane], time);
+}
+
+u32 waited_at(const WarpOrder& o, u32 number, u32 lane) {  // 0: not yet
+  const CopyWaits& copy = o.copies[number - 1];
+  if (copy.first >> lane & 1) return copy.time;
+  const auto [first, last] = o.later_waits.equal_range(number);
+  for (auto later = first; later != last; ++later)
+    if (later->second.lanes >> lane & 1) return later->second.time;
+  return 0;
+}
+
+bool comes_after_copy(const Accessor& a, Times Clock::*which, const Warp& issuer, u32 lane, u32 number, bool writes) {
+  const WarpOrder& o = issuer.order;
+  const u32 waited = waited_at(o, number, lane);
+  if (waited && comes_after_lane(a, which, issuer, lane, waited, writes)) return true;
+  const u32 own = o.lane_copy_component[lane];
+  return own && clocks_cover(a, which, own, 0, number);
+}
+
+// Whether an access comes after an earlier one; in `fenced`, also for the async proxy.
+bool comes_after(const Accessor& a, Times Clock::*which, const Access& before, bool writes, u32 lanes) {
   const Warp& issuer = *a.cluster->warps[before.warp];
   const bool by_warp = before.component == issuer.id;
-  if (by_warp && &issuer == a.warp && a.lanes && before.time <= a.until) {
-    // Lanes of one warp are unordered until they meet (independent thread scheduling): having been converged orders nothing.
-    const auto& sync = before_writes ? a.lanes->sync : a.lanes->met;
-    if (before.lane == a.lane && !before.several) return Relation::ordered;
-    if (before.time < sync[a.lane] && (before.several || before.time < sync[before.lane])) return Relation::ordered;
+  if (clocks_cover(a, which, before.component, 0, before.time)) return true;
+  const bool copies = !by_warp && before.component == issuer.order.copy_component;
+  if (!before.several) lanes = 1u << before.lane;
+  else if (copies && !lanes) lanes = issuer.order.copies[before.time - 1].issued;
+  if ((!copies && !by_warp) || !lanes) return false;
+  for (u32 rest = lanes; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    if (!(copies ? comes_after_copy(a, which, issuer, lane, before.time, writes) : comes_after_lane(a, which, issuer, lane, before.time, writes))) return false;
   }
-  const u32 lane = by_warp && !before.several ? issuer.order.lane_component[before.lane] : 0;
-  auto in = [&](Times Clock::*which) {
-    for (const Clock* c : {a.clock, a.apart}) {
-      if (!c) continue;
-      if (covers(c->*which, before.component, before.time) || (lane && covers(c->*which, lane, before.time))) return true;
-    }
-    return false;
-  };
-  if (!in(&Clock::seen)) return Relation::unordered;
+  return true;
+}
+
+}  // namespace
+
+Relation relate_in_full(const Accessor& a, const Access& before, bool before_writes, bool global, u32 lanes) {
+  if (!comes_after(a, &Clock::seen, before, before_writes, lanes)) return Relation::unordered;
   if (!a.async || !before_writes || before.async) return Relation::ordered;
   // What cp.async wrote needs no proxy fence before wgmma, once it has been waited for: neither CUTLASS's multistage products
   // nor Triton's pipelined ones have one between cp.async.wait_group and wgmma, though 9.7.15.2 asks for it.
   const auto kind = [&](u32 component) { return a.cluster->components[component].kind; };
   if (kind(before.component) == Component::cp_async && kind(a.component) == Component::wgmma) return Relation::ordered;
-  return in(global ? &Clock::fenced_global : &Clock::fenced) ? Relation::ordered : Relation::unfenced;
+  return comes_after(a, global ? &Clock::fenced_global : &Clock::fenced, before, true, lanes) ? Relation::ordered : Relation::unfenced;
 }
 
 }  // namespace tkpy::emulator

@@ -5,7 +5,7 @@
 //   lane            of a warp, made when the lane first publishes without the others; runs on its warp's time
 //   mbarrier        copies that complete on it; time: the phase (from 1) in which they landed
 //   bulk groups     of one thread: sources read, and one component further destinations written; time: how many were issued
-//   cp.async        of one warp; time: how many were issued
+//   cp.async        of one warp; time: how many were issued (CopyWaits), and of one lane where it has them arrive on an mbarrier
 //   wgmma           of one warpgroup; time: how many were issued
 // Waiting for a phase or a group observes all earlier ones of its chain, so one number a chain is exact.
 #pragma once
@@ -13,6 +13,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "common.h"
@@ -51,9 +52,26 @@ struct Component {
 // promise no memory ordering (nor does elect.sync): what one lane has written, another may still not see. But what a lane has
 // read may be what passes through them, and no read returns a write that depends on its own result (8.10.4, no thin air).
 // What depends on what is not known here, so that a write after an exchange counts as coming after the reads before it.
+//
+// While every meeting is of all lanes that are alive, one time a lane says it all. Where some meet by themselves (a member
+// mask) the warp is split until all meet again: then each lane has its own time for each other one.
 struct LaneTimes {
-  std::array<u32, kLanes> sync{};  // at a barrier
-  std::array<u32, kLanes> met{};   // at that, or at an exchange of values
+  std::array<u32, kLanes> sync{};  // at a barrier of all
+  std::array<u32, kLanes> met{};   // at that, or at an exchange of values among all
+  struct Split {
+    std::array<std::array<u32, kLanes>, kLanes> sync{}, met{};  // [lane][other]: what the other did before that time is seen
+  };
+  std::shared_ptr<Split> split;    // null: not split. Shared with copies of these times, which keep what they had.
+};
+
+// A cp.async instruction, whose copies each lane waits for by itself: when they did, in times of their warp. To others it is
+// then as if the lane had made its copies at that moment.
+struct CopyWaits {
+  u32 issued = 0, waited = 0;  // lanes
+  u32 first = 0, time = 0;     // the lanes that waited first, and when; of the others: WarpOrder::later_waits
+};
+struct LaterWait {
+  u32 lanes, time;
 };
 
 // The order of one warp. What all its lanes have seen is in `clock`; what a lane has seen beyond that, in `apart`.
@@ -67,7 +85,11 @@ struct WarpOrder {
   std::array<u16, kLanes> bulk_component{};
   std::array<u32, kLanes> bulk_issued{};
   u16 copy_component = 0;               // of cp.async
+  std::array<u16, kLanes> lane_copy_component{};
   u32 copies_issued = 0;
+  u32 copies_done = 0;                  // all up to this one have been waited for, each by all lanes that made it
+  std::vector<CopyWaits> copies;        // by number - 1
+  std::unordered_multimap<u32, LaterWait> later_waits;  // by number
   Clock fence_clock, gpu_fence_clock;   // what relaxed operations publish: the clock at the last fence (of gpu scope)
   Clock pending_acquire;                // what relaxed reads have seen: joined at the next fence
 };
@@ -77,19 +99,24 @@ enum : u32 { kFenceShared = 1, kFenceGlobal = 2 };
 
 // Adds to `into` all that happens before this moment in lanes `mask` of the warp.
 void publish(Warp& w, u32 mask, Clock& into);
-// The same for an operation that each of the lanes starts for itself: of their own warp, what all of them come after.
-void publish_each(Warp& w, u32 mask, Clock& into);
+// The same for an operation that each of the lanes starts for itself: what all of them come after.
+void publish_each(Warp& w, Clock& into);
 // The same as other clusters see it, and back.
 void publish_abroad(u32 cluster, const Clock& from, Clock& into);
 Clock from_abroad(u32 cluster, const Clock& from);
 inline u64 lane_key(u32 cluster, u32 warp, u32 lane) { return u64{cluster} << 32 | warp << 5 | lane; }
-// Adds what lanes that exit have seen, of others.
+constexpr u64 kCopiesOfLane = u64{1} << 31;  // with it, the key of its cp.async
+// Adds what lanes that exit have seen.
 void retire(const Warp& w, u32 mask, Clock& into);
 // Lanes `mask` come after all that is in `from`, or after one time of one component.
 void observe(Warp& w, u32 mask, const Clock& from);
 void observe(Warp& w, u32 mask, u32 component, u32 time);
 // Lanes meet: at a barrier; or in an exchange of values, which orders reads before writes alone (LaneTimes).
 void sync_lanes(Warp& w, u32 lanes);
+// A cp.async by these lanes: its number. What lanes that wait for it do; and the component of one lane's copies.
+u32 issue_copies(Warp& w, u32 lanes);
+void wait_for_copies(Warp& w, u32 number, u32 lanes);
+u16 lane_copies(Warp& w, u32 lane);
 void exchange_lanes(Warp& w, u32 lanes);
 void proxy_fence(Warp& w, u32 mask, u32 spaces);
 // The first of `count` new components. When there are too many the last ones are shared, which hides races.
@@ -126,8 +153,22 @@ struct Accessor {
 Accessor accessor(Cluster& c, const Warp& w, u32 lane, u32 site);
 
 enum class Relation : u8 { ordered, unfenced, unordered };
+Relation relate_in_full(const Accessor& a, const Access& before, bool before_writes, bool global, u32 lanes);
 // How an earlier access and this one stand. Unfenced: ordered, but a generic write that the async proxy may not see.
-Relation relate(const Accessor& a, const Access& before, bool before_writes, bool global);
+// `lanes`: of an access by several; 0: unknown. First what settles most of them.
+inline Relation relate(const Accessor& a, const Access& before, bool before_writes, bool global, u32 lanes = 0) {
+  if (before.time == 0) return Relation::ordered;
+  if (a.lanes && before.component == a.warp_id && before.time <= a.until) {  // by a lane of the accessor's own warp
+    if (before.lane == a.lane && !before.several) return Relation::ordered;
+    const auto& sync = before_writes ? a.lanes->sync : a.lanes->met;
+    if (before.time < sync[a.lane] && (before.several || before.time < sync[before.lane])) return Relation::ordered;
+  }
+  if (covers(a.clock->seen, before.component, before.time) &&
+      (!a.async || !before_writes || before.async ||
+       covers(global ? a.clock->fenced_global : a.clock->fenced, before.component, before.time)))
+    return Relation::ordered;
+  return relate_in_full(a, before, before_writes, global, lanes);
+}
 
 // An asynchronous operation between its issue and its effect: what came before it, and who issued it.
 struct Issue {

@@ -98,7 +98,8 @@ Issue Cluster::issue(const Exec& x, const Op& op, u32 lanes, bool each) {
   i.lane = static_cast<u32>(std::countr_zero(lanes));
   i.site = site(x, op);
   i.checked = x.checked;
-  if (x.checked) (each ? publish_each : publish)(*x.warp, lanes, i.start);
+  if (x.checked && each) publish_each(*x.warp, i.start);
+  else if (x.checked) publish(*x.warp, lanes, i.start);
   return i;
 }
 

@@ -14,12 +14,17 @@ enum class AccessKind : u8 { read, write, atomic };
 struct Cell {
   Access write, other_write;  // the last write, and the one before it of bytes that the last left alone
   Access read;
-  u32 readers = 0;            // index + 1 into the read sets, when several components or lanes have read concurrently
+  u32 readers = 0;            // its lanes. Where accesses of several components or lanes are concurrent `read` is empty, and
+                              // this is 1 + their number in the read sets
+  bool has_set() const { return readers && !read.time; }
 };
 
-// Readers of the cells that have several.
+// Reads of the cells that have several.
 struct ReadSets {
-  std::vector<std::vector<Access>> sets;
+  struct Read : Access {
+    u32 lanes = 0;
+  };
+  std::vector<std::vector<Read>> sets;
   std::vector<u32> unused;
 };
 
@@ -51,10 +56,11 @@ inline u32 cell_bytes(u64 at, u64 first, u64 last) {
 void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, bool global);
 
 inline void forget_reads(Cell& cell, ReadSets& sets) {
+  if (cell.has_set()) {
+    sets.sets[cell.readers - 1].clear();
+    sets.unused.push_back(cell.readers - 1);
+  }
   cell.read = Access{};
-  if (!cell.readers) return;
-  sets.sets[cell.readers - 1].clear();
-  sets.unused.push_back(cell.readers - 1);
   cell.readers = 0;
 }
 
@@ -69,13 +75,12 @@ void touch(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, Acc
     else race(*w, true, r);
   }
   if (kind == AccessKind::read) return record_read(a, cell, sets, now, global);
-  auto against = [&](const Access& read) {
+  auto against = [&](const Access& read, u32 lanes) {
     if (!(read.bytes & now.bytes) || (read.atomic && now.atomic)) return;
-    if (relate(a, read, false, global) == Relation::unordered) race(read, false, Relation::unordered);
+    if (relate(a, read, false, global, lanes) == Relation::unordered) race(read, false, Relation::unordered);
   };
-  against(cell.read);
-  if (cell.readers)
-    for (const Access& read : sets.sets[cell.readers - 1]) against(read);
+  if (!cell.has_set()) against(cell.read, cell.readers);
+  else for (const ReadSets::Read& read : sets.sets[cell.readers - 1]) against(read, read.lanes);
   if (unordered_write) return;  // the older one stays: others may be ordered after this and not after that
   cell.other_write.bytes &= ~now.bytes;
   if (cell.write.bytes & ~now.bytes) {
@@ -83,7 +88,7 @@ void touch(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, Acc
     cell.other_write.bytes &= ~now.bytes;
   }
   cell.write = now;
-  if (cell.readers || !(cell.read.bytes & ~now.bytes)) forget_reads(cell, sets);
+  if (cell.has_set() || !(cell.read.bytes & ~now.bytes)) forget_reads(cell, sets);
 }
 
 }  // namespace tkpy::emulator

@@ -156,7 +156,7 @@ void AcrossClusters::add(const Launch& launch, u32 cluster, GlobalMemory& memory
             });
     };
     add_one(own.read, AccessKind::read);
-    if (own.readers)
+    if (own.has_set())
       for (const Access& read : memory.read_sets.sets[own.readers - 1]) add_one(read, AccessKind::read);
     add_one(own.other_write, own.other_write.atomic ? AccessKind::atomic : AccessKind::write);
     add_one(own.write, own.write.atomic ? AccessKind::atomic : AccessKind::write);
@@ -171,7 +171,9 @@ void AcrossClusters::access(const Accessor& a, u64 address, const Access& now, A
       const Times* seen = clock ? clock->of(other) : nullptr;
       if (!seen) continue;
       if (covers(*seen, before.component, before.time)) return true;
-      const auto lane = c.launch->lane_components.find(lane_key(other, before.warp, before.lane));
+      const bool copy = before.component != before.warp && !before.async;  // cp.async
+      if (before.component != before.warp && !copy) continue;
+      const auto lane = c.launch->lane_components.find(lane_key(other, before.warp, before.lane) | (copy ? kCopiesOfLane : 0));
       if (lane != c.launch->lane_components.end() && !before.several && covers(*seen, lane->second, before.time)) return true;
     }
     return false;
