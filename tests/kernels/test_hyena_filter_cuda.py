@@ -6,21 +6,31 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
-from attention_runs import on_machine  # noqa: E402  (after the skips)
+from attention_runs import gather, on_machine  # noqa: E402  (after the skips)
 
 import tkpy  # noqa: E402
 from tkpy import conformance, registry  # noqa: E402
 from tkpy.numerics import compare  # noqa: E402
+from tkpy.ops.hyena_filter import cuda  # noqa: E402
 from tkpy.ops.hyena_filter.op import _case  # noqa: E402
 
 OP = registry.get("hyena_filter")
+NAMES = list(OP.cases[0].make(registry.Maker(torch.float32)))
 ROUNDS = registry.Case("three rounds of channels", _case(150, 128, 128, 3, 300), "features and network at their widest")
-CASES = [*(case for case in OP.cases if not case.bench), ROUNDS]
+DEEP = registry.Case(
+    "five hidden layers", _case(65, 5, 20, 5, 30), "sums of three of them leave the chip in the backward"
+)
+CLUSTERS = registry.Case(
+    "three clusters of eight", _case(1090, 5, 24, 1, 20), "of which the last has CTAs without lags"
+)
+LAGS = [registry.Case(f"{lags} lags", _case(lags, 5, 72, 1, 24), "around a tile") for lags in (63, 64, 65)]
+CASES = [*(case for case in OP.cases if not case.bench), ROUNDS, DEEP, CLUSTERS, *LAGS]
 
 
 @pytest.fixture(scope="module")
-def folder(kernel_folder):
-    return kernel_folder("kernels/hyena_filter/kernel.cu")
+def folder(kernel_folder, tmp_path_factory):
+    sources = ("hyena_filter/forward", "hyena_filter/backward", "rows/norm_backward")
+    return gather(tmp_path_factory.mktemp("modules"), [kernel_folder(f"kernels/{name}.cu") for name in sources])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -34,6 +44,60 @@ def test_every_case_and_its_gradients_in_the_emulator(folder, monkeypatch, case,
     assert len(results) == 10
     ran = [(dispatch.op, dispatch.backend) for dispatch in log]
     assert ran[:2] == [("hyena_filter", "emulator"), ("hyena_filter_backward", "emulator")]
+
+
+@pytest.mark.parametrize("lags, clusters, turns", [(500, 2, 2), (300, 1, 3), (129, 2, 1)])
+def test_clusters_that_take_several_turns(folder, monkeypatch, lags, clusters, turns):
+    """Shares are added to where a cluster comes again."""
+    on_machine(monkeypatch, folder)
+    monkeypatch.setattr(cuda, "TEAM", 2)
+    monkeypatch.setattr(cuda.rows, "multiprocessors", lambda x: {500: 6, 300: 4, 129: 132}[lags])
+    assert cuda.grid(lags, cuda.rows.multiprocessors(None)) == (clusters, 2)
+    assert -(-lags // (2 * 64 * clusters)) == turns
+    case = registry.Case("turns", _case(lags, 5, 72, 3, 140), "")
+    wrong = [
+        str(r) for r in conformance.check_case(OP, case, backend="emulator", dtype=torch.float32) if not r.comparison
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("length, expected", [(1, (1, 1)), (64, (1, 1)), (65, (1, 2)), (1023, (2, 8)), (8192, (16, 8)),
+                                              (8193, (9, 8)), (131072, (15, 8))])  # fmt: skip
+def test_clusters(length, expected):
+    assert cuda.grid(length, 132) == expected
+
+
+@pytest.mark.parametrize(
+    "wanted", [[name] for name in NAMES] + [["times", "frequency"], ["output_weight", "decay"]], ids="-".join
+)
+def test_gradients_are_the_same_whichever_are_asked_for(folder, monkeypatch, wanted):
+    on_machine(monkeypatch, folder)
+    monkeypatch.setattr(cuda, "TEAM", 2)
+    call = _case(200, 5, 24, 3, 140)(registry.Maker(torch.float32))
+    found = []
+    for names in (NAMES, wanted):
+        leaves = {name: t.detach().requires_grad_(name in names) for name, t in call.items()}
+        taps = tkpy.hyena_filter(**leaves, backend="emulator")
+        found.append(
+            dict(zip(names, torch.autograd.grad(taps.square().sum(), [leaves[n] for n in names]), strict=True))
+        )
+    assert all(torch.equal(found[0][name], found[1][name]) for name in wanted)
+
+
+def test_the_window_beyond_the_last_lag_and_channel(folder, monkeypatch):
+    """A decay, or a time, without end makes taps that are 0, and what is not there adds nothing to the gradients."""
+    on_machine(monkeypatch, folder)
+    call = _case(70, 5, 24, 1, 12)(registry.Maker(torch.float32))
+    call["times"] += 0.1
+    call["times"][3], call["decay"][5] = float("inf"), float("inf")
+    call = {name: t.requires_grad_(name not in ("times", "decay")) for name, t in call.items()}
+    leaves, found = [t for t in call.values() if t.requires_grad], []
+    for backend in ("emulator", "reference"):
+        taps = tkpy.hyena_filter(**call, backend=backend)
+        assert not taps[5].any()
+        assert not taps[:, 3].any()
+        found.append(torch.autograd.grad(taps.square().sum(), leaves))
+    assert all(compare(got, want, 1e-5) for got, want in zip(*found, strict=True))
 
 
 def exact_phases(make) -> dict:

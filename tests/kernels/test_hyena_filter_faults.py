@@ -9,77 +9,111 @@ pytest.importorskip("tkpy._C", reason="tkpy's compiled part is not built")
 from test_hyena_filter_cuda import exact_phases  # noqa: E402  (after the skips)
 
 from tkpy import conformance, registry  # noqa: E402
+from tkpy.ops.hyena_filter import cuda  # noqa: E402
 from tkpy.ops.hyena_filter.op import _case  # noqa: E402
 
 OP = registry.get("hyena_filter")
 PUBLISH = "  publish_tile();\n  __syncthreads();\n"
-FAULTS = [
-    Fault("h written while products read it",
-          "  __syncthreads();\n#pragma unroll\n  for (int e",
-          "#pragma unroll\n  for (int e"),
-    Fault("weights loaded while products read them",
-          "  __syncthreads();\n  load<Block>(s.weights_lo",
-          "  load<Block>(s.weights_lo"),
-    Fault("weights not published", PUBLISH, "  __syncthreads();\n"),
-    Fault("weights read before all are there", PUBLISH, "  publish_tile();\n"),
+FORWARD = [  # of what both share, and of the forward
+    Fault("h written while products read it", "      __syncthreads();\n      put(h, d);", "      put(h, d);"),
+    Fault("h not published", PUBLISH, "  __syncthreads();\n"),
+    Fault("h read before all of it is there", PUBLISH, "  publish_tile();\n"),
     Fault("registers without a fence", "    mma_fence();\n", ""),
     Fault("products not waited for", "    mma_wait(d);\n", ""),
     Fault("products not committed", "    mma_commit();\n", ""),
-    Fault("one term of three", "    mma_ABt(d, a_hi, b_lo);\n", ""),
-    Fault("another term of three", "    mma_ABt(d, a_lo, b_hi);\n", ""),
+    Fault("one term of three", "    mma_ABt(d, hi, b_lo);\n", ""),
+    Fault("another term of three", "    mma_ABt(d, lo, b_hi);\n", ""),
     Fault("the rest of h not split off", "write(&lo, d.get(0, e) - read(&hi));", "write(&lo, d.get(0, e));"),
-    Fault("the rest of the weights not split off", "  sub<Block>(lo, lo, hi);\n", ""),
-    Fault("both warpgroups the same rows", "above = 64 * warpgroup_index()", "above = 0"),
-    Fault("depth rounded down", "k < f.depth; k += 32", "k + 31 < f.depth; k += 32"),
-    Fault("old sums kept",
-          "    zero(d);\n    product(d, s, weights);\n    if (n > p.layers)",
-          "    product(d, s, weights);\n    if (n > p.layers)"),
+    Fault("the rest of the weights not split off", "to_tf32(value - hi.x[0][e])", "to_tf32(value)"),
+    Fault("columns in another order", "return (k & ~7) | (k & 7) >> 1 | (k & 1) << 2;", "return k;"),
+    Fault("elements in another order", "from[4] = {0, 2, 1, 3}", "from[4] = {0, 1, 2, 3}"),
+    Fault("both warpgroups the same rows", "return 16 * warp_index();", "return 16 * (warp_index() % 4);"),
+    Fault("too few warpgroups", "64 * warpgroup_index() >= weights.rows", "72 * warpgroup_index() >= weights.rows"),
+    Fault("depth rounded down", "for (int k = -32; k < depth; k += 32)", "for (int k = -32; k + 31 < depth; k += 32)"),
+    Fault("the same columns again", "row + first_row(), col + k + 32);", "row + first_row(), col);"),
+    Fault("old sums kept", "    zero(d);\n    product(d, h", "    product(d, h"),
     Fault("pi / 2 in one part", "  r = fmaf(n, 4.37113883e-8f, r);\n", ""),
     Fault("sine and cosine swapped", "quadrant & 1 ? cosine : sine", "quadrant & 1 ? sine : cosine"),
     Fault("a sign lost", "quadrant & 2 ? -value : value", "value"),
-    Fault("growing window", "  neg(factor, factor);\n", ""),
-    Fault("signed decay", "  abs(rate, rate);\n", ""),
+    Fault("growing window", "    neg(factor, factor);\n", ""),
+    Fault("signed decay", "    abs(rate, rate);\n", ""),
     Fault("channels of the first round again", "channel = (n - p.layers - 1) * kWidth;", "channel = 0;"),
-    Fault("the wrong hidden layer",
-          "p.hidden + (n - 1) * width * width, width, width, 0, 0, width};\n    if (n == 0)",
-          "p.hidden + n * 0, width, width, 0, 0, width};\n    if (n == 0)"),
-    Fault("the wrong bias", "p.hidden_bias + (n - 1) * width", "p.hidden_bias + (n - 1) * 0"),
-    Fault("a round less", "p.taps ? (p.channels + kWidth - 1) / kWidth : 0", "p.taps ? p.channels / kWidth : 0"),
-    Fault("lags turned", "s.h_hi.at(lag, row) = hi;", "s.h_hi.at(row % kLags, lag) = hi;"),
-    Fault("cosine for sine in the gradient", "circular(phase, 1)", "circular(phase, 0)"),
-    Fault("no gradient through the frequency", "  mul(d, d, frequency);\n  store(dsums", "  store(dsums"),
-    Fault("shares of one layer", "  add(share, share, sum);\n", "  copy(share, sum);\n"),
-    Fault("the frequency's gradient after its product",
-          "  mul(a, a, d);\n  row_sum(sum, a);",
-          "  mul(a, a, slope);\n  row_sum(sum, a);"),
-    Fault("sums of layers in one place", "p.dsums + 1ll * n * p.width * p.lags", "p.dsums + 0ll * n"),
-    Fault("the gradient of channels not cleared", "      put(s, d);\n      zero(d);", "      put(s, d);"),
-    Fault("no window in the gradient", "      window(p, ahead, channel, lag);\n", ""),
-    Fault("the weights of the layer before",
-          "n > 0 ? p.hidden + (n - 1) * width * width : p.input,",
-          "n > 0 ? p.hidden + (p.layers - n) * width * width : p.input,"),
-    Fault("shares of all tiles in one place", "p.shares + 1ll * blockIdx.x * width", "p.shares"),
+    Fault("the wrong hidden layer", "p.hidden + (n - 1ll) * p.width * p.width", "p.hidden + (n - n)"),
+    Fault("the wrong bias", "p.hidden_bias + (n - 1ll) * p.width", "p.hidden_bias"),
+    Fault("a round less", "(p.channels + kWidth - 1) / kWidth", "p.channels / kWidth"),
 ]  # fmt: skip
-PARTS = ("forward", "backward")
+BACKWARD = [
+    Fault("the gradient of taps put where products read h",
+          "      __syncthreads();\n      put(s.turned, g);", "      put(s.turned, g);"),
+    Fault("h put back before the parts are added up",
+          "        __syncthreads();\n        turn(", "        turn("),
+    Fault("a layer's gradient put before the parts are added up",
+          "    __syncthreads();\n    put(s.turned, d);\n    put(s.straight, h);",
+          "    put(s.turned, d);\n    put(s.straight, h);"),
+    Fault("nobody says that it is done with the product", "  cluster_arrive();\n#pragma unroll 1", "#pragma unroll 1"),
+    Fault("parts sent before others are done with the product",
+          "    if (half == 0) cluster_wait();\n    send(s, sum, half, team);",
+          "    send(s, sum, half, team);\n    if (half == 0) cluster_wait();"),
+    Fault("parts added up before they have come", "  cluster_sync();\n  collect(", "  collect("),
+    Fault("halves in one place", "(half * 8 + rank", "(rank"),
+    Fault("parts kept", "ptx::mapa(to, q % team.size)", "ptx::mapa(to, team.rank)"),
+    Fault("shares of the last turn only", "team.fresh ? sum[i] : *share.at(r, c) + sum[i]", "sum[i]"),
+    Fault("shares added to what was there",
+          "team.fresh ? sum[i] : *share.at(r, c) + sum[i]", "*share.at(r, c) + sum[i]"),
+    Fault("sums of rows of the last turn only", "fresh ? x.x[k] : share[i] + x.x[k]", "x.x[k]"),
+    Fault("the shares of all clusters in one place", "1ll * team.cluster * p.channels * p.width", "0ll"),
+    Fault("the shares of all CTAs in one place", "(1ll * blockIdx.x * (p.layers + 2) + n) * p.width", "n * p.width"),
+    Fault("lags in another order", "lag = place(Result::col(0, e));", "lag = Result::col(0, e);"),
+    Fault("outer products without a term", "      mma_ABt(sum, lo, b_hi);\n", ""),
+    Fault("outer products not waited for", "      mma_wait(sum);\n", ""),
+    Fault("the sines of the layer itself", "recall(p, s, h, n - 1);", "recall(p, s, h, n);"),
+    Fault("the frequency's gradient of one layer", "add(dfrequency, dfrequency, sum);", "copy(dfrequency, sum);"),
+    Fault("a decay's sign", "decay < 0.0f ? x", "decay < 0.0f ? -x"),
+    Fault("times read before all are there",
+          "own[Result::per_col::index(k)] = dtime.x[k];\n  __syncthreads();",
+          "own[Result::per_col::index(k)] = dtime.x[k];"),
+    Fault("the sums of deep layers in one place", "+ n - kKept) * kTile", ") * kTile"),
+    Fault("a cluster's CTAs at the same lags", " + team.rank * kLags", ""),
+]  # fmt: skip
 RUN = (
     "extern __shared__ __align__(1024) unsigned char memory[]; tkpy::hyena_filter::{}(p,"
-    " *reinterpret_cast<tkpy::hyena_filter::Shared*>(memory), int(blockIdx.x) * tkpy::hyena_filter::kLags)"
+    " *reinterpret_cast<tkpy::hyena_filter::{}*>(memory){})"
 )
-ENTRIES = [
-    Entry(f"hyena_filter_{part}", "hyena_filter", "tkpy::hyena_filter::Params", RUN.format(part), "256, 1")
-    for part in PARTS
-]
-CASES = [
-    registry.Case("two tiles", _case(70, 5, 128, 2, 40), ""),
-    registry.Case("two rounds", _case(33, 3, 40, 2, 140), ""),
-    registry.Case("large phases", exact_phases, ""),
-]
+
+
+def unit(part: str, shared: str, more: str, bounds: str) -> Unit:
+    name = f"hyena_filter_{part}"
+    entry = Entry(name, name, "tkpy::hyena_filter::Params", RUN.format(part, shared, more), bounds)
+    return Unit([f"hyena_filter/{file}" for file in ("params.h", "network.cuh", f"{part}.cu")], [entry])
+
+
+CASES = {
+    "forward": [
+        registry.Case("two rounds", _case(70, 3, 72, 2, 140), ""),
+        registry.Case("large phases", exact_phases, ""),
+    ],
+    "backward": [
+        registry.Case("three tiles, two rounds", _case(130, 3, 72, 1, 140), ""),
+        registry.Case("deep", _case(66, 3, 16, 4, 8), ""),
+    ],
+}
+
+
+def arrange(monkeypatch, fault):
+    """Clusters of two, in one of which all tiles go by in turns, unless the fault is between clusters or CTAs."""
+    monkeypatch.setattr(cuda, "TEAM", 2)
+    monkeypatch.setattr(cuda.rows, "multiprocessors", lambda x: 132 if "shares of all" in fault.what else 2)
+
 
 test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
     "hyena_filter",
-    {"": Unit(("hyena_filter/params.h", "hyena_filter/kernel.cu"), ENTRIES)},
-    FAULTS,
-    calls=lambda unit: CASES,
+    {
+        "forward": unit("forward", "Turned", ", int(blockIdx.x) * tkpy::hyena_filter::kLags", "256, 2"),
+        "backward": unit("backward", "Shared", "", "256, 1"),
+    },
+    [*FORWARD, *(Fault(fault.what, fault.old, fault.new, "backward") for fault in BACKWARD)],
+    calls=lambda unit: CASES[unit],
     wrong=lambda case: first_wrong(conformance.check_case(OP, case, backend="emulator", dtype=torch.float32)),
-    right_seeds=3,
+    right=["rows/norm_backward.cu"],
+    arrange=arrange,
 ).tests()

@@ -1,31 +1,41 @@
-// What the two sides of hyena_filter share: the parameter block and the shape of a tile.
+// What the two sides of hyena_filter share: the parameter block and the shapes of tiles.
 #pragma once
 
 namespace tkpy::hyena_filter {
 
-constexpr int kLags = 64;     // of a CTA
+constexpr int kLags = 64;     // of a tile
 constexpr int kWidth = 128;   // the widest network, and the channels of a round
 constexpr int kThreads = 256;
-constexpr int kSharedBytes = 4 * (2 * kWidth * kWidth + 2 * kLags * kWidth);
+constexpr int kMostCluster = 8;                            // CTAs of the backward that add up what they find
+constexpr int kKept = 3;                                   // layers whose sums the backward keeps in shared memory
+constexpr int kTile = kLags * kWidth;                      // floats
+constexpr int kForwardBytes = 4 * 2 * kTile;               // shared memory
+constexpr int kBackwardBytes = 4 * (4 * kTile + kKept * kTile);
 
-// All float32; weights, sums, taps and shares are contiguous.
+// All float32; everything but features is contiguous. Of shares, one a cluster or a CTA: what its lags add to a gradient.
 struct Params {
   const float* features;  // [L, E], strides below
   const float* times;     // [L]
-  const float* input;     // [W, E]; backward: [E, W]
+  const float* input;     // [W, E]
   const float* input_bias;
-  const float* hidden;    // [N, W, W]; backward: the transpose of each
+  const float* hidden;    // [N, W, W]
   const float* hidden_bias;
   const float* frequency;
-  const float* output;    // [D, W]; backward: [W, D]
+  const float* output;    // [D, W]
   const float* decay;
-  float* taps;            // [D, L]; null: the sums are wanted. Backward: their gradient
-  float* sums;            // [N + 1, W, L]
-  float* dsums;           // [N + 1, W, L]
-  float* dfeatures;       // [E, L]
-  float* shares;          // [tiles, W]: what each tile adds to the gradient of the frequency
+  float* taps;            // [D, L]; backward: their gradient, which is only read
+  // Of the backward; a null one is not wanted.
+  float* dfeatures;       // [L, E]
+  float* dtimes;          // [L]
+  float* dinput;          // [clusters, W, E]
+  float* dhidden;         // [clusters, N, W, W]
+  float* doutput;         // [clusters, D, W]
+  float* dvectors;        // [CTAs, N + 2, W]: of the biases, then of the frequency. Null: nothing inside is wanted
+  float* ddecay;          // [CTAs, D]
+  float* deep;            // [CTAs, N + 1 - kKept, kTile]: sums of the layers that are not kept
   long long feature_stride[2];
   int lags, features_n, width, layers, channels;  // L, E, W, N, D
+  int team;               // CTAs of a cluster: a power of two, at most kMostCluster
 };
 
 }  // namespace tkpy::hyena_filter

@@ -67,10 +67,19 @@ HYENA_FILTER = OpRows(
             {"length": 256, "channels": 512, "width": 128},
             Promise(flops=3.25, why="float32 products are three tf32 ones, and the five features of a lag go in as 32"),
             Promise(
-                flops=3.25,
-                bytes=None,
-                why="float32 products are three tf32 ones; the sums of all layers are formed again and pass through "
-                "memory, because torch makes the weights' gradients of them",
+                flops=4.8,
+                why="float32 products are three tf32 ones; the network is gone through again, and so are the taps "
+                "before the window, which the gradients of decay and times want",
+            ),
+        ),
+        Counted(
+            {"length": 1024, "channels": 256, "width": 64},
+            Promise(flops=3.25, why="float32 products are three tf32 ones"),
+            Promise(
+                flops=5.1,
+                bytes=1.4,
+                why="as above, and five features are 64; each of two clusters leaves a share of the weights' "
+                "gradients, which rows_norm_sum adds up",
             ),
         ),
     ),

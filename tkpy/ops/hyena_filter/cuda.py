@@ -1,7 +1,7 @@
 """hyena_filter by the compiled kernels of csrc/kernels/hyena_filter: on an sm_90 GPU, or in the emulator.
 
-Weights go in contiguous, for the backward turned over, because wgmma reads tf32 along the rows of both operands. The
-gradients of the weights are sums over all lags, products that torch makes of what the kernel leaves.
+The backward is one kernel for all gradients. Its clusters of CTAs leave a share of each weight's gradient, its CTAs one
+of each vector's; rows_norm_sum adds them up, in order.
 """
 
 from __future__ import annotations
@@ -9,42 +9,78 @@ from __future__ import annotations
 import torch
 
 from tkpy.machine import launch
-from tkpy.ops.hyena_filter.eager import window_gradients
+from tkpy.ops import rows
 
-LAGS = 64  # of a CTA, as in csrc/kernels/hyena_filter/params.h
-
-
-def _launch(name, features, others, *outputs):
-    launch(name, features, *others, *outputs, op="hyena_filter")
+LAGS, TEAM, KEPT = (
+    64,
+    8,
+    3,
+)  # of a CTA, CTAs of a cluster at most, layers kept on chip: csrc/kernels/hyena_filter/params.h
+WIDTH = 128
 
 
 def forward(features, *others):
-    others = tuple(t.contiguous() for t in others)
     taps = features.new_empty(others[6].shape[0], features.shape[0])
     if taps.numel():
-        _launch("hyena_filter", features, others, taps, None)
+        launch("hyena_filter_forward", features, *(t.contiguous() for t in others), taps, op="hyena_filter")
     return taps
 
 
+def grid(length: int, multiprocessors: int) -> tuple[int, int]:
+    """Clusters, and CTAs of each: where not all lags fit at once, no more than stay on the GPU, and no more than finish
+    sooner. Clusters of eight do not fill a GPU whose GPCs are cut unevenly (an H100 holds 15, not 16)."""
+    tiles = -(-length // LAGS)
+    team = min(TEAM, 1 << (tiles.bit_length() - 1))
+    steps, most = -(-tiles // team), max(1, multiprocessors // team)
+    if steps <= most:
+        return steps, team
+    turns = -(-steps // max(1, most - 1))
+    return -(-steps // turns), team
+
+
 def backward(grads, outputs, features, *others, needs):
-    (dtaps,), (taps,) = grads, outputs
+    (dtaps,) = grads
     if dtaps is None:
         return [None] * 9
-    if not taps.numel():
+    if not dtaps.numel():
         return [torch.zeros_like(t) for t in (features, *others)]
-    rows = [t.contiguous() for t in others]
-    times, _, _, hidden_weight, _, frequency, _, decay = rows
-    (length, inputs), (layers, width, _) = features.shape, hidden_weight.shape
-    sums = features.new_empty(layers + 1, width, length)
-    _launch("hyena_filter", features, rows, None, sums)
-    turned = [t.mT.contiguous() if i in (1, 3, 6) else t for i, t in enumerate(rows)]  # the weights
-    dsums, dfeatures = torch.empty_like(sums), features.new_empty(inputs, length)
-    shares = features.new_empty(-(-length // LAGS), width)
-    _launch("hyena_filter_backward", features, turned, dtaps.contiguous(), sums, dsums, dfeatures, shares)
-    h = sums.mul_(frequency[:, None]).sin_()
-    ahead = torch.outer(-decay.abs(), times).exp_().mul_(dtaps)
-    dtimes, ddecay = window_gradients(dtaps, taps, times, decay)
+    others = tuple(t.contiguous() for t in others)
+    times, input_weight, _, hidden_weight, _, _, output_weight, decay = others
+    (layers, width, _), channels = hidden_weight.shape, decay.shape[0]
+    clusters, team = grid(features.shape[0], rows.multiprocessors(features))
+    ctas, wanted = clusters * team, dict(zip(_NAMES, needs, strict=True))
+    inside = any(wanted[name] for name in _NAMES[:1] + _NAMES[2:7])
+
+    def room(*shape, when=True):
+        return features.new_empty(shape) if when else None
+
+    def gradient(like, when):
+        """Its shares, and their sum: one share is the sum."""
+        shares = room(1, clusters, *like.shape, when=when)
+        return shares, room(*like.shape, when=when and clusters > 1)
+
+    dinput = gradient(input_weight, wanted["input_weight"])
+    dhidden = gradient(hidden_weight, wanted["hidden_weight"] and layers > 0)
+    doutput = gradient(output_weight, wanted["output_weight"])
+    dfeatures, dtimes = room(*features.shape, when=wanted["features"]), room(*times.shape, when=wanted["times"])
+    dvectors = room(1, ctas, layers + 2, width, when=inside), room(layers + 2, width, when=inside)
+    ddecay = room(1, ctas, channels, when=wanted["decay"]), room(channels, when=wanted["decay"])
+    deep = room(ctas, layers + 1 - KEPT, LAGS * WIDTH, when=layers >= KEPT)
+    shares, sums = zip(dinput, dhidden, doutput, dvectors, ddecay, strict=True)
+    launch(
+        "hyena_filter_backward", features, *others, dtaps.contiguous(), dfeatures, dtimes, *shares, deep, *sums,
+        clusters, team, op="hyena_filter",
+    )  # fmt: skip
+    dweights = [
+        whole if partial is None or clusters > 1 else partial[0, 0] for partial, whole in (dinput, dhidden, doutput)
+    ]
+    dbiases = [None] * 3 if dvectors[1] is None else [dvectors[1][0], dvectors[1][1:-1], dvectors[1][-1]]
     return [
-        dfeatures.t(), dtimes, dsums[0] @ features, dsums[0].sum(1), dsums[1:] @ h[:-1].mT, dsums[1:].sum(2),
-        shares.sum(0), ahead @ h[-1].t(), ddecay,
+        dfeatures, dtimes, dweights[0], dbiases[0], dweights[1], dbiases[1], dbiases[2], dweights[2], ddecay[1],
     ]  # fmt: skip
+
+
+_NAMES = (
+    "features", "times", "input_weight", "input_bias", "hidden_weight", "hidden_bias", "frequency", "output_weight",
+    "decay",
+)  # fmt: skip

@@ -86,8 +86,9 @@ def supports(backend: str, call: Call) -> list[Refusal]:
     if max(sizes) > MAX_WIDTH:
         needed = f"needs at most {MAX_WIDTH} features and a network at most that wide"
         reasons.append(Refusal("width", f"{needed}, got {sizes[1]} and {sizes[0]}"))
-    if max(features.shape[0], call["decay"].shape[0]) >= 2**30:
-        reasons.append(Refusal("size", f"needs fewer than 2^30 lags and channels, got {tuple(features.shape)}"))
+    lags, channels = features.shape[0], call["decay"].shape[0]
+    if lags >= 2**30 or channels >= 2**24:
+        reasons.append(Refusal("size", f"needs fewer than 2^30 lags and 2^24 channels, got {lags} and {channels}"))
     return reasons
 
 
@@ -162,4 +163,5 @@ OP = Op(
     nbytes=nbytes,
     supports=supports,
     saves=(0,),
+    kernel="hyena_filter_forward",
 )

@@ -1,0 +1,305 @@
+// hyena_filter_backward: every gradient of the taps' network in one pass over the gradient of the taps.
+//
+//   g = dtaps exp(-|decay| t);  dW_out = g h_N^T, dh_N = W_out^T g;  with z = W_out h_N: ddecay = -sign(decay) (g z) t,
+//   dt = -|decay|^T (g z).  da_n = f dh_n cos(f a_n);  dW_n = da_n h_{n-1}^T, db_n = da_n 1, dh_{n-1} = W_n^T da_n,
+//   h_{-1} = x;  df = sum of dh_n cos(f a_n) a_n.  h_n = sin(f a_n) and a_n are formed again. Sums are over lags.
+//
+// data flow  a CTA takes tiles of 64 lags, neighbours in a cluster. It goes through the network (products of network.cuh)
+//           and keeps its sums a_n: 32 floats a thread and layer, in shared memory, from the fourth layer on in global. By
+//           rounds of 128 channels it reads g, forms z (where decay or times want it), adds to dh_N in registers, and makes
+//           dW_out of the round; then goes back through the layers, and makes dW_n of each.
+// outer     dW [128 x W] = r [128 x 64 lags] h^T: r is operand A out of the registers of the result, h [W x 64 lags] lies
+//           in `straight`, lags along its rows. It is spread over a CTA's threads; the CTAs of a cluster add theirs up: each
+//           owns some of the columns, gets those of all into `turned`, where B of the last product has done its work,
+//           and adds the sum, cluster rank by cluster rank, to the cluster's share. rows_norm_sum adds the clusters' shares.
+//           Sums of rows (biases, frequency, decay) are shares of a CTA. The order of every sum is fixed by the shapes.
+// barriers  __syncthreads: before put, all have read what lies in the tile; publish: all have written it.
+//           cluster 1: every CTA is done with `turned` (arrives after the product, waits after the outer one).
+//           cluster 2: every part has come. The next put overwrites parts that only this CTA reads.
+// precision network.cuh; shares fp32
+// limits    E, W <= 128; an infinite weight gives NaN (its lo part does)
+// cost      flops 6 L W (E + N W + D), of which 2 L W D for decay and times; tensor cores do three times that. Bytes 4 D L,
+//           weights once, a share of every weight's gradient for each cluster, of which there are at most an eighth of the
+//           SMs (16). At 2,048 tf32 flops a cycle one of the three products of a round takes 3,072; adding parts up moves
+//           64 KB to other SMs. 224 KB of shared memory: one CTA an SM
+#include "network.cuh"
+
+namespace tkpy::hyena_filter {
+
+// B of the outer products; column: lag.
+struct Straight {
+  st<tf32, kWidth, kLags> hi, lo;
+};
+struct Shared {
+  Turned turned;
+  Straight straight;
+  float kept[kKept][kTile];
+};
+static_assert(sizeof(Shared) == kBackwardBytes && sizeof(Turned) == 4 * kWidth * kWidth);
+
+// What a CTA is to its cluster, and whether its shares are still unwritten.
+struct Team {
+  int rank, size, cluster;
+  bool fresh;
+};
+
+TK_DEVICE void put(Straight& b, const Result& d) {
+#pragma unroll
+  for (int e = 0; e < Result::elements; ++e) {
+    const int row = first_row() + Result::row(0, e), lag = place(Result::col(0, e));
+    tf32 hi, lo;
+    write(&hi, d.get(0, e));
+    write(&lo, d.get(0, e) - read(&hi));
+    b.hi.at(row, lag) = hi;
+    b.lo.at(row, lag) = lo;
+  }
+}
+
+// b = a^t.
+TK_DEVICE void turn(Turned& b, const Straight& a) {
+#pragma unroll
+  for (int e = 0; e < Result::elements; ++e) {
+    const int row = first_row() + Result::row(0, e), lag = Result::col(0, e);
+    b.hi.at(lag, place(row)) = a.hi.at(row, place(lag));
+    b.lo.at(lag, place(row)) = a.lo.at(row, place(lag));
+  }
+}
+
+// The sums of layer n: every thread's own elements.
+TK_DEVICE float* kept(const Params& p, Shared& s, int n) {
+  if (n < kKept) return s.kept[n] + threadIdx.x;
+  return p.deep + (1ll * blockIdx.x * (p.layers + 1 - kKept) + n - kKept) * kTile + threadIdx.x;
+}
+TK_DEVICE void keep(const Params& p, Shared& s, const Result& a, int n) {
+  float* to = kept(p, s, n);
+#pragma unroll
+  for (int e = 0; e < Result::elements; ++e) to[kThreads * e] = a.x[0][e];
+}
+TK_DEVICE void recall(const Params& p, Shared& s, Result& a, int n) {
+  const float* from = kept(p, s, n);
+#pragma unroll
+  for (int e = 0; e < Result::elements; ++e) a.x[0][e] = from[kThreads * e];
+}
+
+// Adds to a share of this CTA.
+TK_DEVICE void add_rows(float* share, int length, const Result::per_row& x, int first, bool fresh) {
+#pragma unroll
+  for (int k = 0; k < Result::per_row::slots; ++k) {
+    const int i = first + Result::per_row::index(k);
+    if (Result::per_row::owns() && i < length) share[i] = fresh ? x.x[k] : share[i] + x.x[k];
+  }
+}
+
+// Half of the columns of a sum to the CTAs that own them: elements 4 q .. 4 q + 3 to CTA q % size, each thread's beside
+// those of its neighbours.
+TK_DEVICE u32 slot(int half, int rank, int j, int size) { return (half * 8 + rank * (8 / size) + j) * kThreads + threadIdx.x; }
+TK_DEVICE void send(Shared& s, const Result& sum, int half, const Team& team) {
+#pragma unroll
+  for (int q = 0; q < 8; ++q) {
+    const u32 to = ptx::shared_address(&s.turned) + 16 * slot(half, team.rank, q / team.size, team.size);
+    ptx::st_cluster_v4(ptx::mapa(to, q % team.size),
+                       make_uint4(__float_as_uint(sum.x[0][4 * q]), __float_as_uint(sum.x[0][4 * q + 1]),
+                                  __float_as_uint(sum.x[0][4 * q + 2]), __float_as_uint(sum.x[0][4 * q + 3])));
+  }
+}
+
+// The parts that came, added in the order of ranks, to the share.
+TK_DEVICE void collect(const Shared& s, const view<float>& share, int row, const Team& team) {
+  const float4* parts = reinterpret_cast<const float4*>(&s.turned);
+  const int first = row + first_row();
+  for (int col = 8 * team.rank; col < share.cols; col += 8 * team.size) {
+    float sum[4] = {};
+    for (int rank = 0; rank < team.size; ++rank) {
+      const float4 part = parts[slot(col / kLags, rank, col % kLags / 8 / team.size, team.size)];
+      sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = first + Result::row(0, i), c = col + Result::col(0, i);
+      if (r < share.rows && c < share.cols) *share.at(r, c) = team.fresh ? sum[i] : *share.at(r, c) + sum[i];
+    }
+  }
+}
+
+// share [128 rows from `row` on x at most 128] += r straight^t, over the lags of the cluster; 64 columns at a time.
+TK_DEVICE void outer(Shared& s, const Result& r, const view<float>& share, int row, const Team& team) {
+  const bool some = row + 64 * warpgroup_index() < share.rows;
+  cluster_arrive();
+#pragma unroll 1
+  for (int half = 0; half == 0 || 64 * half < share.cols; ++half) {
+    Result sum;
+    zero(sum);
+#pragma unroll
+    for (int k = 0; some && k < kLags; k += 32) {
+      Operand hi, lo;
+      split(hi, lo, r, k);
+      const auto b_hi = subtile<64, 32>(s.straight.hi, 64 * half, k), b_lo = subtile<64, 32>(s.straight.lo, 64 * half, k);
+      mma_fence();
+      mma_ABt(sum, hi, b_hi);
+      mma_ABt(sum, hi, b_lo);
+      mma_ABt(sum, lo, b_hi);
+      mma_commit();
+      mma_wait(sum);
+    }
+    if (half == 0) cluster_wait();
+    send(s, sum, half, team);
+  }
+  cluster_sync();
+  collect(s, share, row, team);
+}
+
+// The layers again: h_N in turned and straight.
+TK_DEVICE void forward(const Params& p, Shared& s, int lag) {
+  Result d;
+  load_features(p, d, lag);
+  for (int n = 0; n <= p.layers; ++n) {
+    __syncthreads();
+    put(s.turned, d);
+    publish();
+    zero(d);
+    product(d, s.turned, layer(p, n), 0, 0, n == 0 ? p.features_n : p.width);
+    Result::per_row b;
+    load(b, bias(p, n), first_row());
+    add(d, d, b);
+    keep(p, s, d, n);
+    sine(p, d);
+  }
+  __syncthreads();
+  put(s.turned, d);
+  put(s.straight, d);
+  publish();
+}
+
+// What decay and times get of a round: `flow`, z when called, becomes g z.
+TK_DEVICE void window_gradients(const Params& p, Result& flow, Result::per_col& dtime, const Result& g, const Window& window,
+                                int channel, const Team& team) {
+  Result part;
+  mul(flow, flow, g);
+  mul(part, flow, window.rate);
+  col_sum(dtime, part, dtime);
+  if (!p.ddecay) return;
+  Result::per_row sum, sign;
+  mul(part, flow, window.time);
+  row_sum(sum, part);
+  load(sign, vec_view<const float>{p.decay, p.channels}, channel + first_row());
+  map(sum, sum, sign, [](float x, float decay) { return decay > 0.0f ? -x : decay < 0.0f ? x : 0.0f * x; });
+  add_rows(p.ddecay + 1ll * blockIdx.x * p.channels, p.channels, sum, channel + first_row(), team.fresh);
+}
+
+// Channels in rounds; dh: of the last layer's sines.
+TK_DEVICE void channels(const Params& p, Shared& s, Result& dh, Result::per_col& dtime, int lag, const Team& team) {
+  for (int channel = 0; channel < p.channels; channel += kWidth) {
+    Result g;
+    load(g, view<const float>{p.taps, p.channels, p.lags, p.lags}, channel + first_row(), lag);
+    const Window window(p, channel, lag);
+    window.apply(g);
+    if (p.dtimes || p.ddecay) {
+      if (channel > 0) {
+        __syncthreads();
+        turn(s.turned, s.straight);
+        publish();
+      }
+      Result z;
+      zero(z);
+      product(z, s.turned, output(p), channel, 0, p.width);
+      window_gradients(p, z, dtime, g, window, channel, team);
+    }
+    if (p.dvectors) {
+      __syncthreads();
+      put(s.turned, g);
+      publish();
+      product(dh, s.turned, output(p).transposed(), 0, channel, min(kWidth, p.channels - channel));
+    }
+    if (p.doutput)
+      outer(s, g, {p.doutput + 1ll * team.cluster * p.channels * p.width, p.channels, p.width, p.width}, channel, team);
+  }
+}
+
+// d, the gradient of layer n's sines, becomes that of its sums, and what rows of it add up to goes to the shares.
+TK_DEVICE void through_sine(const Params& p, Shared& s, Result& d, Result::per_row& dfrequency, int n, bool fresh) {
+  Result a, slope;
+  Result::per_row frequency, sum;
+  load(frequency, vec_view<const float>{p.frequency, p.width}, first_row());
+  recall(p, s, a, n);
+  mul(slope, a, frequency);
+  map(slope, slope, [](float phase) { return circular(phase, 1); });
+  mul(d, d, slope);
+  mul(a, a, d);
+  row_sum(sum, a);
+  add(dfrequency, dfrequency, sum);
+  mul(d, d, frequency);
+  row_sum(sum, d);
+  add_rows(p.dvectors + (1ll * blockIdx.x * (p.layers + 2) + n) * p.width, p.width, sum, first_row(), fresh);
+}
+
+// Back through the layers.
+TK_DEVICE void layers(const Params& p, Shared& s, Result& d, int lag, const Team& team) {
+  Result::per_row dfrequency;
+  zero(dfrequency);
+  for (int n = p.layers; n >= 0; --n) {
+    through_sine(p, s, d, dfrequency, n, team.fresh);
+    Result h;
+    if (n > 0) {
+      recall(p, s, h, n - 1);
+      sine(p, h);
+    } else {
+      load_features(p, h, lag);
+    }
+    __syncthreads();
+    put(s.turned, d);
+    put(s.straight, h);
+    publish();
+    Result before;
+    zero(before);
+    if (n > 0 || p.dfeatures) product(before, s.turned, layer(p, n).transposed(), 0, 0, p.width);
+    float* share = n > 0 ? p.dhidden : p.dinput;
+    const int cols = n > 0 ? p.width : p.features_n, each = n > 0 ? p.layers : 1;
+    if (share) outer(s, d, {share + (1ll * team.cluster * each + max(n - 1, 0)) * p.width * cols, p.width, cols, cols}, 0, team);
+    d = before;
+  }
+  add_rows(p.dvectors + (1ll * blockIdx.x * (p.layers + 2) + p.layers + 1) * p.width, p.width, dfrequency, first_row(), team.fresh);
+  if (p.dfeatures) store(view<float>{p.dfeatures, p.features_n, p.lags, 1, p.features_n}, d, first_row(), lag);
+}
+
+// Over the warps, each with 16 of the rows.
+TK_DEVICE void store_times(const Params& p, Shared& s, const Result::per_col& dtime, int lag) {
+  float *parts = reinterpret_cast<float*>(&s.turned), *own = parts + kLags * warp_index();
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < Result::per_col::slots; ++k)
+    if (Result::per_col::owns()) own[Result::per_col::index(k)] = dtime.x[k];
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= kLags || lag + i >= p.lags) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) sum += parts[kLags * w + i];
+  p.dtimes[lag + i] = -sum;
+}
+
+// All CTAs of a cluster take as many tiles, of which those past the last lag are empty.
+TK_DEVICE void backward(const Params& p, Shared& s) {
+  Team team{cluster_rank(), p.team, static_cast<int>(blockIdx.x) / p.team, true};
+  for (long long first = 1ll * team.cluster * team.size * kLags; first < p.lags; first += 1ll * gridDim.x * kLags) {
+    const int lag = static_cast<int>(first) + team.rank * kLags;
+    forward(p, s, lag);
+    Result d;
+    Result::per_col dtime;
+    zero(d);
+    zero(dtime);
+    channels(p, s, d, dtime, lag, team);
+    if (p.dvectors) layers(p, s, d, lag, team);
+    if (p.dtimes) store_times(p, s, dtime, lag);
+    team.fresh = false;
+  }
+}
+
+}  // namespace tkpy::hyena_filter
+
+#define TKPY_HYENA_FILTER(NAME)                                                              \
+  extern "C" __global__ void __launch_bounds__(tkpy::hyena_filter::kThreads, 1)              \
+      hyena_filter_##NAME(const __grid_constant__ tkpy::hyena_filter::Params p) {            \
+    extern __shared__ __align__(1024) unsigned char memory[];                                \
+    tkpy::hyena_filter::NAME(p, *reinterpret_cast<tkpy::hyena_filter::Shared*>(memory));     \
+  }
+TKPY_HYENA_FILTER(backward)
