@@ -12,7 +12,7 @@ from tkpy import conformance, machine, registry  # noqa: E402
 
 OP = registry.get("monarch_multiply")
 FORWARD, BACKWARD, STRIDED, CONSECUTIVE = "forward", "backward", "gradient_strided", "gradient_consecutive"
-WHOLE = "whole_48"
+WHOLE, HALF = "whole_48", "half"
 
 MEET = "  meet();\n"
 FIRST = "if (m < tiles)\n#pragma unroll\n          for"
@@ -77,25 +77,23 @@ FAULTS = [
           "wait_group<1>();\n    __syncthreads", WHOLE),
     Fault("a stage filled before all have left it", "wait_group<0>();\n    __syncthreads();\n",
           "wait_group<0>();\n", WHOLE),
-    Fault("the next tile into this one's stage", "tile + shares, stage ^ 1)", "tile + shares, stage)", WHOLE),
-    Fault("dy read before all have transposed it", "turn_blocks(second, stage);\n    __syncthreads();\n",
-          "turn_blocks(second, stage);\n", WHOLE),
-    Fault("dy not transposed", "    turn_blocks(second, stage);\n", "", WHOLE),
-    Fault("middles written while they are read", "    cluster_wait();\n    if (has_first) {\n      float",
-          "    if (has_first) {\n      float", WHOLE),
+    Fault("the next tile into this one's stage", "load(tile + shares, stage ^ 1)", "load(tile + shares, stage)", WHOLE),
+    Fault("dy read before all have transposed it", "turn_blocks(second, dy.at(stage));\n    __syncthreads();\n",
+          "turn_blocks(second, dy.at(stage));\n", WHOLE),
+    Fault("dy not transposed", "    turn_blocks(second, dy.at(stage));\n", "", WHOLE),
+    Fault("middles written while they are read", "    cluster_wait();\n    uint4 sent",
+          "    uint4 sent", WHOLE),
     Fault("middles read before they are there", "    cluster_sync();\n", "    __syncthreads();\n", WHOLE),
-    Fault("middles of other CTAs not waited for",
-          "    cluster_sync();\n    add_gradient<T>(of_second, second, stage);\n",
-          "    cluster_arrive();\n    __syncthreads();\n    add_gradient<T>(of_second, second, stage);\n"
-          "    cluster_wait();\n", WHOLE),
-    Fault("h sent to another CTA", "static_cast<u32>(block / 8)", "static_cast<u32>(block % p.ranks)", WHOLE),
-    Fault("h of another block", "second.middle_at(block % 8, chunk", "second.middle_at(block / 8, chunk", WHOLE),
+    Fault("middles of other CTAs not waited for", "    cluster_sync();\n    add_gradient<T>(of_second,",
+          "    __syncthreads();\n    cluster_arrive();\n    add_gradient<T>(of_second,", WHOLE),
+    Fault("h sent to another CTA", "static_cast<u32>(block / 8)", "static_cast<u32>(block % 2)", WHOLE),
+    Fault("h of another block", "second.middle_at(at, block % 8", "second.middle_at(at, block / 8", WHOLE),
     Fault("h not permuted", "flat / second.blocks), static", "flat % second.out), static", WHOLE),
     Fault("h of the first block", "(first.first + warp_index()) * first.out + channel",
           "warp_index() * first.out + channel",
           WHOLE),
-    Fault("dh sent to another CTA", "static_cast<u32>(block / each)", "static_cast<u32>(block % p.ranks)", WHOLE),
-    Fault("dh of another block", "first.middle_at(block % each", "first.middle_at(block / each", WHOLE),
+    Fault("dh sent to another CTA", "static_cast<u32>(block / each)", "static_cast<u32>(block % 2)", WHOLE),
+    Fault("dh of another block", "first.middle_at(at, block % each", "first.middle_at(at, block / each", WHOLE),
     Fault("dh not permuted", "channel * second.blocks + second.first + warp_index()",
           "channel + (second.first + warp_index()) * second.out", WHOLE),
     Fault("warps without a block", "has_first = warp_index() < first.count", "has_first = true", WHOLE),
@@ -107,7 +105,7 @@ FAULTS = [
     Fault("every cluster from the first tile", "for (int tile = share;", "for (int tile = 0;", WHOLE),
     Fault("rows beyond the last read", "there = tile * kWholeRows + row < p.rows", "there = true", WHOLE),
     Fault("rows beyond the last left as they are", "from, there ? 16u : 0u", "there ? from : from, 16u", WHOLE),
-    Fault("rows beyond the last written", "    if (at < p.rows)\n", "", WHOLE),
+    Fault("rows beyond the last written", "    if (of_dx < p.rows)\n", "", WHOLE),
     Fault("every tile the first", "(1ll * tile * kWholeRows + row) * pitch", "1ll * row * pitch", WHOLE),
     Fault("dy of the first granule", "1ll * unit * side.blocks + side.first", "1ll * unit * side.blocks", WHOLE),
     Fault("x of the first block", "1ll * side.first * side.in + 8 * unit", "8ll * unit", WHOLE),
@@ -117,16 +115,47 @@ FAULTS = [
     Fault("rows in the instruction's order", "8 * (i / 2) + 4 * j + 2 * (which / 2) + i % 2",
           "16 * j + 8 * (which / 2) + i", WHOLE),
     Fault("one of a pair of rows twice", "d[m][j][2 * half + 1])", "d[m][j][2 * half])", WHOLE),
-    Fault("half of the channels twice", "16 * m + 8 * half + lane_row(), lane", "16 * m + lane_row(), lane", WHOLE),
+    Fault("half of the channels twice", "lane_row(), lane_chunk()), x[m][half]",
+          "lane_row(), lane_chunk()), x[m][0]", WHOLE),
     Fault("channels past the block", "    if (16 * m < side.out)\n#pragma unroll\n      for (int half",
           "#pragma unroll\n      for (int half", WHOLE),
     Fault("the first sixteen rows alone", "        ptx::mma<form>(sums[m][n], a[m][1], b[2], b[3]);\n", "", WHOLE),
     Fault("rows of the wrong half", "sums[m][n], a[m][1], b[2], b[3]", "sums[m][n], a[m][1], b[0], b[1]", WHOLE),
     Fault("the last step of dx", "k < side.out / 16; ++k", "k + 1 < side.out / 16; ++k", WHOLE),
-    Fault("dx of the first sixteen rows twice", "side.middle_at(warp, 2 * m + which % 2",
-          "side.middle_at(warp, which % 2", WHOLE),
+    Fault("dx of the first sixteen rows twice", "side.middle_at(middle, warp, 2 * m + which % 2",
+          "side.middle_at(middle, warp, which % 2", WHOLE),
     Fault("dx in the first block", "1ll * (side.first + warp) * side.in", "1ll * warp * side.in", WHOLE),
     Fault("shares in one place", "1ll * share * side.blocks + side.first", "1ll * side.first", WHOLE),
+    Fault("an input read before it has landed", "wait_group<0>();\n    __syncthreads",
+          "wait_group<1>();\n    __syncthreads", HALF),
+    Fault("buffers filled before all have left them", "wait_group<0>();\n    __syncthreads();\n",
+          "wait_group<0>();\n", HALF),
+    Fault("an operand read before it has landed", "wait_group<1>()", "wait_group<2>()", HALF),
+    Fault("a middle over an input that is read", "    __syncwarp();\n    cluster_sync();\n    if (First) {\n      send",
+          "    if (First) {\n      send", HALF),
+    Fault("a middle read before it is there", "    cluster_sync();\n    if (!First)",
+          "    __syncthreads();\n    if (!First)", HALF),
+    Fault("the input read before all have transposed it", "second, a);\n      __syncthreads();\n",
+          "second, a);\n", HALF),
+    Fault("the operand read before all have transposed it", "second, b);\n      __syncthreads();\n",
+          "second, b);\n", HALF),
+    Fault("the input not transposed", "      turn_blocks(second, a);\n", "", HALF),
+    Fault("the operand not transposed", "      turn_blocks(second, b);\n", "", HALF),
+    Fault("the next input into the operand", "load_input(tile + shares, c)", "load_input(tile + shares, b)", HALF),
+    Fault("the next input over this one", "    c = b;\n", "    c = a;\n", HALF),
+    Fault("buffers that keep their parts", "    a = next;\n", "", HALF),
+    Fault("dh over the operand", "places.of_dh(a,", "places.of_dh(b,", HALF),
+    Fault("h over the operand", "places.of_h(a,", "places.of_h(b,", HALF),
+    Fault("the operand of the first tile", "load_x(tile, b)", "load_x(share, b)", HALF),
+    Fault("the input of this tile again", "load_input(tile + shares, c)", "load_input(tile, c)", HALF),
+    Fault("middle and operand exchanged", "add_gradient<T>(sums, first, a, b)",
+          "add_gradient<T>(sums, first, b, a)", HALF),
+    Fault("dx of the operand", "multiply_back<T, tall>(first, a, b)", "multiply_back<T, tall>(first, b, b)", HALF),
+    Fault("dx read before all have written it", "        __syncwarp();\n        store", "        store", HALF),
+    Fault("the weights of dy not loaded", "  if (First) load_weights<T>(second, p.second.weight);\n", "", HALF),
+    Fault("weights over weights", "after = memory + static_cast<u32>(weight_bytes(p.first))", "after = memory", HALF),
+    Fault("warps without a block", "has_first = warp_index() < first.count", "has_first = true", HALF),
+    Fault("the sums of the other factor", "(sums, second, p.of_second", "(sums, second, p.of_first", HALF),
 ]  # fmt: skip
 
 
@@ -135,7 +164,19 @@ def unit(part: str) -> Unit:
     if part == WHOLE:
         run = f"{memory} tkpy::monarch::whole<tk::bf16, 3>(p, tk::ptx::shared_address(memory))"
         entry = Entry("monarch_whole_48_bf16", "monarch_whole", "tkpy::monarch::Whole", run, "256, 1")
-        return Unit([f"monarch/{name}" for name in ("params.h", "monarch.cuh", "whole.cu")], [entry])
+        return Unit([f"monarch/{name}" for name in ("params.h", "monarch.cuh", "sides.cuh", "whole.cu")], [entry])
+    if part == HALF:
+        entries = [
+            Entry(
+                f"monarch_half_{name}_bf16",
+                "monarch_half",
+                "tkpy::monarch::Whole",
+                f"{memory} tkpy::monarch::half<tk::bf16, {first}>(p, tk::ptx::shared_address(memory))",
+                "256, 1",
+            )
+            for name, first in (("first", "true"), ("second", "false"))
+        ]
+        return Unit([f"monarch/{name}" for name in ("params.h", "monarch.cuh", "sides.cuh", "half.cu")], entries)
     gradient = part in (STRIDED, CONSECUTIVE)
     call = f"gradient<tk::bf16, {'true' if part == STRIDED else 'false'}>" if gradient else f"{part}<tk::bf16>"
     more = "" if gradient else ", tkpy::monarch::first_row_of(p)"
@@ -158,6 +199,7 @@ CASES = [
 ]
 # Two clusters of three with ten tiles each, a rank with fewer blocks; warps without a block.
 WHOLES = [((0, 0), sized(600, 8, 48, 16, 24, 32)), ((0, 0), sized(70, 8, 32, 16, 16, 48))]
+HALVES = [((0, 0), sized(600, 8, 64, 16, 32, 32)), ((0, 0), sized(65, 16, 64, 32, 32, 48))]
 
 
 def wrong(call: tuple) -> str:
@@ -176,10 +218,10 @@ def wrong(call: tuple) -> str:
 
 test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
     "monarch",
-    {part: unit(part) for part in (FORWARD, BACKWARD, STRIDED, CONSECUTIVE, WHOLE)},
+    {part: unit(part) for part in (FORWARD, BACKWARD, STRIDED, CONSECUTIVE, WHOLE, HALF)},
     FAULTS,
-    calls=lambda part: WHOLES if part == WHOLE else CASES,
+    calls=lambda part: {WHOLE: WHOLES, HALF: HALVES}.get(part, CASES),
     wrong=wrong,
     right_seeds=3,
-    tried=(FORWARD, WHOLE),  # beside the other right ones
+    tried=(FORWARD, WHOLE, HALF),  # beside the other right ones
 ).tests()

@@ -1,5 +1,6 @@
-"""The whole backward of monarch_multiply in one launch, in the emulator: against float64 for blocks of every size that
-it takes, rows that end anywhere, clusters of every size; what it leaves out and what it must not read."""
+"""The backward of monarch_multiply whose sums stay on the chip, whole in one launch or a half in each of two, in the
+emulator: against float64 for blocks of every size that it takes, rows that end anywhere, clusters of every size; what
+it leaves out and what it must not read."""
 
 from __future__ import annotations
 
@@ -26,15 +27,15 @@ CASES = [
     sized(65, 32, 32, 32, 32, 32, "a square of 1024"),
     sized(33, 48, 48, 48, 48, 48, "a square of 2304: the most shared memory"),
     sized(32, 28, 32, 32, 56, 16, "a cluster of seven"),
+    sized(97, 16, 64, 16, 32, 48, "halves: sizes of four kinds"),
+    sized(33, 64, 64, 64, 64, 64, "halves: a square of 4096"),
 ]
 SMALL = sized(75, 16, 32, 16, 16, 48, "small")
 
 
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
-    parts = [
-        kernel_folder(f"kernels/{n}.cu") for n in ("monarch/kernel", "monarch/gradient", "monarch/whole", "gemm/kernel")
-    ]
+    parts = [kernel_folder(f"kernels/{n}.cu") for n in ("monarch/kernel", "monarch/whole", "monarch/half")]
     return gather(tmp_path_factory.mktemp("monarch_whole"), parts)
 
 
@@ -77,15 +78,17 @@ def test_every_case_and_its_gradients(folder, monkeypatch, launched, case, dtype
     on_machine(monkeypatch, folder, seed)
     assert len(check(case, dtype)) == 4
     suffix = "bf16" if dtype == torch.bfloat16 else "fp16"
-    factors = [case.make(Maker(dtype))[name] for name in ("w1", "w2")]
-    side = 48 if any(48 in w.shape[1:] for w in factors) else 32
-    assert [name for name, _ in launched] == [f"monarch_forward_{suffix}", f"monarch_whole_{side}_{suffix}"]
+    most = max(size for name in ("w1", "w2") for size in case.make(Maker(dtype))[name].shape[1:])
+    backward = {64: ["half_first", "half_second"], 48: ["whole_48"]}.get(most, ["whole_32"])
+    assert [name for name, _ in launched] == [f"monarch_{kernel}_{suffix}" for kernel in ("forward", *backward)]
 
 
-def test_several_tiles_of_several_clusters(built, launched):
+@pytest.mark.parametrize("side", [16, 64])
+def test_several_tiles_of_several_clusters(built, launched, side):
     """Shares of the rows, of tiles that do not divide, the last of them short."""
-    check(sized(800, 16, 16, 16, 16, 16))
-    assert [args[5].shape[0] for name, args in launched if "whole" in name] == [3]
+    check(sized(800, 8, 16, 16, 8, side))
+    shares = [t.shape[0] for name, args in launched[1:] for t in args[5:] if t is not None]
+    assert shares == [3, 3]
 
 
 @pytest.mark.parametrize("blocks, clusters", [(8, 128), (32, 32), (48, 16), (64, 16)])
@@ -95,27 +98,35 @@ def test_all_clusters_run_at_once(blocks, clusters):
     assert OP.module("cuda").clusters_of(600, blocks // 8) == 2
 
 
-def test_h_is_kept_only_where_it_is_read(built, launched):
+KERNELS = {
+    ("x",): ["backward"],
+    ("w1",): ["half_first"],
+    ("w2",): ["half_second"],
+    ("x", "w1"): ["half_first"],
+    ("x", "w2"): ["backward", "half_second"],
+    ("w1", "w2"): ["whole_48"],
+}
+
+
+@pytest.mark.parametrize("wanted", list(KERNELS), ids="-".join)
+def test_gradients_of_some(built, launched, wanted):
+    """Each by the launches that it needs; h is not kept."""
     kwargs = SMALL.make(Maker(torch.bfloat16))
-    for wanted, middle in ((["x", "w1", "w2"], None), (["x", "w2"], (75, 512)), (["x"], None)):
-        launched.clear()
-        gradients(kwargs, wanted, "emulator")
-        kept = launched[0][1][3]
-        assert (None if kept is None else tuple(kept.shape)) == middle
+    assert agree(gradients(kwargs, wanted, "emulator"), gradients(kwargs, wanted, "reference"))
+    assert [name for name, _ in launched[1:]] == [f"monarch_{kernel}_bf16" for kernel in KERNELS[wanted]]
+    assert launched[0][1][3] is None
 
 
-@pytest.mark.parametrize("backend", ["emulator", "eager"])
-@pytest.mark.parametrize("wanted", [["x"], ["w1"], ["w2"], ["x", "w2"], ["w1", "w2"]], ids="-".join)
-def test_gradients_of_some_without_h(built, launched, wanted, backend):
-    """Of a caller of the torch op itself, which is asked to keep no h."""
+@pytest.mark.parametrize("wanted", [["x"], ["w2"], ["x", "w2"]], ids="-".join)
+def test_the_eager_form_makes_h_again(wanted):
+    """Which a caller on a GPU may have been told not to keep."""
     kwargs = SMALL.make(Maker(torch.bfloat16))
     found = {}
-    for name in (backend, "reference"):
+    for name in ("eager", "reference"):
         leaves = {n: t.clone().requires_grad_(n in wanted) for n, t in kwargs.items()}
         y, _ = OP(*leaves.values(), False, backend=name)
         found[name] = torch.autograd.grad(y, [leaves[n] for n in wanted], Maker(y.dtype, seed=9).randn(*y.shape))
     assert agree(*found.values())
-    assert any("whole" in name for name, _ in launched) == (backend == "emulator" and wanted == ["w1", "w2"])
 
 
 IN_TRITON = """
@@ -139,10 +150,12 @@ def test_gradients_without_h_in_tritons_interpreter():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_nan_stays_in_its_row_and_nothing_outside_is_read(built):
-    """x and dy lie in NaN; a row of each is NaN in one place."""
-    kwargs = SMALL.make(Maker(torch.bfloat16))
-    dy = Maker(torch.bfloat16, seed=9).randn(75, kwargs["w2"].shape[0] * kwargs["w2"].shape[1])
+@pytest.mark.parametrize("case", [SMALL, CASES[-2]], ids=["whole", "halves"])
+def test_a_nan_stays_in_its_row_and_nothing_outside_is_read(built, case):
+    """x and dy lie in NaN; a row of dy is NaN in one place."""
+    kwargs = case.make(Maker(torch.bfloat16))
+    rows = len(kwargs["x"])
+    dy = Maker(torch.bfloat16, seed=9).randn(rows, kwargs["w2"].shape[0] * kwargs["w2"].shape[1])
     want = gradients(kwargs, ["x", "w1", "w2"], "emulator", dy)
 
     def inside(t):
@@ -157,15 +170,16 @@ def test_a_nan_stays_in_its_row_and_nothing_outside_is_read(built):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     around[6, 20] = float("nan")
     dx, dw1, dw2 = torch.autograd.grad(y, leaves, around)
-    others = torch.arange(75) != 6
+    others = torch.arange(rows) != 6
     assert torch.equal(dx[others], want[0][others])
     assert dx[6].isnan().any()
     assert dw1.isnan().any()
     assert 0 < int(dw2.isnan().any(-1).sum()) < dw2[..., 0].numel()
 
 
-def test_the_same_call_gives_the_same_bits(folder, monkeypatch):
-    kwargs = sized(600, 8, 48, 16, 24, 32).make(Maker(torch.float16))
+@pytest.mark.parametrize("q", [48, 64])
+def test_the_same_call_gives_the_same_bits(folder, monkeypatch, q):
+    kwargs = sized(600, 8, q, 16, q // 2, 32).make(Maker(torch.float16))
     found = []
     for seed in (3, 4):
         on_machine(monkeypatch, folder, seed)
@@ -176,8 +190,8 @@ def test_the_same_call_gives_the_same_bits(folder, monkeypatch):
 @pytest.mark.parametrize(
     "shapes, message",
     [
-        ({"w1": (16, 24, 16)}, "w1.*blocks of 16, 32 or 48"),
-        ({"w1": (16, 64, 16)}, "w1.*blocks of 16, 32 or 48"),
+        ({"w1": (16, 24, 16)}, "w1.*blocks of multiples of 16 up to 48"),
+        ({"w1": (16, 64, 16)}, "w1.*blocks of multiples of 16 up to 48"),
         ({"w2t": (12, 16, 32)}, "w2.*8, 16, .. 64 blocks"),
         ({"w2t": (8, 32, 32), "of_second": (2, 8, 32, 32)}, "w2.*as many as w1"),
         ({"x": (0, 256)}, "x.*1 to 2\\^30 - 1 rows"),
@@ -186,6 +200,9 @@ def test_the_same_call_gives_the_same_bits(folder, monkeypatch):
         ({"dx": (40, 512)}, "dx.*shape \\(40, 256"),
         ({"of_first": (3, 16, 16, 16)}, "the sums of w1.*no more than tiles"),
         ({"of_second": (1, 16, 16, 32)}, "the sums of w2.*as many of both"),
+        ({"of_second": None, "w1": (16, 80, 16)}, "w1.*blocks of multiples of 16 up to 64"),
+        ({"of_second": None, "of_first": None}, "the sums.*those of w1 or of w2"),
+        ({"of_first": None}, "dx.*the sums of w1 beside it"),
     ],
     ids=[
         "of eights",
@@ -198,13 +215,16 @@ def test_the_same_call_gives_the_same_bits(folder, monkeypatch):
         "dx",
         "shares",
         "shares of w2",
+        "of 80",
+        "no shares",
+        "dx alone",
     ],
 )
 def test_the_launcher_checks_again(built, shapes, message):
     right = {"dy": (40, 512), "x": (40, 256), "w1": (16, 16, 16), "w2t": (16, 16, 32), "dx": (40, 256)}
     right |= {"of_first": (2, 16, 16, 16), "of_second": (2, 16, 16, 32)}
     tensors = [
-        torch.zeros(shape, dtype=torch.float32 if name.startswith("of_") else torch.bfloat16)
+        shape and torch.zeros(shape, dtype=torch.float32 if name.startswith("of_") else torch.bfloat16)
         for name, shape in (right | shapes).items()
     ]
     with pytest.raises(tkpy.InternalError, match=message):

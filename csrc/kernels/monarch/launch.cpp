@@ -147,52 +147,57 @@ std::string gradient(Machine& machine, void* stream, const View& a, const View& 
   return kernel;
 }
 
-// dx, and sums [shares, k, q, p] and [shares, l, r, s], a share a cluster.
+// dx, and sums [shares, k, q, p] and [shares, l, r, s], a share a cluster; the sums of one factor alone are half.cu's, which
+// makes dx with those of the first.
 std::string whole(Machine& machine, void* stream, const View& dy, const View& x, const View& w1, const View& w2t,
-                  const Optional& dx, const View& of_first, const View& of_second) {
+                  const Optional& dx, const Optional& of_first, const Optional& of_second) {
   Whole p{};
-  const char* type = type_name(x);
+  const std::string type = type_name(x);
   p.first = factor("w1", w1, x);
   p.second = factor("w2", w2t, x);
-  const auto suits = [](const Factor& f) {
-    return f.out % 16 == 0 && f.in % 16 == 0 && std::max(f.out, f.in) <= kWholeSide;
-  };
-  check(suits(p.first), "w1", "blocks of 16, 32 or 48", w1);
+  const bool both = of_first && of_second;
+  const int side = both ? kWholeSide : kHalfSide;
+  const auto suits = [&](const Factor& f) { return f.out % 16 == 0 && f.in % 16 == 0 && std::max(f.out, f.in) <= side; };
+  const std::string sizes = "blocks of multiples of 16 up to " + std::to_string(side);
+  check(suits(p.first), "w1", sizes, w1);
   p.ranks = p.second.blocks / 8;
   check(suits(p.second) && p.second.blocks % 8 == 0 && p.ranks <= kMostRanks &&
             share_of(p.first.blocks, p.ranks) <= kWarps && p.first.blocks * p.first.out == p.second.blocks * p.second.out,
-        "w2", "8, 16, .. 64 blocks of 16, 32 or 48, as many as w1 at least and of as many channels in the middle", w2t);
+        "w2", "8, 16, .. 64 " + sizes + ", as many as w1 has at least and of as many channels in the middle", w2t);
   const std::int64_t rows = x.shape[0], width = 1ll * p.first.blocks * p.first.in;
   check(rows > 0 && rows < (1ll << 30), "x", "1 to 2^30 - 1 rows", x);
   check_rows("x", x, rows, width, x);
   check_rows("dy", dy, rows, 1ll * p.second.blocks * p.second.in, x);
+  check(of_first || of_second, "the sums", "those of w1 or of w2", x);
+  check(of_first || !dx, "dx", "the sums of w1 beside it", x);
   if (dx) p.dx = contiguous("dx", *dx, {rows, width}, x);
+  const std::int64_t clusters = (of_first ? *of_first : *of_second).shape[0];
   const auto shares = [&](const char* what, const View& v, const Factor& f) {
     check(v.rank == 4 && v.dtype == DType::f32 && v.device == x.device && v.extent() == 4 * v.elements() && aligned(v) &&
-              v.shape[0] > 0 && v.shape[0] == of_first.shape[0] && v.shape[0] <= share_of(static_cast<int>(rows), kWholeRows) &&
+              v.shape[0] > 0 && v.shape[0] == clusters && v.shape[0] <= share_of(static_cast<int>(rows), kWholeRows) &&
               v.shape[1] == f.blocks && v.shape[2] == f.out && v.shape[3] == f.in,
           what, "contiguous f32 [shares, blocks, out, in], as many of both and no more than tiles", v);
     return static_cast<float*>(v.data);
   };
-  p.of_first = shares("the sums of w1", of_first, p.first);
-  p.of_second = shares("the sums of w2", of_second, p.second);
+  std::vector<View> views = {dy.read_only(), x.read_only(), w1.read_only(), w2t.read_only()};
+  if (of_first) p.of_first = shares("the sums of w1", *of_first, p.first);
+  if (of_second) p.of_second = shares("the sums of w2", *of_second, p.second);
+  for (const Optional& v : {dx, of_first, of_second})
+    if (v) views.push_back(*v);
   p.x = x.data;
   p.dy = dy.data;
   p.x_pitch = x.stride[0];
   p.dy_pitch = dy.stride[0];
   p.rows = static_cast<int>(rows);
-  const int shared = whole_side(p.first) + whole_side(p.second);
-  check(shared <= kMostShared, "w1", "factors that fit into shared memory", w1);
   const bool wide = std::max({p.first.out, p.first.in, p.second.out, p.second.in}) > 32;
-  const std::string kernel = std::string("monarch_whole_") + (wide ? "48_" : "32_") + type;
-  std::vector<View> views = {dy.read_only(), x.read_only(), w1.read_only(), w2t.read_only(), of_first, of_second};
-  if (dx) views.push_back(*dx);
+  const std::string half = of_first ? "monarch_half_first_" : "monarch_half_second_";
+  const std::string kernel = (both ? std::string("monarch_whole_") + (wide ? "48_" : "32_") : half) + type;
   const auto cluster = static_cast<std::uint32_t>(p.ranks);
-  machine.launch(machine.kernel("monarch_whole", kernel),
-                 {.grid = {static_cast<std::uint32_t>(of_first.shape[0]) * cluster, 1, 1},
+  machine.launch(machine.kernel(both ? "monarch_whole" : "monarch_half", kernel),
+                 {.grid = {static_cast<std::uint32_t>(clusters) * cluster, 1, 1},
                   .block = {kThreads, 1, 1},
                   .cluster = {cluster, 1, 1},
-                  .shared = static_cast<std::uint32_t>(shared),
+                  .shared = static_cast<std::uint32_t>(whole_bytes(p)),
                   .params = runtime::bytes_of(p),
                   .views = views,
                   .stream = stream,

@@ -55,11 +55,11 @@ constexpr int kStepRows = 32;
 constexpr int kStages = 2;
 constexpr int kGradientShared = kStages * 2 * kWarps * kSide * kStepRows * 2;
 
-// The whole backward in one launch: a cluster for every share.
+// The backward in one launch, or half of it in each of two: a cluster for every share of the sums.
 struct Whole {
   const void *x, *dy;
   void* dx;                      // contiguous, or null
-  float *of_first, *of_second;   // shares [clusters, blocks, out, in] of the factors as they are here
+  float *of_first, *of_second;   // shares [clusters, blocks, out, in] of the factors as they are here; the other half's: null
   long long x_pitch, dy_pitch;
   Factor first, second;          // second: with every block transposed
   int rows, ranks;
@@ -67,12 +67,22 @@ struct Whole {
 
 constexpr int kWholeRows = 32;   // of a tile
 constexpr int kWholeStages = 2;
-constexpr int kWholeSide = 48;   // of a block, at most
-// In bytes of a CTA: eight blocks' weights; a tile of so many of their channels; what a side takes.
-TK_HD constexpr int whole_weights(const Factor& f) { return 2 * kWarps * f.out * f.in; }
-TK_HD constexpr int whole_rows(int channels) { return 2 * kWarps * channels * kWholeRows; }
+constexpr int kWholeSide = 48, kHalfSide = 64;  // of a block, at most
+// In bytes of a CTA: eight blocks' weights; a tile of so many of their channels.
+TK_HD constexpr int weight_bytes(const Factor& f) { return 2 * kWarps * f.out * f.in; }
+TK_HD constexpr int tile_bytes(int channels) { return 2 * kWarps * channels * kWholeRows; }
+// What a side of the whole takes; each of the three buffers of a half.
 TK_HD constexpr int whole_side(const Factor& f) {
-  return whole_weights(f) + kWholeStages * whole_rows(f.in) + whole_rows(f.out);
+  return weight_bytes(f) + kWholeStages * tile_bytes(f.in) + tile_bytes(f.out);
+}
+TK_HD constexpr int most(int a, int b) { return a > b ? a : b; }
+TK_HD constexpr int half_buffer(const Whole& p) {
+  return tile_bytes(most(most(p.first.in, p.first.out), most(p.second.in, p.second.out)));
+}
+TK_HD constexpr int whole_bytes(const Whole& p) {
+  const bool both = p.of_first != nullptr && p.of_second != nullptr;
+  if (both) return whole_side(p.first) + whole_side(p.second);
+  return weight_bytes(p.first) + (p.of_first != nullptr ? weight_bytes(p.second) : 0) + 3 * half_buffer(p);
 }
 
 }  // namespace tkpy::monarch

@@ -1,8 +1,8 @@
 """monarch_multiply by the compiled kernels of csrc/kernels/monarch: on an sm_90 GPU, or in the emulator.
 
-Both products of a row are one kernel, forward and backward. The backward of blocks that are small enough
-(`in_one_launch` of op.py) is one launch, which makes h again; of others h and dh reach memory where a factor's gradient
-wants them. The factors' gradients are sums over all rows, in float32 shares of them; torch adds the shares.
+Both products of a row are one kernel, forward and backward. Of small blocks (`on_chip` of op.py) the same launch makes
+the factors' gradients, and h again, or one launch for each; of others h and dh reach memory where a factor's gradient
+wants them. These are sums over all rows, in float32 shares of them; torch adds the shares.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 from tkpy.machine import launch
 from tkpy.ops.blockdiag_linear import cuda as blockdiag
-from tkpy.ops.monarch_multiply.op import in_one_launch
+from tkpy.ops.monarch_multiply.op import on_chip
 
 OP = "monarch_multiply"
 MULTIPROCESSORS, FEWEST_ROWS = 132, 256  # CTAs that a factor's gradient is cut into; rows of a share
@@ -55,22 +55,38 @@ def clusters_of(rows: int, ranks: int) -> int:
     return max(1, min(rows // FEWEST_ROWS, MULTIPROCESSORS // TOGETHER * (TOGETHER // ranks)))
 
 
-def _whole_backward(dy, x, w1, w2, dx):
-    """(dw1, dw2); dx is filled where it is not None."""
-    clusters = clusters_of(len(x), w2.shape[0] // 8)
-    first, second = _whole(w1), _whole(w2.mT)
-    shares = [x.new_empty(clusters, *w.shape, dtype=torch.float32) for w in (first, second)]
-    launch("monarch_whole", dy, x, first, second, dx, *shares, op=OP)
-    dw1, dw2 = (share.sum(0) for share in shares)
-    return dw1.to(w1.dtype), dw2.mT.to(w2.dtype, memory_format=torch.contiguous_format)
+def _gradients(dy, x, w1, w2, dx, *, of_first: bool, of_second: bool):
+    """[dw1, dw2] as asked for; with dw1 dx is filled where it is not None."""
+    clusters, factors = clusters_of(len(x), w2.shape[0] // 8), (_whole(w1), _whole(w2.mT))
+    shares = [
+        x.new_empty(clusters, *w.shape, dtype=torch.float32) if wanted else None
+        for w, wanted in zip(factors, (of_first, of_second), strict=True)
+    ]
+    launch("monarch_whole", dy, x, *factors, dx, *shares, op=OP)
+    dw1, dw2 = (share if share is None else share.sum(0).to(x.dtype) for share in shares)
+    return [dw1, dw2 if dw2 is None else dw2.mT.contiguous()]
+
+
+def _on_chip(dy, x, w1, w2, needs):
+    """[dx, dw1, dw2]: in one launch where both factors' sums fit, else in one for each."""
+    dx = x.new_empty(x.shape) if needs[0] else None
+    if needs[1] and needs[2] and on_chip(x, w1, w2, 48):
+        return [dx, *_gradients(dy, x, w1, w2, dx, of_first=True, of_second=True)]
+    dw1 = dw2 = None
+    if needs[1]:
+        dw1, _ = _gradients(dy, x, w1, w2, dx, of_first=True, of_second=False)
+    elif needs[0]:
+        launch("monarch_backward", dy, _whole(w1.mT), _whole(w2.mT), None, dx, 0, 0, op=OP)
+    if needs[2]:
+        _, dw2 = _gradients(dy, x, w1, w2, None, of_first=False, of_second=True)
+    return [dx, dw1, dw2]
 
 
 def backward(grads, outputs, x, w1, w2, keep, *, needs):
     dy, dmiddle = grads
-    if dy is not None and dmiddle is None and needs[1] and needs[2] and in_one_launch(x, w1, w2):
-        dx = x.new_empty(x.shape) if needs[0] else None
-        rows = _rows(x)
-        return [dx, *_whole_backward(_rows(dy), rows, w1, w2, None if dx is None else dx.view(rows.shape))]
+    if dy is not None and dmiddle is None and on_chip(x, w1, w2):
+        dx, *factors = _on_chip(_rows(dy), _rows(x), w1, w2, needs)
+        return [dx if dx is None else dx.view(x.shape), *factors]
     source, width = _rows(x), w1.shape[0] * w1.shape[1]
     dx = dh = dw1 = dw2 = None
     if dy is not None:

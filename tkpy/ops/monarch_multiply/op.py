@@ -51,17 +51,18 @@ def monarch_multiply(
     if l * r != k * q:
         check.fail("w2", f"of shape (l, s, r) with l * r = k * q = {k * q}", f"shape {tuple(w2.shape)}")
     keep = torch.is_grad_enabled() and w2.requires_grad
-    if keep and w1.requires_grad and (x.is_cuda or backend == "emulator"):
-        keep = not in_one_launch(x, w1, w2)
+    if keep and (x.is_cuda or backend == "emulator"):
+        keep = not on_chip(x, w1, w2)
     y, _ = OP(x, w1, w2, keep, backend=backend)
     return y
 
 
-def in_one_launch(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> bool:
-    """Whether the compiled backward is one launch where both factors' gradients are wanted; it needs no h."""
+def on_chip(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, side: int = 64) -> bool:
+    """Whether the compiled backward keeps the sums of a factor's gradient in registers, and h and dh on the chip: then
+    it needs no h. With a side of 48: those of both factors at once."""
     (k, q, p), (l, s, r) = w1.shape, w2.shape
-    sizes = x.dtype in (torch.bfloat16, torch.float16) and all(size in (16, 32, 48) for size in (q, p, s, r))
-    return sizes and l % 8 == 0 and 0 < l <= 64 and 0 < k <= l and x.numel() > 0
+    sizes = all(size % 16 == 0 and 0 < size <= side for size in (q, p, s, r)) and l % 8 == 0 and 0 < k <= l <= 64
+    return sizes and x.dtype in (torch.bfloat16, torch.float16) and x.numel() > 0
 
 
 def fake(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
