@@ -11,7 +11,7 @@
 // CTA  one warp on its own: a segment of tiles of one (batch, channel), in order. Nothing is shared between warps, so
 //      nothing waits but for memory
 // on an SM  S <= 8, 16 bits: 128 registers let 16 warps on it (4 on a quarter, of 16,384), 10.9 KB of shared memory with
-//      the 1 KB that the system takes let 20; f32: 161 and 18.4 KB, 12 by either. S = 32: 19.5 and 30 KB, 11 and 7
+//      the 1 KB that the system takes let 20; f32: 168 and 18.4 KB, 12 by either. S = 32: 19.5 and 30 KB, 11 and 7
 // data gl --cp.async--> x, gate, post tiles --> registers, half a tile at a time, cut by blocks into pieces of bf16 -->
 //      products, once a group. x and gate of the next tile are fetched when the last group has read these, post once it is
 //      used. wait_loads<1>, __syncwarp: they are there for all lanes; __syncwarp (in the scan): all lanes have read, the
@@ -178,9 +178,10 @@ struct Conv {
   TK_DEVICE static void advance(Sum& x, const float2 (&step)[2], const Sum& added) {
 #pragma unroll
     for (int e = 0; e < 8; e += 2) {
-      const float2 next = step[e / 4] * make_float2(x.x[0][e], x.x[0][e + 1]);
-      x.x[0][e] = next.x + added.x[0][e];
-      x.x[0][e + 1] = next.y + added.x[0][e + 1];
+      const auto pair = [e](const Sum& of) { return make_float2(of.x[0][e], of.x[0][e + 1]); };
+      const float2 next = madd(step[e / 4], pair(x), pair(added));
+      x.x[0][e] = next.x;
+      x.x[0][e + 1] = next.y;
     }
   }
 

@@ -11,6 +11,10 @@ using namespace tk;
 
 TK_DEVICE float2 operator*(float2 a, float2 b) { return make_float2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x); }
 TK_DEVICE float2 operator+(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
+// a b + c
+TK_DEVICE float2 madd(float2 a, float2 b, float2 c) {
+  return make_float2(fmaf(a.x, b.x, fmaf(-a.y, b.y, c.x)), fmaf(a.x, b.y, fmaf(a.y, b.x, c.y)));
+}
 TK_DEVICE double2 operator*(double2 a, double2 b) { return make_double2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x); }
 TK_DEVICE double2 operator+(double2 a, double2 b) { return make_double2(a.x + b.x, a.y + b.y); }
 TK_DEVICE float2 narrow(double2 a) { return make_float2(static_cast<float>(a.x), static_cast<float>(a.y)); }
@@ -166,13 +170,13 @@ TK_DEVICE void scan(rt_fl<16, 16>& c, Strides& strides, int first) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float2 other = before(x[half], 1 << i);
-        if (g >= 1 << i) x[half] = x[half] + mode_of(q[i], m) * other;
+        if (g >= 1 << i) x[half] = madd(mode_of(q[i], m), other, x[half]);
       }
     const float2 one = mode_of(q[0], m), here = mode_of(place, m), joined = one * shuffle(x[0], last);
-    const float2 added = one * (x[1] + here * joined) + given[1];  // in the last row: by the whole tile
+    const float2 added = madd(one, madd(here, joined, x[1]), given[1]);  // in the last row: by the whole tile
     next[m] = strides.tile[t + 4 * m] * carry + wide(added);
-    x[0] = x[0] + here * start;
-    x[1] = x[1] + here * (joined + mode_of(half_way, m) * start);
+    x[0] = madd(here, start, x[0]);
+    x[1] = madd(here, madd(mode_of(half_way, m), start, joined), x[1]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       c.x[0][at[half]] = x[half].x;
