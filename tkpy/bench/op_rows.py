@@ -122,22 +122,31 @@ def reference(op: Op, kwargs: Kwargs) -> Any:
     return op.public(**_widened(kwargs), backend="reference")
 
 
+def in_float64(op: Op, kwargs: Kwargs) -> Any:
+    """What the op's eager form makes of these inputs in float64, which the tests hold to the reference within 1e-10.
+
+    The reference itself goes from token to token and holds all scores: at the rows' sizes its gradients, and the values
+    of some, would take minutes and more memory than a GPU has.
+    """
+    return op.public(**_widened(kwargs), backend="eager")
+
+
 Expect = Callable[[Op, Kwargs], Any]
 
 
 def _expected(op: Op, kwargs: Kwargs, expect: Expect, which: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The reference's outputs, or the gradients of its inputs."""
+    """What `expect` gives in float64, or the gradients of the inputs."""
     if which == "forward":
         with torch.no_grad():
             return outputs_of(expect(op, kwargs))
     wide = with_leaves(_widened(kwargs))
-    return list(part(lambda: expect(op, wide), wide, which, dtype)())
+    return list(part(lambda: in_float64(op, wide), wide, which, dtype)())
 
 
 def _gate(
     op: Op, kwargs: Kwargs, tolerance: float, expect: Expect, which: str, dtype: torch.dtype
 ) -> Callable[[Any], Comparison]:
-    """Judges what a call returned by the float64 reference on the same inputs, which is computed once."""
+    """Judges what a call returned by what float64 gives on the same inputs, which is computed once."""
     expected: list[torch.Tensor] = []
 
     def gate(output: Any) -> Comparison:
@@ -272,8 +281,9 @@ class OpRows:
     `peers` are timed beside ours, and the op's eager form after them unless `eager` is False; `rank` and `published`
     are functions of a row's sizes; `defaults` are sizes that may be left out of --shape; `counted` are cases for
     --counters, the first row within the bounds of `small` where there are none; `label` names a row by its sizes;
-    `expect(op, kwargs)` computes the reference, for sizes of which the whole at once would not fit; `trained` are the
-    sizes that have rows of the backward, the first row where it is None.
+    `expect(op, kwargs)` computes the outputs in float64, for sizes at which the whole reference would take too long or
+    not fit (of gradients, always `in_float64`); `trained` are the sizes that have rows of the backward, the first row
+    where it is None.
     """
 
     op: str

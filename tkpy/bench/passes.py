@@ -1,6 +1,7 @@
 """What of an op a row runs: the forward, the backward alone (of a forward that ran before), or one after the other.
 
-The leaves are the floating tensors among the arguments; cotangents are standard normal, the same for every candidate.
+The leaves are the floating and complex tensors among the arguments; cotangents are standard normal, the same for every
+candidate.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ def outputs_of(result: Any) -> list[torch.Tensor]:
 
 
 def with_leaves(kwargs: Kwargs) -> Kwargs:
-    """The same arguments, gradients wanted of all that are floating tensors."""
-    floating = {k: v for k, v in kwargs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
-    return kwargs | {name: tensor.detach().requires_grad_() for name, tensor in floating.items()}
+    """The same arguments, gradients wanted of all that are floating or complex tensors."""
+    wanted = {k: v for k, v in kwargs.items() if isinstance(v, torch.Tensor) and _differentiable(v)}
+    return kwargs | {name: tensor.detach().requires_grad_() for name, tensor in wanted.items()}
+
+
+def _differentiable(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def leaves_of(kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from tkpy.bench.kernel_counts import Promise
-from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled, in_float64
 from tkpy.bench.spec import Benchmark, Peer
-from tkpy.registry import Maker, Op
+from tkpy.registry import Maker
 
 
 def _short(maker: Maker, b: int, c: int, length: int, k: int, silu: int) -> Kwargs:
@@ -126,6 +126,7 @@ MODAL_CONV = OpRows(
     inputs="standard normal; poles of radius 0.3 to 0.995",
     what="gated long convolution whose filters are sums of complex modes (StripedHyena, Evo)",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
+    expect=in_float64,
     small={"h": 16, "length": 256},
     counted=(
         Counted(
@@ -140,11 +141,6 @@ MODAL_CONV = OpRows(
         ),
     ),
 )
-
-
-def wide_fft(op: Op, kwargs: Kwargs) -> torch.Tensor:
-    """FFTs in float64: the reference's matrices of taps would not fit."""
-    return op.public(**{name: t.double() for name, t in kwargs.items()}, backend="eager")
 
 
 DFT = "products with small DFT matrices, in two terms of bfloat16 each, beside the operations of an FFT"
@@ -176,7 +172,7 @@ FFT_CONV = OpRows(
     ),
     what="gated causal convolution as long as the sequence (Hyena, M2-BERT)",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
-    expect=wide_fft,
+    expect=in_float64,
     counted=(
         *(
             Counted({"b": b, "h": h, "length": length}, *FFT_PROMISES)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tkpy.bench.kernel_counts import Promise
-from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled, in_float64
 from tkpy.bench.spec import Benchmark
 from tkpy.registry import Maker
 
@@ -61,6 +61,7 @@ HYENA_FILTER = OpRows(
     what="the taps of a long convolution from a sine network of the lag (Hyena, M2-BERT), in float32",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     defaults={"layers": 2},
+    expect=in_float64,
     dtypes=("float32",),
     counted=(
         Counted(

@@ -12,10 +12,9 @@ import torch
 
 import tkpy
 from tkpy.bench.kernel_counts import Promise
-from tkpy.bench.op_rows import Counted, Kwargs, OpRows
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, in_float64
 from tkpy.bench.spec import Benchmark, Peer
-from tkpy.conformance import map_tensors
-from tkpy.registry import Maker, Op
+from tkpy.registry import Maker
 
 
 def _mixer(maker: Maker, b: int, length: int, w: int, s: int, k: int, groups: int) -> Kwargs:
@@ -48,12 +47,6 @@ def _two_ops(kwargs: Kwargs) -> Callable[[], Any]:
     return call
 
 
-def wide(op: Op, kwargs: Kwargs) -> Any:
-    """The eager form in float64: the reference would hold all 3 w filtered channels several times."""
-    double = map_tensors(kwargs, lambda t: t.to(torch.complex128 if t.is_complex() else torch.float64))
-    return op.public(**double, backend="eager")
-
-
 HYENA_MIXER = OpRows(
     op="hyena_mixer",
     sizes=("b", "length", "w", "s", "k", "groups"),
@@ -68,7 +61,7 @@ HYENA_MIXER = OpRows(
     what="a Hyena layer with modal filters between its projections (StripedHyena, Evo)",
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     defaults={"k": 3, "groups": 1},
-    expect=wide,
+    expect=in_float64,
     small={"w": 16, "length": 256, "groups": 2},
     counted=(
         Counted(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tkpy.bench.kernel_counts import Promise
-from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled
+from tkpy.bench.op_rows import Counted, Kwargs, OpRows, compiled, in_float64
 from tkpy.bench.spec import Benchmark, Peer
 from tkpy.registry import Maker
 
@@ -113,6 +113,7 @@ TOKEN_SHIFT = OpRows(
     inputs="standard normal, mixes uniform from 0 to 1",
     what="RWKV-5's mixes of a token with the one before, all at once",
     rank=lambda sizes: 110 if (sizes["c"], sizes["m"]) == (4096, 4) else 200,
+    expect=in_float64,
     small={"b": 1, "t": 64, "c": 128},
     counted=(Counted({"b": 1, "t": 512, "c": 512, "m": 4}),),
 )
@@ -129,6 +130,7 @@ WKV5 = OpRows(
     what="the recurrence of RWKV-5",
     rank=lambda sizes: 110 if sizes["h"] == 64 else 200,
     defaults={"state": 0},
+    expect=in_float64,
     small={"b": 1, "t": 64, "h": 2},
     counted=(
         *(
