@@ -188,9 +188,11 @@ TK_DEVICE void window_gradients(const Params& p, Result& flow, Result::per_col& 
 
 // Channels in rounds; dh: of the last layer's sines.
 TK_DEVICE void channels(const Params& p, Shared& s, Result& dh, Result::per_col& dtime, int lag, const Team& team) {
+  const view<const float> dtaps{p.taps, p.channels, p.lags, p.lags};
+  Result g, next;
+  load(next, dtaps, first_row(), lag);
   for (int channel = 0; channel < p.channels; channel += kWidth) {
-    Result g;
-    load(g, view<const float>{p.taps, p.channels, p.lags, p.lags}, channel + first_row(), lag);
+    g = next;
     const Window window(p, channel, lag);
     window.apply(g);
     if (p.dtimes || p.ddecay) {
@@ -204,6 +206,7 @@ TK_DEVICE void channels(const Params& p, Shared& s, Result& dh, Result::per_col&
       product(z, s.turned, output(p), channel, 0, p.width);
       window_gradients(p, z, dtime, g, window, channel, team);
     }
+    load(next, dtaps, channel + kWidth + first_row(), lag);  // while the tensor cores have this round
     if (p.dvectors) {
       __syncthreads();
       put(s.turned, g);
