@@ -10,7 +10,11 @@ from tkpy import conformance, registry
 from tkpy.cases import Case
 
 OP = registry.get("hyena_mixer")
-PARTS = ("hyena_mixer/kernel", "hyena_mixer/f32", *(f"modal_conv/{n}" for n in ("kernel", "f32", "backward", "steps")))
+PARTS = (
+    *(f"hyena_mixer/{n}" for n in ("kernel", "f32", "backward", "backward_f32")),
+    *(f"modal_conv/{n}" for n in ("kernel", "f32", "backward", "steps")),
+    "rows/norm_backward",
+)
 ALL = frozenset({"bias", "skip", "fir_state", "initial_state", "output_final_state"})
 
 

@@ -33,7 +33,7 @@ def built(folder, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_of_the_op(built, case, dtype):
-    """Gradients too: of short filters those of short_conv, of long ones those of modal_conv's kernels."""
+    """Gradients too, by the kernel of both or, where it does not take the call, by those of the two ops."""
     with tkpy.record_dispatches() as log:
         for result in conformance.check_case(OP, case, backend="emulator", dtype=dtype):
             assert result.comparison, str(result)

@@ -20,7 +20,7 @@ ROW = "kHalo + at + i + j - kept"
 BEFORE = "(static_cast<long long>(b) * 3 * p.conv.channels + channel) * kept + kept + t"
 FAULTS = [
     Fault("x1 and v not waited for", "wait_loads<0>();\n" + SYNC + "      if (speaks)", SYNC + "      if (speaks)"),
-    Fault("rows of others not waited for", SYNC + "      if (speaks) fetch", "      if (speaks) fetch"),
+    Fault("rows of others not waited for", SYNC + "      if (speaks) inputs", "      if (speaks) inputs"),
     Fault("work not waited for", "gate();\n" + SYNC, "gate();\n"),
     Fault("x2 not waited for", "wait_loads<1>();\n" + SYNC, SYNC),
     Fault("y not waited for", "wait_loads<1>();\n" + SYNC, "      wait_loads<1>();\n"),
@@ -28,11 +28,11 @@ FAULTS = [
     Fault("rows over powers in use", "(shared.row[kX2])", "(shared.row[kX1])"),
     Fault("taps in reverse", TAP, "p.weight, from * p.taps + kept - j, from * p.taps + kept - j + 1"),
     Fault("a tap too few", "j < p.taps; ++j) {\n      float tap", "j < kept; ++j) {\n      float tap"),
-    Fault("no bias", "load(out[i], filter.bias);", "for (float& x : out[i]) x = 0.0f;"),
+    Fault("no bias", "load(out[i], own.bias);", "for (float& x : out[i]) x = 0.0f;"),
     Fault("filters of other channels", "from = input(part, c);", "from = part * p.conv.channels + c;"),
     Fault("inputs too old", ROW, f"{ROW} - 1"),
     Fault("inputs too new", ROW, f"{ROW} + 1"),
-    Fault("rows out of place", "shared.row[part][place(r)]", "shared.row[part][r]"),
+    Fault("rows out of place", "uint4& to = slots[slot][place(r)]", "uint4& to = slots[slot][r]"),
     Fault("columns not split", "(c / p.part * 3 + part) * p.part + c % p.part;", "part * p.conv.channels + c;"),
     Fault("gates exchanged", "{ kX2, kX1, kV }", "{ kX1, kX2, kV }"),
     Fault("no gate in front", "__float_as_uint(x1[i][e] * v[i][e])", "__float_as_uint(v[i][e])"),
@@ -65,7 +65,7 @@ FAULTS = [
     Fault("a warp's channel taken by another", "shared.work[warp_index()]", "shared.work[warp_index() ^ 1]"),
 ]  # fmt: skip
 UNIT = Unit(
-    ("hyena_mixer/params.h", "hyena_mixer/mixer.cuh"),
+    ("hyena_mixer/params.h", "hyena_mixer/filters.cuh", "hyena_mixer/mixer.cuh"),
     [
         Entry(
             "hyena_mixer_bf16", "hyena_mixer", "tkpy::hyena_mixer::Params", "tkpy::hyena_mixer::mix<tk::bf16>(p)", "256"

@@ -77,7 +77,7 @@ FAULTS = [
         ("samples past the end", "k < p.length % kChunk; k += 32", "k < kChunk; k += 32"),
         ("tiles' states in one place", "p.starts[state_at(i) + mode] = {", "p.starts[state_at(0) + mode] = {"),
         ("a tile's state is the one before its end", "if (p.forth) find_starts(i);", ""),
-        ("blocks in the wrong order", "form(x, signals, i, Reverse ? kBlocks - 1 - k : k)", "form(x, signals, i, k)"),
+        ("blocks in the wrong order", "Reverse ? kBlocks - 1 - k : k)", "k)"),
         ("segments' residues forgotten", "conj(modes.residue[m]) * at(states, m, half)", "at(states, m, half)"),
         ("the end at the last row", "scan<true>(l, group.rear, kRows - chunks_of(i))", "scan<true>(l, group.rear, 0)"),
         ("the end enters a chunk late", "g + 8 * half == first - 1)", "g + 8 * half == first)"),

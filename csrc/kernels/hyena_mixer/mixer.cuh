@@ -29,30 +29,22 @@
 #pragma once
 
 #include "kernels/modal_conv/conv.cuh"
-#include "kernels/rows/rows.cuh"
-#include "params.h"
+#include "filters.cuh"
 
 namespace tkpy::hyena_mixer {
 
-using namespace tk;
-
-enum Part : int { kX2, kX1, kV };
-
 template <class T>
 struct Mixer {
+  using Inputs = Filters<T>;
   using Conv = modal_conv::Conv<T>;
   using Work = st<float, modal_conv::kRows, modal_conv::kChunk>;  // chunks x samples of a channel
-  static constexpr int kChannels = channels_of(sizeof(T)), kThreads = 32 * kChannels;
-  static constexpr int kRun = 4;  // samples that a thread filters at a time
-  using Row = rows::raw<T, kChannels>;
+  static constexpr int kChannels = Inputs::kChannels, kThreads = Inputs::kThreads, kRun = Inputs::kRun;
+  using Row = typename Inputs::Row;
 
-  struct Filter {
-    float tap[kMostTaps][kChannels], bias[kChannels];
-  };
   struct Shared {
     Work work[kChannels];
-    uint4 row[3][kHalo + kSamples];
-    Filter filter[3];
+    typename Inputs::Rows row[3];
+    typename Inputs::Filter filter[3];
   };  // and behind it, for each channel, Conv::Shared with its groups
   static_assert(sizeof(Shared) == fixed_bytes(sizeof(T)), "the launcher asks for shared_bytes()");
   static_assert(kChannels * sizeof(modal_conv::Powers) <= sizeof(Shared::row) / 3, "powers lie where rows of x2 will");
@@ -61,6 +53,7 @@ struct Mixer {
   Shared& shared;
   const int b, first, segment;  // the sequence, the first channel
   const int kept = p.taps - 1;
+  const Inputs inputs{p, shared.row, shared.filter, b, first};
 
   // A warp's channel, where there is none the last, and its tables: asked for by whole warps (warp_index).
   TK_DEVICE bool live() const { return first + warp_index() < p.conv.channels; }
@@ -70,91 +63,6 @@ struct Mixer {
     return *reinterpret_cast<typename Conv::Shared*>(reinterpret_cast<unsigned char*>(&shared + 1) + warp_index() * bytes);
   }
 
-  // The channel of z that is this part of channel c of the output.
-  TK_DEVICE int input(int part, int c) const { return (c / p.part * 3 + part) * p.part + c % p.part; }
-  TK_DEVICE static int place(int row) { return row ^ (row >> 2 & 7); }
-
-  // An input of this sequence: what lay before the first for t < 0.
-  TK_DEVICE T sample(int t, int channel) const {
-    if (t >= 0) return static_cast<const T*>(p.z)[b * p.z_batch + t * p.z_time + channel];
-    if (!p.before) return T{};
-    return static_cast<const T*>(p.before)[(static_cast<long long>(b) * 3 * p.conv.channels + channel) * kept + kept + t];
-  }
-
-  // ---- Rows of z --------------------------------------------------------------------------------------------------
-  TK_DEVICE void gather(uint4& to, int part, int t) const {
-    T each[kChannels];
-#pragma unroll
-    for (int e = 0; e < kChannels; ++e) each[e] = t < p.length && first + e < p.conv.channels ? sample(t, input(part, first + e)) : T{};
-    Row row;
-#pragma unroll
-    for (int i = 0; i < Row::words; ++i) {
-      if constexpr (is_16bit<T>)
-        row.word[i] = each[2 * i].bits | static_cast<u32>(each[2 * i + 1].bits) << 16;
-      else
-        row.word[i] = __float_as_uint(each[i]);
-    }
-    ptx::st_shared_v4(ptx::shared_address(&to), make_uint4(row.word[0], row.word[1], row.word[2], row.word[3]));
-  }
-  // The rows of a tile and of its halo; those past the end are 0. Eight neighbouring threads begin at a multiple of 8.
-  TK_DEVICE void fetch(int part, int tile) const {
-    const T* const from = static_cast<const T*>(p.z) + b * p.z_batch + input(part, first);
-#pragma unroll 1
-    for (int r = static_cast<int>(threadIdx.x); r < kHalo + kSamples; r += kThreads) {
-      if (r < kHalo - kept) continue;
-      const int t = kSamples * tile + r - kHalo;
-      uint4& to = shared.row[part][place(r)];
-      if (p.vectors && t >= 0)
-        ptx::cp_async_16(ptx::shared_address(&to), t < p.length ? from + t * p.z_time : p.z, t < p.length ? kRowBytes : 0);
-      else
-        gather(to, part, t);
-    }
-  }
-
-  // ---- Short filters ----------------------------------------------------------------------------------------------
-  TK_DEVICE void fetch_filters() const {
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < 3 * kChannels; i += kThreads) {
-      const int part = i / kChannels, e = i % kChannels, c = min(first + e, p.conv.channels - 1), from = input(part, c);
-      float value[1];
-#pragma unroll 1
-      for (int j = 0; j < p.taps; ++j) {
-        rows::parameters<T>(value, p.weight, from * p.taps + j, from * p.taps + j + 1, 0.0f);
-        shared.filter[part].tap[j][e] = value[0];
-      }
-      rows::parameters<T>(value, p.bias, from, from + 1, 0.0f);
-      shared.filter[part].bias[e] = value[0];
-    }
-  }
-  TK_DEVICE static void load(float (&to)[kChannels], const float (&from)[kChannels]) {
-#pragma unroll
-    for (int e = 0; e < kChannels; e += 4) {
-      const uint4 x = ptx::ld_shared_v4(ptx::shared_address(&from[e]));
-      to[e] = __uint_as_float(x.x), to[e + 1] = __uint_as_float(x.y);
-      to[e + 2] = __uint_as_float(x.z), to[e + 3] = __uint_as_float(x.w);
-    }
-  }
-  // A part's filter at samples at .. at + 3 of the tile.
-  TK_DEVICE void apply(float (&out)[kRun][kChannels], int part, int at) const {
-    const Filter& filter = shared.filter[part];
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) load(out[i], filter.bias);
-#pragma unroll 1
-    for (int j = 0; j < p.taps; ++j) {
-      float tap[kChannels];
-      load(tap, filter.tap[j]);
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) {
-        const uint4 x = ptx::ld_shared_v4(ptx::shared_address(&shared.row[part][place(kHalo + at + i + j - kept)]));
-        Row row;
-        row.word[0] = x.x, row.word[1] = x.y, row.word[2] = x.z, row.word[3] = x.w;
-        float value[kChannels];
-        row.get(value);
-#pragma unroll
-        for (int e = 0; e < kChannels; ++e) out[i][e] = fmaf(tap[e], value[e], out[i][e]);
-      }
-    }
-  }
   TK_DEVICE u32 work_at(int e, int at) const {
     return shared.work[e].address(at / modal_conv::kChunk, at % modal_conv::kChunk);
   }
@@ -163,8 +71,8 @@ struct Mixer {
 #pragma unroll 1
     for (int at = kRun * static_cast<int>(threadIdx.x); at < kSamples; at += kRun * kThreads) {
       float x1[kRun][kChannels], v[kRun][kChannels];
-      apply(x1, kX1, at);
-      apply(v, kV, at);
+      inputs.apply(x1, kX1, kX1, at);
+      inputs.apply(v, kV, kV, at);
 #pragma unroll
       for (int e = 0; e < kChannels; ++e) {
         u32 word[kRun];
@@ -179,7 +87,7 @@ struct Mixer {
 #pragma unroll 1
     for (int at = kRun * static_cast<int>(threadIdx.x); at < kSamples; at += kRun * kThreads) {
       float out[kRun][kChannels];
-      apply(out, kX2, at);
+      inputs.apply(out, kX2, kX2, at);
 #pragma unroll
       for (int e = 0; e < kChannels; ++e) {
         const uint4 y = ptx::ld_shared_v4(work_at(e, at));
@@ -222,9 +130,9 @@ struct Mixer {
   TK_DEVICE void leave_inputs() const {
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < 3 * kChannels * kept; i += kThreads) {
-      const int k = i % kept, c = first + i / kept % kChannels, channel = input(i / kept / kChannels, c);
+      const int k = i % kept, c = first + i / kept % kChannels, channel = inputs.input(i / kept / kChannels, c);
       if (c >= p.conv.channels) continue;
-      static_cast<T*>(p.after)[(static_cast<long long>(b) * 3 * p.conv.channels + channel) * kept + k] = sample(p.length - kept + k, channel);
+      static_cast<T*>(p.after)[(static_cast<long long>(b) * 3 * p.conv.channels + channel) * kept + k] = inputs.sample(p.length - kept + k, channel);
     }
   }
 
@@ -252,21 +160,21 @@ struct Mixer {
     const int begin = segment * p.conv.segment_tiles, end = min(begin + p.conv.segment_tiles, p.conv.tiles);
     Conv::make_tables(tables(), reinterpret_cast<modal_conv::Powers*>(shared.row[kX2])[warp_index()], p.conv, channel());
     Conv::find_carry(tables(), p.conv, segment, b, channel());
-    fetch_filters();
-    fetch(kX1, begin);
-    fetch(kV, begin);
+    inputs.fetch_filters();
+    inputs.fetch(kX1, kX1, begin);
+    inputs.fetch(kV, kV, begin);
     commit_loads();
 #pragma unroll 1
     for (int tile = begin; tile < end; ++tile) {
       wait_loads<0>();
       __syncthreads();
-      if (speaks) fetch(kX2, tile);
+      if (speaks) inputs.fetch(kX2, kX2, tile);
       commit_loads();
       gate();
       __syncthreads();
       if (tile + 1 < end) {
-        fetch(kX1, tile + 1);
-        fetch(kV, tile + 1);
+        inputs.fetch(kX1, kX1, tile + 1);
+        inputs.fetch(kV, kV, tile + 1);
       }
       commit_loads();
       convolve(tile, speaks);

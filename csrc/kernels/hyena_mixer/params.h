@@ -38,4 +38,28 @@ struct Params {
   int grain;                       // bytes of an access to y
 };
 
+// Of a channel's tile: its pieces of bf16, later its samples as float32.
+constexpr int work_bytes(int sample_bytes) { return 2 * kSamples * (sample_bytes == 4 ? 3 : 2); }
+// Shared memory of the backward: two tiles a channel, rows of three parts and of dy.
+constexpr int backward_shared_bytes(int sample_bytes) {
+  const int channels = channels_of(sample_bytes), filters = 3 * (kMostTaps + 1) * 4, later = 2 * 3 * kMostTaps * 4;
+  const int tables = modal_conv::backward_bytes(sample_bytes, 0, 1) - 4 * modal_conv::tile_bytes(sample_bytes);
+  const int bytes = channels * (2 * work_bytes(sample_bytes) + tables + filters + later + channels * filters) +
+                    4 * (kHalo + kSamples) * kRowBytes;
+  return (bytes + 1023) / 1024 * 1024;
+}
+
+struct BackwardParams {
+  Params mix;                       // z, its filters, what came before, sizes; nothing that the forward writes
+  modal_conv::BackwardParams conv;  // without signals
+  const void* dy;                   // [B, L, W], channels side by side; strides in elements
+  long long dy_batch, dy_time;
+  void* dz;                         // [B, L, 3 W]
+  const void* dafter;               // [B, 3 W, taps - 1] the gradient of the last inputs, or null
+  float* borders;                   // [2, segments, B, 3 W, taps - 1] dz of the samples before each segment as far as it
+                                    // is this one's; of its own last ones, which the next segment's are added to
+  float *dweight, *dbias;           // [segments, B, 3 W, taps], [segments, B, 3 W] or null
+  int dy_vectors, dz_vectors;       // rows of 16 bytes that begin at multiples of them
+};
+
 }  // namespace tkpy::hyena_mixer

@@ -57,7 +57,7 @@ struct Backward {
                 "the launcher asks for backward_bytes()");
 
   const BackwardParams& p;
-  Tile* const tiles;  // two pairs of dy and post, `kept` pairs of u and pre
+  Tile* const tiles;  // two pairs of dy and post, `kept` pairs of u and pre; scratch before and after
   Shared& shared;
   const int b, channel, segment;
   const int begin = segment * p.segment_tiles, end = min(begin + p.segment_tiles, p.tiles);
@@ -224,6 +224,10 @@ struct Backward {
     cut(to, whole);
   }
 
+  TK_DEVICE auto from_tiles(int i) const {
+    return [this, i](Operand& to, int signal, int c) { form(to, signal, i, c); };
+  }
+
   // ---- Carried states: a lane has one mode --------------------------------------------------------------------------
   TK_DEVICE long long state_at(int outer) const {
     return ((static_cast<long long>(outer) * p.batch + b) * p.channels + channel) * p.modes;
@@ -280,6 +284,26 @@ struct Backward {
   }
 
   // ---- The first sweep ----------------------------------------------------------------------------------------------
+  // The carried states of v, or (Reverse) of g, over tile i, whose blocks `form` makes.
+  template <bool Reverse, class Form>
+  TK_DEVICE void pass(int i, Form form) const {
+#pragma unroll 1
+    for (int g = 0; g < p.groups; ++g) {
+      Group& group = shared.group[g];
+      const Modes modes = modes_of(group);
+      Sum states;
+      zero(states);
+#pragma unroll
+      for (int k = 0; k < kBlocks; ++k) {
+        Operand x;
+        form(x, Reverse ? 2 : 0, Reverse ? kBlocks - 1 - k : k);
+        fill(states, [&](int m, int half) { return (Reverse ? conj(modes.step[m]) : modes.step[m]) * at(states, m, half); });
+        multiply(states, x, Reverse ? group.far : group.near);
+      }
+      if constexpr (Reverse) fill(states, [&](int m, int half) { return conj(modes.residue[m]) * at(states, m, half); });
+      scan<Reverse>(states, Reverse ? group.rear : group.forth, Reverse ? kRows - chunks_of(i) : 0);  // __syncwarp in it
+    }
+  }
   // The states alone, of v forwards or (Reverse) of g backwards, through this segment's tiles.
   template <bool Reverse>
   TK_DEVICE void sweep() const {
@@ -296,22 +320,7 @@ struct Backward {
       complete(signals, i);
       if (!p.only_local) leave_starts(i);
       if (!p.only_local && n + 1 == end - begin) break;  // nobody asks for the state after it
-#pragma unroll 1
-      for (int g = 0; g < p.groups; ++g) {
-        Group& group = shared.group[g];
-        const Modes modes = modes_of(group);
-        Sum states;
-        zero(states);
-#pragma unroll
-        for (int k = 0; k < kBlocks; ++k) {
-          Operand x;
-          form(x, signals, i, Reverse ? kBlocks - 1 - k : k);
-          fill(states, [&](int m, int half) { return (Reverse ? conj(modes.step[m]) : modes.step[m]) * at(states, m, half); });
-          multiply(states, x, Reverse ? group.far : group.near);
-        }
-        if constexpr (Reverse) fill(states, [&](int m, int half) { return conj(modes.residue[m]) * at(states, m, half); });
-        scan<Reverse>(states, Reverse ? group.rear : group.forth, Reverse ? kRows - chunks_of(i) : 0);  // __syncwarp in it
-      }
+      pass<Reverse>(i, from_tiles(i));
     }
   }
 
@@ -330,8 +339,9 @@ struct Backward {
   }
 
   // One group's shares of a tile's y and dv, and of the parameters' gradients; of the first group also what needs no state.
-  // Blocks are formed again where they are needed again: with all that is carried they would not fit into registers.
-  TK_DEVICE void add(Sum (&y)[kBlocks], Sum (&dv)[kBlocks], int g, int i) const {
+  // Blocks are formed (0: of v, 2: of g) again where they are needed again: with all that is carried they would not fit into registers.
+  template <class Form>
+  TK_DEVICE void add(Sum (&y)[kBlocks], Sum (&dv)[kBlocks], int g, int i, Form form) const {
     Group& group = shared.group[g];
     const Modes modes = modes_of(group);
     Sum x, slope, found[kBlocks], adjoint[kBlocks];  // A, later x, of each block; G
@@ -342,7 +352,7 @@ struct Backward {
 #pragma unroll
       for (int c = 0; c < kBlocks; ++c) {
         Operand v;
-        form(v, 0, i, c);
+        form(v, 0, c);
         if (g == 0) multiply(y[c], v, shared.toeplitz);
         multiply(found[c], v, group.near);
         fill(x, [&](int m, int half) { return modes.step[m] * at(x, m, half) + at(found[c], m, half); });
@@ -353,7 +363,7 @@ struct Backward {
 #pragma unroll
     for (int c = 0; c < kBlocks; ++c) {
       Operand dy, read;
-      form(dy, 2, i, c);
+      form(dy, 2, c);
       if (g == 0) multiply_transposed(dv[c], dy, shared.toeplitz);
       zero(adjoint[c]);
       multiply(adjoint[c], dy, group.far);
@@ -388,21 +398,24 @@ struct Backward {
       Operand piece;
       cut(piece, l);
       multiply_transposed(dv[c], piece, group.near);
+      if constexpr (Parts > 2) __syncwarp();  // f32: what is loaded sooner does not fit beside the products
+      const Modes again = modes_of(group);
       zero(slope);
       if (p.parameters) {
         Operand v;
-        form(v, 0, i, c);
+        form(v, 0, c);
         multiply(slope, v, group.near_slope);
         if (g == 0) {
-          form(piece, 2, i, c);
+          form(piece, 2, c);
           correlate(lags, v, piece);
         }
       }
+      if constexpr (Parts > 2) __syncwarp();
       fill(l, [&](int m, int half) {
         const float2 here = at(l, m, half);
         sums[0][m] = sums[0][m] + here * conj(at(found[c], m, half));
         sums[1][m] = sums[1][m] + here * conj(at(slope, m, half));
-        return conj(modes.step[m]) * here + conj(modes.residue[m]) * at(adjoint[c], m, half);
+        return conj(again.step[m]) * here + conj(again.residue[m]) * at(adjoint[c], m, half);
       });
     }
     grow(group, 2, sums);
@@ -479,7 +492,7 @@ struct Backward {
 #pragma unroll
       for (int c = 0; c < kBlocks; ++c) zero(y[c]), zero(dv[c]);
 #pragma unroll 1
-      for (int g = 0; g < p.groups; ++g) add(y, dv, g, i);
+      for (int g = 0; g < p.groups; ++g) add(y, dv, g, i, from_tiles(i));
       __syncwarp();
       leave(2, y, tile(2, i), true, i);
 #pragma unroll 1

@@ -1,7 +1,6 @@
 """hyena_mixer by the compiled kernels of csrc/kernels/hyena_mixer: on an sm_90 GPU, or in the emulator.
 
-z goes in as it is where its channels lie side by side; weight, bias as z's dtype or float32. The gradients apply the
-short filters again, by whatever serves short_conv here, and are modal_conv's kernels' and theirs.
+z goes in as it is where its channels lie side by side; weight, bias as z's dtype or float32. So does y's gradient.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from tkpy import registry
 from tkpy.machine import launch
 from tkpy.ops.hyena_mixer import eager
 from tkpy.ops.modal_conv import cuda as modal
-from tkpy.ops.modal_conv.cuda import segment_tiles_for
+from tkpy.ops.modal_conv.cuda import CHUNK, TWO_LAUNCHES, TWO_PASSES, segment_tiles_for
 from tkpy.ops.rows import multiprocessors, parameter
 
-SAMPLES = 1024  # of a tile, as in csrc/kernels/hyena_mixer/params.h
+SAMPLES, TAPS, BACKWARD_MODES = 1024, 8, 8  # of a tile; the most: as in csrc/kernels/hyena_mixer/params.h
 # The most modes with which two CTAs fit into a multiprocessor's shared memory, by the bytes of a sample
 MODES_OF_TWO = {2: 8, 4: 16}
 
@@ -25,11 +24,15 @@ def _pairs(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else torch.view_as_real(x.resolve_conj().contiguous())
 
 
-def _segment_tiles(z: torch.Tensor, tiles: int, modes: int) -> int:
-    """A CTA has the channels of 16 bytes; two of few modes are on a multiprocessor."""
-    each = 16 // z.element_size()
-    resident = 2 if modes <= MODES_OF_TWO[z.element_size()] else 1
-    return segment_tiles_for(z.shape[0] * -(-z.shape[2] // (3 * each)), tiles, multiprocessors(z) * resident)
+def _near(x: torch.Tensor) -> torch.Tensor:
+    """With channels side by side."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _segment_tiles(z: torch.Tensor, tiles: int, resident: int, two_passes: float = TWO_PASSES) -> int:
+    """A CTA has the channels of 16 bytes, and a multiprocessor `resident` of them."""
+    blocks = -(-z.shape[2] * z.element_size() // (3 * 16))
+    return segment_tiles_for(z.shape[0] * blocks, tiles, multiprocessors(z) * resident, two_passes)
 
 
 def forward(z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, output_final_state):
@@ -43,11 +46,11 @@ def forward(z, weight, bias, poles, residues, skip, fir_state, initial_state, gr
         inputs = z.new_empty(batch, channels, weight.shape[1] - 1)
         end = z.new_empty(batch, width, modes, dtype=torch.complex64)
     tiles = -(-length // SAMPLES)
-    each = _segment_tiles(z, tiles, modes)
+    each = _segment_tiles(z, tiles, 2 if modes <= MODES_OF_TWO[z.element_size()] else 1)
     segments = -(-tiles // each)
     local = z.new_empty(segments - 1, batch, width, modes, dtype=torch.complex128) if segments > 1 else None
     launch(
-        "hyena_mixer", z if z.stride(2) == 1 else z.contiguous(), parameter(weight, z), parameter(bias, z),
+        "hyena_mixer", _near(z), parameter(weight, z), parameter(bias, z),
         _pairs(poles), _pairs(residues), None if skip is None else skip.float().contiguous(),
         None if fir_state is None else fir_state.contiguous(), _pairs(initial_state), y,
         *((inputs, _pairs(end)) if output_final_state else (None, None)), _pairs(local), groups, each, op="hyena_mixer",
@@ -56,8 +59,61 @@ def forward(z, weight, bias, poles, residues, skip, fir_state, initial_state, gr
 
 
 def backward(grads, outputs, *args, needs):
-    z, weight, bias, *_ = args
+    """One kernel, and sums of shares. It takes the last state's gradient at the end of a chunk only; what it does not
+    take, and calls that ask for no gradient of z or its filters, go through the two ops.
+    """
+    z, weight, poles, final = args[0], args[1], args[3], args[-1]
+    dy, dinputs, dstate = grads if final else (grads[0], None, None)
+    inner = needs[0] or needs[1] or needs[2] or needs[6]
+    whole = dstate is None or z.shape[1] % CHUNK == 0
+    if (
+        dy is not None
+        and z.numel()
+        and inner
+        and whole
+        and weight.shape[1] <= TAPS
+        and poles.shape[1] <= BACKWARD_MODES
+    ):
+        return _backward(dy, dinputs, dstate, *args[:9], needs=needs)
     short = registry.get("short_conv")
     with torch.no_grad():
-        served = short.resolve(short.call(z.mT, weight, bias, None, None, "", False))
+        served = short.resolve(short.call(z.mT, args[1], args[2], None, None, "", False))
     return eager.backward_by(short.module(served), modal, grads, *args, needs=needs)
+
+
+def _backward(
+    dy, dinputs, dstate, z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, *, needs
+):  # fmt: skip
+    (batch, length, channels), (width, modes), taps = z.shape, poles.shape, weight.shape[1]
+    tiles = -(-length // SAMPLES)
+    each = _segment_tiles(z, tiles, 1, TWO_LAUNCHES)
+    segments = -(-tiles // each)
+
+    def states(*outer, dtype=torch.complex64):
+        return z.new_empty(*outer, batch, width, modes, dtype=dtype)
+
+    def sums(*shape):
+        return z.new_empty(segments, batch, *shape, dtype=torch.float32)
+
+    dz, borders = z.new_empty(z.shape), z.new_empty(2, segments, batch, channels, taps - 1, dtype=torch.float32)
+    local = states(2, segments, dtype=torch.complex128) if segments > 1 else None
+    dstart = states(dtype=torch.complex128) if needs[7] and initial_state is not None else None
+    shares = [states(segments), states(segments), sums(width)] if any(needs[3:6]) else [None] * 3
+    filters = needs[1] or needs[2]
+    filter_shares = [sums(channels * n).view(1, segments * batch, -1) if filters else None for n in (taps, 1)]
+    dweight = weight.new_empty(weight.shape) if needs[1] else None
+    dbias = bias.new_empty(bias.shape) if needs[2] else None
+    launch(
+        "hyena_mixer_backward", _near(z), parameter(weight, z), parameter(bias, z), _pairs(poles), _pairs(residues),
+        None if skip is None else skip.float().contiguous(), None if fir_state is None else fir_state.contiguous(),
+        _pairs(initial_state), _near(dy), None if dinputs is None else dinputs.contiguous(), _pairs(dstate), dz,
+        borders, *map(_pairs, (states(tiles), local, dstart, *shares[:2])), shares[2], *filter_shares, dweight, dbias,
+        groups, each, op="hyena_mixer",
+    )  # fmt: skip
+    if segments > 1 and taps > 1:  # dz of a segment's last samples has a share of the next one's
+        first = SAMPLES * each * torch.arange(1, segments, device=z.device)
+        rows = first[:, None] + torch.arange(1 - taps, 0, device=z.device)
+        dz[:, rows] = (borders[0, 1:] + borders[1, :-1]).permute(1, 0, 3, 2).to(z.dtype)
+    dpoles, dresidues, dskip = (None if share is None else share.sum((0, 1)) for share in shares)
+    dfir = borders[0, 0].to(z.dtype) if needs[6] and fir_state is not None else None
+    return [dz, dweight, dbias, dpoles, dresidues, dskip, dfir, dstart]
