@@ -44,7 +44,7 @@ ROOMS = (
     "demo",
     "cli",
 )
-OP_FILES = {"__init__", "op", "reference", "eager", "triton", "cuda"}
+OP_FILES = {"__init__", "op", "reference", "eager", "triton", "triton_kernels", "cuda"}
 
 
 CPP = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))

@@ -13,22 +13,9 @@ import triton.language as tl
 
 #: Sizes and aligned pointers make no other kernel: nothing is loaded in pieces wider than an element.
 _POINTERS = (
-    "z",
-    "before",
-    "weight",
-    "bias",
-    "poles",
-    "residues",
-    "skip",
-    "step",
-    "start",
-    "end",
-    "y",
-    "dy",
-    "dx",
-    "out",
-)
-_POINTERS += ("skip_out", "local", "state", "factor")
+    "z", "before", "weight", "bias", "poles", "residues", "skip", "step", "start", "end", "y", "dy", "dx", "out",
+    "skip_out", "local", "state", "factor",
+)  # fmt: skip
 _ALL_ALIKE = {
     "do_not_specialize": ["z_b", "z_t", "d_b", "d_t", "part", "W", "L", "S", "B", "plane", "tiles"],
     "do_not_specialize_on_alignment": [f"{name}_ptr" for name in _POINTERS],
@@ -77,7 +64,8 @@ def _taps(weight_ptr, bias_ptr, column, columns, live, K: tl.constexpr):
     """A part's filters: K taps and the bias, (1, CH) each."""
     taps = (tl.load(bias_ptr + column, mask=live, other=0.0),)
     for j in tl.static_range(K):
-        taps = taps + (tl.load(weight_ptr + j * columns + column, mask=live, other=0.0),)  # noqa: RUF005
+        tap = tl.load(weight_ptr + j * columns + column, mask=live, other=0.0)
+        taps = taps + (tap,)  # type: ignore[assignment]  # noqa: RUF005
     return taps
 
 
@@ -336,7 +324,7 @@ def _carry(
     sr, si = tl.zeros_like(xr), tl.zeros_like(xr)
     for k in range(tiles):
         tile = tiles - 1 - k if ADJOINT else k
-        at = tile.to(tl.int64) * second + here
+        at = tl.cast(tile, tl.int64) * second + here
         factor = tl.where(tile == tiles - 1, 4 * plane, 0) + i
         fr, fi = _pair(factor_ptr, factor, plane, mask)
         _keep(start_ptr, at, plane, mask, xr, xi)
