@@ -131,7 +131,7 @@ void exec_cluster_arrive(Exec& x, const Op& op, u32 mask) {
   }
   c.cluster_arrived += static_cast<u32>(std::popcount(mask));
   // .relaxed publishes only what a fence has published.
-  if (op.a) join(c.cluster_clock, w.order.fence_clock);
+  if (x.checked && op.a) publish_fenced(w, mask, false, c.cluster_clock);
   else if (x.checked) publish(w, mask, c.cluster_clock);
   retry_cluster_barrier(c);
   x.yield_point();
@@ -147,10 +147,7 @@ void exec_cluster_wait(Exec& x, const Op& op, u32 mask) {
     return;
   }
   if (c.cluster_phase >= mine) {
-    if (x.checked) {
-      observe(w, mask, c.cluster_done_clock);
-      sync_lanes(w, mask);
-    }
+    if (x.checked) observe(w, mask, c.cluster_done_clock);  // lanes of one warp too: in order by what they released on arrival
     for (u32 rest = mask; rest; rest &= rest - 1) w.cluster_arrivals[static_cast<u32>(std::countr_zero(rest))] = 0;
     return;
   }

@@ -75,7 +75,7 @@ void arrive_clock(Exec& x, const Op& op, const Place& p, u32 lanes, bool relaxed
   note_arrival(x, op, p);
   if (!x.checked) return;
   Clock& arriving = p.cta->mbarriers[p.offset].arriving;
-  if (relaxed) join(arriving, x.warp->order.fence_clock);
+  if (relaxed) publish_fenced(*x.warp, lanes, false, arriving);
   else publish(*x.warp, lanes, arriving);
 }
 
@@ -99,7 +99,7 @@ void acquire_phase(Exec& x, u32 lanes, const Place* places, bool relaxed) {
       if (q.cta == p.cta && q.offset == p.offset) same |= rest & (0u - rest);
     }
     const Clock& done = p.cta->mbarriers[p.offset].done;
-    if (relaxed) join(x.warp->order.pending_acquire, done);
+    if (relaxed) observe_relaxed(*x.warp, same, done);
     else observe(*x.warp, same, done);
     lanes &= ~same;
   }

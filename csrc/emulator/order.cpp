@@ -259,10 +259,67 @@ u16 lane_copies(Warp& w, u32 lane) {
   return c;
 }
 
+void observe_relaxed(Warp& w, u32 mask, const Clock& from) {
+  if (!from.empty()) join(w.order.pending_acquire[mask], from);
+}
+
+void fence(Warp& w, u32 mask, bool gpu) {
+  WarpOrder& o = w.order;
+  std::map<u32, Clock> still;
+  for (auto& [lanes, seen] : o.pending_acquire) {
+    observe(w, lanes & mask & w.alive, seen);
+    if (const u32 others = lanes & ~mask & w.alive) join(still[others], seen);
+  }
+  o.pending_acquire = std::move(still);
+  auto common = std::make_shared<Clock>(o.clock);
+  raise(common->seen, w.id, synced(o, w.alive));
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    LaneFence f{o.now, o.copies_done, common, o.lanes.split};
+    if (o.apart[lane]) {
+      auto own = std::make_shared<Clock>(*common);
+      join(*own, *o.apart[lane]);
+      f.clock = std::move(own);
+    }
+    if (gpu) o.gpu_fences[lane] = f;
+    o.fences[lane] = std::move(f);
+  }
+  o.fence_lanes |= mask;
+  if (gpu) o.gpu_fence_lanes |= mask;
+  ++o.now;
+}
+
+void publish_fenced(Warp& w, u32 mask, bool gpu, Clock& into) {
+  WarpOrder& o = w.order;
+  const auto& fences = gpu ? o.gpu_fences : o.fences;
+  mask &= gpu ? o.gpu_fence_lanes : o.fence_lanes;
+  u32 all = 0;  // a time of the warp that the fences of all its lanes come after
+  if (mask && is_whole(w, mask)) {
+    u32 copies = ~u32{0};
+    all = ~u32{0};
+    for (u32 rest = mask; rest; rest &= rest - 1) {
+      const LaneFence& f = fences[std::countr_zero(rest)];
+      all = std::min(all, f.time), copies = std::min(copies, f.copies);
+    }
+    raise(into.seen, w.id, all);
+    if (copies) raise(into.seen, o.copy_component, copies);
+  }
+  const Clock* joined = nullptr;  // most lanes share one
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    const LaneFence& f = fences[lane];
+    if (f.clock.get() != joined) join(into, *f.clock);
+    joined = f.clock.get();
+    if (f.time > all) raise(into.seen, component_of(w, lane), f.time);
+    for (u32 other = 0; f.split && other < kLanes; ++other)
+      if (f.split->sync[lane][other] > all + 1) raise(into.seen, component_of(w, other), f.split->sync[lane][other] - 1);
+  }
+}
+
 void proxy_fence(Warp& w, u32 mask, u32 spaces) {
   WarpOrder& o = w.order;
   const bool whole = is_whole(w, mask);
-  auto fence = [&](Times Clock::*fenced) {
+  auto show = [&](Times Clock::*fenced) {
     if (whole) {
       join(o.clock.*fenced, o.clock.seen);
       raise(o.clock.*fenced, w.id, o.now);
@@ -281,8 +338,8 @@ void proxy_fence(Warp& w, u32 mask, u32 spaces) {
       raise_own(w, 1u << lane, c.*fenced);
     }
   };
-  if (spaces & kFenceShared) fence(&Clock::fenced);
-  if (spaces & kFenceGlobal) fence(&Clock::fenced_global);
+  if (spaces & kFenceShared) show(&Clock::fenced);
+  if (spaces & kFenceGlobal) show(&Clock::fenced_global);
   ++o.now;
 }
 

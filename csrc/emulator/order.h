@@ -74,6 +74,14 @@ struct LaterWait {
   u32 lanes, time;
 };
 
+// The last fence of a lane: what came before it.
+struct LaneFence {
+  u32 time = 0;                            // of the warp; 0: none yet
+  u32 copies = 0;                          // WarpOrder::copies_done then
+  std::shared_ptr<const Clock> clock;      // what the lane had seen, but of its own warp
+  std::shared_ptr<LaneTimes::Split> split; // whom of its warp it had met
+};
+
 // The order of one warp. What all its lanes have seen is in `clock`; what a lane has seen beyond that, in `apart`.
 struct WarpOrder {
   u32 now = 1;
@@ -90,8 +98,10 @@ struct WarpOrder {
   u32 copies_done = 0;                  // all up to this one have been waited for, each by all lanes that made it
   std::vector<CopyWaits> copies;        // by number - 1
   std::unordered_multimap<u32, LaterWait> later_waits;  // by number
-  Clock fence_clock, gpu_fence_clock;   // what relaxed operations publish: the clock at the last fence (of gpu scope)
-  Clock pending_acquire;                // what relaxed reads have seen: joined at the next fence
+  // What relaxed operations of a lane publish is what came before its last fence (of gpu scope).
+  std::array<LaneFence, kLanes> fences, gpu_fences;
+  u32 fence_lanes = 0, gpu_fence_lanes = 0;
+  std::map<u32, Clock> pending_acquire;  // what relaxed reads have seen, by lanes that read: theirs at their next fence
 };
 
 // Spaces of a proxy fence.
@@ -119,6 +129,10 @@ void wait_for_copies(Warp& w, u32 number, u32 lanes);
 u16 lane_copies(Warp& w, u32 lane);
 void exchange_lanes(Warp& w, u32 lanes);
 void proxy_fence(Warp& w, u32 mask, u32 spaces);
+// A fence, of gpu scope or narrower. What relaxed operations by lanes publish after it; what they have seen before it.
+void fence(Warp& w, u32 mask, bool gpu);
+void publish_fenced(Warp& w, u32 mask, bool gpu, Clock& into);
+void observe_relaxed(Warp& w, u32 mask, const Clock& from);
 // The first of `count` new components. When there are too many the last ones are shared, which hides races.
 u16 new_component(Cluster& c, Component::Kind kind, u32 count = 1);
 

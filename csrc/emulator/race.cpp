@@ -233,7 +233,7 @@ void end_cta(Cluster& c, Cta& cta) {
 void acquire_from(Exec& x, u64 location, u32 flags, u32 mask) {
   Cluster& c = *x.cluster;
   auto learn = [&](const Clock& published, bool now) {
-    join(x.warp->order.pending_acquire, published);
+    observe_relaxed(*x.warp, mask, published);
     if (now) observe(*x.warp, mask, published);
   };
   if (const auto here = c.released.find(location); here != c.released.end()) learn(here->second, flags & kAcquire);
@@ -244,22 +244,19 @@ void acquire_from(Exec& x, u64 location, u32 flags, u32 mask) {
 
 void release_to(Exec& x, u64 location, u32 flags, u32 mask) {
   Cluster& c = *x.cluster;
-  WarpOrder& o = x.warp->order;
-  Clock own;
-  if (flags & kRelease) publish(*x.warp, mask, own);
-  const Clock& near = flags & kRelease ? own : o.fence_clock;
-  const Clock& far = flags & kRelease ? own : o.gpu_fence_clock;
-  if (!near.empty()) join(c.released[location], near);
+  const WarpOrder& o = x.warp->order;
+  if (!(flags & kRelease) && !(o.fence_lanes & mask)) return;
+  Clock own, far;
+  if (flags & kRelease) publish(*x.warp, mask, own), far = own;
+  else publish_fenced(*x.warp, mask, false, own);
+  if (!own.empty()) join(c.released[location], own);
+  if (!(flags & kRelease) && c.launch->across && flags & kGpuScope && o.gpu_fence_lanes & mask) publish_fenced(*x.warp, mask, true, far);
   if (c.launch->across && flags & kGpuScope && !far.empty()) publish_abroad(c.linear, far, c.launch->released[location]);
 }
 
 // A fence makes earlier relaxed reads acquire and later relaxed writes release (PTX ISA 8.8, release and acquire patterns).
 void exec_fence(Exec& x, const Op& op, u32 mask) {
-  if (!x.checked) return;
-  WarpOrder& o = x.warp->order;
-  observe(*x.warp, mask, o.pending_acquire);
-  publish(*x.warp, mask, o.fence_clock);
-  if (op.a) join(o.gpu_fence_clock, o.fence_clock);
+  if (x.checked) fence(*x.warp, mask, op.a);
 }
 
 // fence.proxy.async (PTX ISA 9.7.13.4): bi-directional, takes effect in the thread that executes it. a: spaces.

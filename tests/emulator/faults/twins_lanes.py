@@ -1,4 +1,4 @@
-"""Lanes of one warp that copy, wait, meet and signal by themselves: groups of cp.async a thread, member masks, mbarriers."""
+"""Lanes of one warp that copy, wait, meet and signal by themselves: groups of cp.async, member masks, mbarriers, fences."""
 
 from __future__ import annotations
 
@@ -261,4 +261,74 @@ extern "C" __global__ void k(float* out, const float* x) {
     ),
 )  # fmt: skip
 
-PROGRAMS = (WARP_COPIES, UNEVEN, HALVES, GROUPS, SIGNAL, ARRIVALS)
+
+# ---- a flag between CTAs: the fences are each lane's own ---------------------------------------------------------------
+def launch_flag() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    x, out, flag = ramp(32), aligned(np.zeros(32, np.float32)), aligned(np.zeros(1, np.uint32))
+    args = [out, aligned(np.zeros(32, np.float32)), flag, x]
+    return {"block": 32, "grid": 2, "args": args}, out, x[::-1]
+
+
+FLAG = Program(
+    "flag of one lane",
+    r"""
+extern "C" __global__ void k(float* out, float* between, volatile u32* flag, const float* x) {
+  u32 lane = threadIdx.x;
+  if (blockIdx.x == 0) {
+    between[lane] = x[lane];
+    __syncwarp();  // all have written
+    __threadfence();  // release
+    if (lane == 0) *flag = 1;
+  } else {
+    if (lane == 0) while (*flag == 0) {}
+    __threadfence();  // acquire
+    __syncwarp();  // the first lane has read the flag
+    out[lane] = between[31 - lane];
+  }
+}""",
+    launch_flag,
+    (
+        Fault("the other lanes' writes are not behind the flag", "global-race", "    __syncwarp();  // all have written\n"),
+        Fault("the lanes meet after the fence", "global-race", "    __syncwarp();  // all have written\n    __threadfence();  // release\n", "    __threadfence();\n    __syncwarp();\n"),
+        Fault("another lane fences before the flag", "global-race", "__threadfence();  // release", "if (lane == 1) __threadfence();"),
+        Fault("half of the warp meets before the flag", "global-race", "__syncwarp();  // all have written", "if (lane < 16) __syncwarp(0xffff);"),
+        Fault("the other lanes do not wait for the flag", "global-race", "    __syncwarp();  // the first lane has read the flag\n"),
+        Fault("the lanes meet before the flag is acquired", "global-race", "    __threadfence();  // acquire\n    __syncwarp();", "    __syncwarp();\n    __threadfence();"),
+        Fault("the lane that read the flag does not fence", "global-race", "__threadfence();  // acquire", "if (lane) __threadfence();"),
+    ),
+)  # fmt: skip
+
+
+# ---- a cluster barrier orders what came before the arrival, of lanes of one warp too -------------------------------------
+def launch_met() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    x, out = ramp(64), aligned(np.zeros(64, np.float32))
+    rows = x.reshape(2, 32)
+    return {"block": 32, "grid": 2, "cluster": 2, "args": [out, x]}, out, (rows[:, ::-1] + rows[::-1, ::-1]).ravel()
+
+
+MET = Program(
+    "warps at a cluster barrier",
+    r"""
+extern "C" __global__ void k(float* out, const float* x) {
+  __shared__ float s[32];
+  u32 lane = threadIdx.x, rank = cluster_rank(), other;
+  s[lane] = x[32 * rank + lane];
+  cluster_arrive();  // written
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(other) : "r"(smem(s + 31 - lane)), "r"(rank ^ 1));
+  cluster_wait();
+  float v, own = s[31 - lane];
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(other) : "memory");
+  out[32 * rank + lane] = own + v;
+  cluster_arrive();  // read
+  cluster_wait();  // read
+}""",
+    launch_met,
+    (
+        Fault("a relaxed arrival shows no writes", "shared-race", "cluster_arrive();  // written", "cluster_arrive_relaxed();"),
+        Fault("written after the arrival", "shared-race", "  s[lane] = x[32 * rank + lane];\n  cluster_arrive();  // written\n", "  cluster_arrive();\n  s[lane] = x[32 * rank + lane];\n"),
+        Fault("read before the wait", "shared-race", "  cluster_wait();\n  float v, own = s[31 - lane];", "  float v, own = s[31 - lane];\n  cluster_wait();"),
+        Fault("a CTA ends while the other reads", "async-in-flight", "  cluster_arrive();  // read\n  cluster_wait();  // read\n"),
+    ),
+)  # fmt: skip
+
+PROGRAMS = (WARP_COPIES, UNEVEN, HALVES, GROUPS, SIGNAL, ARRIVALS, FLAG, MET)
