@@ -56,6 +56,20 @@ def test_the_reference_rounds_a_gradient_once(op):
             assert error <= 2.0**-8 * want[name].norm(), (case.name, name, float(error))
 
 
+@pytest.mark.parametrize("op, case", FIRST)
+def test_forward_mode_is_refused(op, case):
+    """Of a custom op PyTorch would return a tangent of zeros, without a word."""
+    kwargs = case.make(Maker(torch.float32))
+    name = next(n for n, t in kwargs.items() if isinstance(t, torch.Tensor) and t.is_floating_point())
+    tangent = torch.ones(kwargs[name].shape, dtype=torch.float32)
+    if kwargs[name].element_size() == 1:
+        pytest.skip("PyTorch differentiates no 8-bit floats")
+    with pytest.raises(registry.Unsupported, match="needs reverse mode"):
+        torch.func.jvp(lambda t: op.public(**{**kwargs, name: t}), (kwargs[name],), (tangent,))
+    with torch.autograd.forward_ad.dual_level():
+        op.public(**kwargs)  # nothing here has a tangent
+
+
 def captured(op, case, backend, dtype=torch.float32):
     kwargs = case.make(Maker(dtype))
     for name, t in kwargs.items():
