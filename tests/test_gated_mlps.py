@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -107,9 +109,9 @@ BOTH = pytest.mark.parametrize(
 )
 
 
-def kept_by(op: str, kwargs: dict, **more) -> int:
-    """Bytes that autograd holds for the backward beside the arguments."""
-    given = {t.untyped_storage().data_ptr() for t in kwargs.values() if isinstance(t, torch.Tensor)}
+def kept_beside(given: list[torch.Tensor], function: Callable[[], torch.Tensor]) -> int:
+    """Bytes that autograd holds for the backward beside `given`."""
+    places = {t.untyped_storage().data_ptr() for t in given}
     held: dict[int, int] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -117,8 +119,13 @@ def kept_by(op: str, kwargs: dict, **more) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        getattr(tkpy, op)(**kwargs, **more)
-    return sum(size for place, size in held.items() if place not in given)
+        function()
+    return sum(size for place, size in held.items() if place not in places)
+
+
+def kept_by(op: str, kwargs: dict, **more) -> int:
+    given = [t for t in kwargs.values() if isinstance(t, torch.Tensor)]
+    return kept_beside(given, lambda: getattr(tkpy, op)(**kwargs, **more))
 
 
 def wanting(kwargs: dict, *names: str) -> dict:
@@ -150,6 +157,18 @@ def test_recompute_and_checkpoint_change_nothing(op, kwargs):
     through = checkpoint(lambda: function(**given).sin().sum(), use_reentrant=False)
     for found in (again, computed, torch.autograd.grad(through, leaves)):
         assert all(compare(a, b, 1e-6) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("kind", [GatedMLP, MonarchMLP])
+def test_layers_that_recompute(kind):
+    """The same gradients; of the inner width, which the other one keeps twice, nothing is kept."""
+    x, inner = torch.randn(100, 16, requires_grad=True), 24
+    layers = kind(16, inner), kind(16, inner, recompute=True)
+    layers[1].load_state_dict(layers[0].state_dict())
+    kept = [kept_beside([x, *layer.parameters()], lambda layer=layer: layer(x)) for layer in layers]
+    assert kept[0] - kept[1] == 2 * 100 * inner * 4
+    found = [torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parameters()]) for layer in layers]
+    assert all(compare(a, b, 1e-6) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("layer", [GatedMLP(16, 24), MonarchMLP(16, 24)], ids=["dense", "blocks"])

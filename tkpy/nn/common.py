@@ -64,21 +64,32 @@ class GatedMLP(torch.nn.Module):
         inner: of the gate.
         activation: "silu" or "gelu" (exact, erf).
         linear_cls: builds the three projections.
+        recompute: keep nothing of the inner width for the backward, which computes both inner products again; for
+            layers that `tkpy.gated_mlp` takes as one, as it does unless they are hooked, replaced or subclassed.
     """
 
-    def __init__(self, width: int, inner: int, activation: str = "silu", *, linear_cls: LinearClass = Linear):
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        activation: str = "silu",
+        *,
+        linear_cls: LinearClass = Linear,
+        recompute: bool = False,
+    ):
         super().__init__()
         activations: dict[str, Any] = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
         if activation not in activations:
             raise ValueError(f"GatedMLP: activation must be 'silu' or 'gelu', got {activation!r}")
-        self.activation, self.act = activation, activations[activation]
+        self.activation, self.act, self.recompute = activation, activations[activation], recompute
         self.l1 = linear_cls(width, inner, bias=False)
         self.l2 = linear_cls(width, inner, bias=False)
         self.l3 = linear_cls(inner, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if bare(self.l1, self.l2, self.l3):
-            return tkpy.gated_mlp(x, self.l1.weight, self.l2.weight, self.l3.weight, activation=self.activation)
+            weights = self.l1.weight, self.l2.weight, self.l3.weight
+            return tkpy.gated_mlp(x, *weights, activation=self.activation, recompute=self.recompute)
         return self.l3(self.act(self.l1(x)) * self.l2(x))
 
 

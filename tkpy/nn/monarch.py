@@ -275,6 +275,8 @@ class MonarchMLP(torch.nn.Module):
         dropout: on h.
         eps: of the norm.
         linear_cls: builds the dense layers where `nblocks` is None.
+        recompute: keep nothing of the inner width for the backward, which computes g and n again; for layers that
+            `tkpy.blockdiag_mlp` takes as one: gated, in blocks, not dropping, neither hooked nor replaced.
     """
 
     def __init__(
@@ -287,6 +289,7 @@ class MonarchMLP(torch.nn.Module):
         dropout: float = 0.0,
         eps: float = 1e-12,
         linear_cls: LinearClass = Linear,
+        recompute: bool = False,
     ):
         super().__init__()
 
@@ -295,7 +298,7 @@ class MonarchMLP(torch.nn.Module):
                 return linear_cls(inputs, outputs, bias=bias)
             return BlockdiagLinear(inputs, outputs, bias=bias, nblocks=nblocks)
 
-        self.gated, self.inner = gated, inner
+        self.gated, self.inner, self.recompute = gated, inner, recompute
         self.gated_layers = layer(width, 2 * inner if gated else inner, False)
         self.wo = layer(inner, width, True)
         self.dropout = torch.nn.Dropout(dropout)
@@ -305,7 +308,7 @@ class MonarchMLP(torch.nn.Module):
         dropping = self.training and self.dropout.p > 0
         first, wo = self.gated_layers, self.wo
         if self.gated and not dropping and bare(first, wo, kind=BlockdiagLinear):
-            y = tkpy.blockdiag_mlp(x, first.weight, wo.weight, wo.bias, inner=self.inner)
+            y = tkpy.blockdiag_mlp(x, first.weight, wo.weight, wo.bias, inner=self.inner, recompute=self.recompute)
             return self.layernorm(y + x)
         h = self.gated_layers(x)
         if self.gated:
