@@ -12,7 +12,7 @@ from tkpy import conformance, machine, registry  # noqa: E402
 
 OP = registry.get("monarch_multiply")
 FORWARD, BACKWARD, STRIDED, CONSECUTIVE = "forward", "backward", "gradient_strided", "gradient_consecutive"
-WHOLE, HALF = "whole_48", "half"
+WHOLE, HALF, PRODUCT = "whole_48", "half", "product"
 
 MEET = "  meet();\n"
 FIRST = "if (m < tiles)\n#pragma unroll\n          for"
@@ -103,7 +103,7 @@ FAULTS = [
           "    cluster_arrive();\n    if (has_first", WHOLE),
     Fault("tiles left out", "tile < tiles; tile += shares", "tile < tiles; tile += shares + 1", WHOLE),
     Fault("every cluster from the first tile", "for (int tile = share;", "for (int tile = 0;", WHOLE),
-    Fault("rows beyond the last read", "there = tile * kWholeRows + row < p.rows", "there = true", WHOLE),
+    Fault("rows beyond the last read", "there = tile * kWholeRows + row < rows", "there = true", WHOLE),
     Fault("rows beyond the last left as they are", "from, there ? 16u : 0u", "there ? from : from, 16u", WHOLE),
     Fault("rows beyond the last written", "    if (of_dx < p.rows)\n", "", WHOLE),
     Fault("every tile the first", "(1ll * tile * kWholeRows + row) * pitch", "1ll * row * pitch", WHOLE),
@@ -150,12 +150,31 @@ FAULTS = [
     Fault("the input of this tile again", "load_input(tile + shares, c)", "load_input(tile, c)", HALF),
     Fault("middle and operand exchanged", "add_gradient<T>(sums, first, a, b)",
           "add_gradient<T>(sums, first, b, a)", HALF),
-    Fault("dx of the operand", "multiply_back<T, tall>(first, a, b)", "multiply_back<T, tall>(first, b, b)", HALF),
+    Fault("dx of the operand", "tall, false>(first, a, b)", "tall, false>(first, b, b)", HALF),
     Fault("dx read before all have written it", "        __syncwarp();\n        store", "        store", HALF),
     Fault("the weights of dy not loaded", "  if (First) load_weights<T>(second, p.second.weight);\n", "", HALF),
     Fault("weights over weights", "after = memory + static_cast<u32>(weight_bytes(p.first))", "after = memory", HALF),
     Fault("warps without a block", "has_first = warp_index() < first.count", "has_first = true", HALF),
     Fault("the sums of the other factor", "(sums, second, p.of_second", "(sums, second, p.of_first", HALF),
+    Fault("x read before it has landed", "wait_group<0>();\n    __syncthreads",
+          "wait_group<1>();\n    __syncthreads", PRODUCT),
+    Fault("x into a stage that is still y", "wait_group<0>();\n    __syncthreads();\n", "wait_group<0>();\n", PRODUCT),
+    Fault("the next x over this one", "load(tile + clusters, stage ^ 1)", "load(tile + clusters, stage)", PRODUCT),
+    Fault("h written while it is read", "    cluster_wait();\n    if (has_first)", "    if (has_first)", PRODUCT),
+    Fault("h read before it is there", "    cluster_sync();\n", "    __syncthreads();\n", PRODUCT),
+    Fault("y transposed before all is there", "    __syncthreads();\n    turn_blocks", "    turn_blocks", PRODUCT),
+    Fault("y not transposed", "    turn_blocks(second, at);\n", "", PRODUCT),
+    Fault("y read before all lanes have transposed it", "second, at);\n    __syncwarp();\n", "second, at);\n", PRODUCT),
+    Fault("rows of y beyond the last", "    if (of_y < p.rows)\n", "", PRODUCT),
+    Fault("y in the first granule", "static_cast<T*>(p.y) + side.first", "static_cast<T*>(p.y)", PRODUCT),
+    Fault("y not permuted", "channel) * side.blocks", "channel) * 8", PRODUCT),
+    Fault("rows of another warp", "row = 4 * warp_index() + i", "row = i", PRODUCT),
+    Fault("weights of the first factor twice", "last(p.second, 8, after)", "last(p.second, 8, memory)", PRODUCT),
+    Fault("outputs of y twice", "8 * (n + which / 2) + i", "8 * n + i", PRODUCT),
+    Fault("half of K twice", "turned_weight_at(warp, 2 * k + which % 2", "turned_weight_at(warp, 2 * k", PRODUCT),
+    Fault("y over x of the next tile", "const u32 at = stages + static_cast<u32>(stage *",
+          "const u32 at = stages + static_cast<u32>((stage ^ 1) *", PRODUCT),
+    Fault("tiles left out", "tile += clusters, stage", "tile += 2 * clusters, stage", PRODUCT),
 ]  # fmt: skip
 
 
@@ -165,6 +184,10 @@ def unit(part: str) -> Unit:
         run = f"{memory} tkpy::monarch::whole<tk::bf16, 3>(p, tk::ptx::shared_address(memory))"
         entry = Entry("monarch_whole_48_bf16", "monarch_whole", "tkpy::monarch::Whole", run, "256, 1")
         return Unit([f"monarch/{name}" for name in ("params.h", "monarch.cuh", "sides.cuh", "whole.cu")], [entry])
+    if part == PRODUCT:
+        run = f"{memory} tkpy::monarch::product<tk::bf16>(p, tk::ptx::shared_address(memory))"
+        entry = Entry("monarch_product_bf16", "monarch_product", "tkpy::monarch::Product", run, "256, 2")
+        return Unit([f"monarch/{name}" for name in ("params.h", "monarch.cuh", "sides.cuh", "product.cu")], [entry])
     if part == HALF:
         entries = [
             Entry(
@@ -218,10 +241,11 @@ def wrong(call: tuple) -> str:
 
 test_every_fault_is_caught, test_the_right_kernel_is_not_accused = Suite(
     "monarch",
-    {part: unit(part) for part in (FORWARD, BACKWARD, STRIDED, CONSECUTIVE, WHOLE, HALF)},
+    {part: unit(part) for part in (FORWARD, BACKWARD, STRIDED, CONSECUTIVE, WHOLE, HALF, PRODUCT)},
     FAULTS,
-    calls=lambda part: {WHOLE: WHOLES, HALF: HALVES}.get(part, CASES),
+    calls=lambda part: {WHOLE: WHOLES, HALF: HALVES, PRODUCT: HALVES}.get(part, CASES),
     wrong=wrong,
     right_seeds=3,
-    tried=(FORWARD, WHOLE, HALF),  # beside the other right ones
+    multiprocessors=16,  # fewer clusters than tiles
+    tried=(FORWARD, WHOLE, HALF, PRODUCT),  # beside the other right ones
 ).tests()

@@ -35,7 +35,9 @@ SMALL = sized(75, 16, 32, 16, 16, 48, "small")
 
 @pytest.fixture(scope="module")
 def folder(kernel_folder, tmp_path_factory):
-    parts = [kernel_folder(f"kernels/{n}.cu") for n in ("monarch/kernel", "monarch/whole", "monarch/half")]
+    parts = [
+        kernel_folder(f"kernels/{n}.cu") for n in ("monarch/kernel", "monarch/whole", "monarch/half", "monarch/product")
+    ]
     return gather(tmp_path_factory.mktemp("monarch_whole"), parts)
 
 
@@ -80,7 +82,7 @@ def test_every_case_and_its_gradients(folder, monkeypatch, launched, case, dtype
     suffix = "bf16" if dtype == torch.bfloat16 else "fp16"
     most = max(size for name in ("w1", "w2") for size in case.make(Maker(dtype))[name].shape[1:])
     backward = {64: ["half_first", "half_second"], 48: ["whole_48"]}.get(most, ["whole_32"])
-    assert [name for name, _ in launched] == [f"monarch_{kernel}_{suffix}" for kernel in ("forward", *backward)]
+    assert [name for name, _ in launched] == [f"monarch_{kernel}_{suffix}" for kernel in ("product", *backward)]
 
 
 @pytest.mark.parametrize("side", [16, 64])
@@ -96,6 +98,35 @@ def test_all_clusters_run_at_once(blocks, clusters):
     """No more than fit beside each other, however many rows there are."""
     assert OP.module("cuda").clusters_of(10**6, blocks // 8) == clusters
     assert OP.module("cuda").clusters_of(600, blocks // 8) == 2
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[-2], CASES[-1]], ids=lambda case: case.name)
+def test_few_clusters_give_the_same_product(folder, monkeypatch, case):
+    """Several tiles of one, or all at once; rows that were there before and are not."""
+    kwargs = case.make(Maker(torch.bfloat16))
+    found = []
+    for multiprocessors, seed in ((8, 0), (16, 1), (132, 2)):
+        on_machine(monkeypatch, folder, seed, multiprocessors=multiprocessors)
+        found.append(tkpy.monarch_multiply(**kwargs, backend="emulator"))
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        ({"w1": (16, 24, 16)}, "w1.*blocks of multiples of 16 up to 64"),
+        ({"w2": (12, 32, 16)}, "w2.*8, 16, .. 64 blocks"),
+        ({"x": (0, 256)}, "x.*1 to 2\\^30 - 1 rows"),
+        ({"x": (40, 240)}, "x.*40 16-byte aligned rows of 256"),
+        ({"y": (40, 256)}, "y.*shape \\(40, 512"),
+    ],
+    ids=["of eights", "blocks", "no rows", "width", "y"],
+)
+def test_the_launcher_of_the_product_checks_again(built, shapes, message):
+    right = {"x": (40, 256), "w1": (16, 16, 16), "w2": (16, 32, 16), "y": (40, 512)}
+    tensors = [torch.zeros(shape, dtype=torch.bfloat16) for shape in (right | shapes).values()]
+    with pytest.raises(tkpy.InternalError, match=message):
+        machine.launch("monarch_product", *tensors, op="monarch_multiply")
 
 
 KERNELS = {
@@ -114,7 +145,7 @@ def test_gradients_of_some(built, launched, wanted):
     kwargs = SMALL.make(Maker(torch.bfloat16))
     assert agree(gradients(kwargs, wanted, "emulator"), gradients(kwargs, wanted, "reference"))
     assert [name for name, _ in launched[1:]] == [f"monarch_{kernel}_bf16" for kernel in KERNELS[wanted]]
-    assert launched[0][1][3] is None
+    assert launched[0][0] == "monarch_product_bf16"
 
 
 @pytest.mark.parametrize("wanted", [["x"], ["w2"], ["x", "w2"]], ids="-".join)

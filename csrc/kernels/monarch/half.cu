@@ -32,8 +32,8 @@ TK_DEVICE void half(const Whole& p, u32 memory) {
   const bool has_first = warp_index() < first.count;
   u32 a = after + (First ? static_cast<u32>(weight_bytes(p.second)) : 0u), b = a + half_buffer(p), c = b + half_buffer(p);
   float sums[tall][2 * tall][4] = {};
-  const auto load_x = [&](int tile, u32 at) { load_rows<T, false>(p, first, p.x, p.x_pitch, tile, at); };
-  const auto load_dy = [&](int tile, u32 at) { load_rows<T, true>(p, second, p.dy, p.dy_pitch, tile, at); };
+  const auto load_x = [&](int tile, u32 at) { load_rows<T, false>(p.rows, first, p.x, p.x_pitch, tile, at); };
+  const auto load_dy = [&](int tile, u32 at) { load_rows<T, true>(p.rows, second, p.dy, p.dy_pitch, tile, at); };
   const auto load_input = [&](int tile, u32 at) {
     if (tile < tiles) First ? load_dy(tile, at) : load_x(tile, at);
     ptx::cp_async_commit_group();
@@ -74,7 +74,7 @@ TK_DEVICE void half(const Whole& p, u32 memory) {
       add_gradient<T>(sums, first, a, b);
       if (p.dx != nullptr) {
         __syncwarp();  // x is read by all before dx takes its place
-        multiply_back<T, tall>(first, a, b);
+        multiply_middle<T, tall, false>(first, a, b);
         __syncwarp();
         store_block<T>(p, first, tile, b);
       }

@@ -205,6 +205,43 @@ std::string whole(Machine& machine, void* stream, const View& dy, const View& x,
   return kernel;
 }
 
+// y without h, for blocks whose factors stay in shared memory.
+std::string product(Machine& machine, void* stream, const View& x, const View& w1, const View& w2, const View& y) {
+  const std::string kernel = std::string("monarch_product_") + type_name(x);
+  Product p{};
+  p.first = factor("w1", w1, x);
+  p.second = factor("w2", w2, x);
+  const auto suits = [](const Factor& f) { return f.out % 16 == 0 && f.in % 16 == 0 && std::max(f.out, f.in) <= kHalfSide; };
+  check(suits(p.first), "w1", "blocks of multiples of 16 up to 64", w1);
+  p.ranks = p.second.blocks / 8;
+  check(suits(p.second) && p.second.blocks % 8 == 0 && p.ranks <= kMostRanks &&
+            share_of(p.first.blocks, p.ranks) <= kWarps && p.first.blocks * p.first.out == p.second.blocks * p.second.in,
+        "w2", "8, 16, .. 64 blocks of multiples of 16 up to 64, as many as w1 has at least and of its channels", w2);
+  const std::int64_t rows = x.shape[0];
+  check(rows > 0 && rows < (1ll << 30), "x", "1 to 2^30 - 1 rows", x);
+  check_rows("x", x, rows, 1ll * p.first.blocks * p.first.in, x);
+  p.y = contiguous("y", y, {rows, 1ll * p.second.blocks * p.second.out}, x);
+  p.x = x.data;
+  p.x_pitch = x.stride[0];
+  p.rows = static_cast<int>(rows);
+  const int resident = 2 * product_bytes(p) <= kMostShared ? 2 : 1;  // CTAs of a multiprocessor
+  const int at_once = std::max(1, machine.multiprocessors(x.device) / kTogether * (resident * kTogether / p.ranks));
+  const auto clusters = static_cast<std::uint32_t>(std::min<std::int64_t>(share_of(p.rows, kWholeRows), at_once));
+  const auto cluster = static_cast<std::uint32_t>(p.ranks);
+  const std::vector<View> views = {x.read_only(), w1.read_only(), w2.read_only(), y};
+  machine.launch(machine.kernel("monarch_product", kernel),
+                 {.grid = {clusters * cluster, 1, 1},
+                  .block = {kThreads, 1, 1},
+                  .cluster = {cluster, 1, 1},
+                  .shared = static_cast<std::uint32_t>(product_bytes(p)),
+                  .params = runtime::bytes_of(p),
+                  .views = views,
+                  .stream = stream,
+                  .device = x.device});
+  return kernel;
+}
+
+const runtime::Launcher products("monarch_product", product, {"x", "w1", "w2", "y"});
 const runtime::Launcher forwards("monarch", forward, {"x", "w1", "w2", "middle", "y", "tile", "ranks"});
 const runtime::Launcher backwards("monarch_backward", backward, {"dy", "w1t", "w2t", "dmiddle", "dx", "tile", "ranks"});
 const runtime::Launcher wholes("monarch_whole", whole, {"dy", "x", "w1", "w2t", "dx", "of_first", "of_second"});

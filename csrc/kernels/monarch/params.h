@@ -67,6 +67,7 @@ struct Whole {
 
 constexpr int kWholeRows = 32;   // of a tile
 constexpr int kWholeStages = 2;
+constexpr int kTogether = 16;    // multiprocessors that a cluster must fit into, of the smallest GPC of an H100
 constexpr int kWholeSide = 48, kHalfSide = 64;  // of a block, at most
 // In bytes of a CTA: eight blocks' weights; a tile of so many of their channels.
 TK_HD constexpr int weight_bytes(const Factor& f) { return 2 * kWarps * f.out * f.in; }
@@ -83,6 +84,20 @@ TK_HD constexpr int whole_bytes(const Whole& p) {
   const bool both = p.of_first != nullptr && p.of_second != nullptr;
   if (both) return whole_side(p.first) + whole_side(p.second);
   return weight_bytes(p.first) + (p.of_first != nullptr ? weight_bytes(p.second) : 0) + 3 * half_buffer(p);
+}
+
+// The forward of such blocks, where h is not wanted.
+struct Product {
+  const void* x;
+  void* y;  // contiguous
+  long long x_pitch;
+  Factor first, second;
+  int rows, ranks;
+};
+
+TK_HD constexpr int product_stage(const Product& p) { return tile_bytes(most(p.first.in, p.second.out)); }
+TK_HD constexpr int product_bytes(const Product& p) {
+  return weight_bytes(p.first) + weight_bytes(p.second) + tile_bytes(p.second.in) + kWholeStages * product_stage(p);
 }
 
 }  // namespace tkpy::monarch

@@ -1,5 +1,5 @@
-// What the launches of monarch_multiply's backward share whose sums stay in registers (whole.cu, half.cu): the side of a
-// factor in a CTA, which takes eight rows-by-channels blocks at a time, one a warp, through tiles of 32 rows.
+// What whole.cu, half.cu and product.cu share: the side of a factor in a CTA, eight of its blocks, one a warp, through tiles
+// of 32 rows.
 //
 // input     unit (16 bytes of shared memory): eight channels of a block in a row. Of strided blocks 16 bytes of global memory
 //           are one channel of eight: matrices of eight channels by eight blocks are transposed in place
@@ -21,6 +21,9 @@ struct Side {
       : blocks(f.blocks), out(f.out), in(f.in), first(cluster_rank() * each), count(max(0, min(each, f.blocks - first))),
         weights(memory) {}
   TK_DEVICE u32 weight_at(int block, int chunk, int o) const { return weights + 16u * ((block * (in / 8) + chunk) * out + o); }
+  TK_DEVICE u32 turned_weight_at(int block, int chunk, int i) const {  // of weights [in, out]
+    return weights + 16u * ((block * (out / 8) + chunk) * in + i);
+  }
   TK_DEVICE u32 middle_at(u32 at, int block, int chunk, int channel) const {
     return at + 16u * ((block * (kWholeRows / 8) + chunk) * out + (channel ^ (2 * chunk + block % 2)));
   }
@@ -42,11 +45,11 @@ TK_DEVICE void load_weights(const Side& side, const void* from) {
 
 // A tile of x (consecutive blocks) or dy (strided, channels of eight blocks yet) on its way; 0 beyond the last row.
 template <class T, bool Strided>
-TK_DEVICE void load_rows(const Whole& p, const Side& side, const void* data, long long pitch, int tile, u32 at) {
+TK_DEVICE void load_rows(int rows, const Side& side, const void* data, long long pitch, int tile, u32 at) {
   const int across = Strided ? side.in : side.count * (side.in / 8);
   for (int i = static_cast<int>(threadIdx.x); i < across * kWholeRows; i += kThreads) {
     const int row = i / across, unit = i % across;
-    const bool there = tile * kWholeRows + row < p.rows;
+    const bool there = tile * kWholeRows + row < rows;
     const int block = Strided ? unit % 8 : unit / (side.in / 8), chunk = Strided ? unit / 8 : unit % (side.in / 8);
     const T* from = static_cast<const T*>(data);
     if (there)
@@ -136,9 +139,10 @@ TK_DEVICE void add_gradient(float (&sums)[Tall][2 * Tall][4], const Side& side, 
   }
 }
 
-// dx of this warp's block, in the place of x.
-template <class T, int Tall>
-TK_DEVICE void multiply_back(const Side& side, u32 middle, u32 at) {
+// W^T middle of this warp's block, rows by channels, in the place of its input. W [out, in] as the side has it, or [in, out]:
+// `Turned`.
+template <class T, int Tall, bool Turned>
+TK_DEVICE void multiply_middle(const Side& side, u32 middle, u32 at) {
   using form = ptx::mma_form<float, T, T>;
   const int warp = warp_index(), which = lane_index() / 8, i = lane_index() % 8;
 #pragma unroll 1
@@ -152,7 +156,10 @@ TK_DEVICE void multiply_back(const Side& side, u32 middle, u32 at) {
       for (int n = 0; n < 2 * Tall; n += 2) {
         if (8 * n >= side.in) break;
         u32 b[4];
-        ptx::ldmatrix_x4_trans(b, side.weight_at(warp, n + which / 2, 16 * k + 8 * (which % 2) + i));
+        if (Turned)
+          ptx::ldmatrix_x4(b, side.turned_weight_at(warp, 2 * k + which % 2, 8 * (n + which / 2) + i));
+        else
+          ptx::ldmatrix_x4_trans(b, side.weight_at(warp, n + which / 2, 16 * k + 8 * (which % 2) + i));
         ptx::mma<form>(d[n], a, b[0], b[1]);
         ptx::mma<form>(d[n + 1], a, b[2], b[3]);
       }

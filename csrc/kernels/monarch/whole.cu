@@ -53,8 +53,8 @@ TK_DEVICE void whole(const Whole& p, u32 memory) {
   const bool has_first = warp_index() < first.count;
   float of_first[Tall][2 * Tall][4] = {}, of_second[Tall][2 * Tall][4] = {};
   const auto load = [&](int tile, int stage) {
-    load_rows<T, false>(p, first, p.x, p.x_pitch, tile, x.at(stage));
-    load_rows<T, true>(p, second, p.dy, p.dy_pitch, tile, dy.at(stage));
+    load_rows<T, false>(p.rows, first, p.x, p.x_pitch, tile, x.at(stage));
+    load_rows<T, true>(p.rows, second, p.dy, p.dy_pitch, tile, dy.at(stage));
     ptx::cp_async_commit_group();
   };
   load(share, 0);
@@ -83,7 +83,7 @@ TK_DEVICE void whole(const Whole& p, u32 memory) {
     if (has_first) {
       add_gradient<T>(of_first, first, x.middle, x.at(stage));
       __syncwarp();  // x is read by all before dx takes its place
-      if (p.dx != nullptr) multiply_back<T, Tall>(first, x.middle, x.at(stage));
+      if (p.dx != nullptr) multiply_middle<T, Tall, false>(first, x.middle, x.at(stage));
     }
     __syncwarp();
     cluster_arrive();

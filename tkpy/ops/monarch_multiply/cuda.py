@@ -45,6 +45,9 @@ def forward(x, w1, w2, keep):
     y = x.new_empty(*x.shape[:-1], w2.shape[0] * w2.shape[1])
     middle = x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1] if keep else 0)
     rows = _rows(x)
+    if not keep and on_chip(x, w1, w2):
+        launch("monarch_product", rows, _whole(w1), _whole(w2), y.view(len(rows), y.shape[-1]), op=OP)
+        return y, middle
     h = middle.view(len(rows), -1) if keep and len(rows) else None
     launch("monarch", rows, _whole(w1), _whole(w2), h, y.view(len(rows), y.shape[-1]), 0, 0, op=OP)
     return y, middle
