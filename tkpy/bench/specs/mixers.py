@@ -69,7 +69,12 @@ HYENA_MIXER = OpRows(
             Promise(
                 flops=None, why="flops() is the recurrence's; products of 16 samples and pieces of operands take more"
             ),
-            None,
+            Promise(
+                flops=None,
+                conflicts=9000,
+                why="flops() is the recurrence's; products of 16 samples, states both ways, slopes. Conflicts: "
+                "short filters that read gradients of later samples meet in banks at ends of rows",
+            ),
         ),
     ),
 )
