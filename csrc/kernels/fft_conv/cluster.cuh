@@ -130,7 +130,7 @@ struct ClusterRow {
           const float2 even = times(of_column, of_row[m]), odd = times(even, step);
           const float2 y = times_conj({x[0], x[2]}, even), z = times_conj({x[1], x[3]}, odd);
           const u32 words[4] = {__float_as_uint(y.x), __float_as_uint(z.x), __float_as_uint(y.y), __float_as_uint(z.y)};
-          ptx::stmatrix_x4(transform.place(lane / 8, strip.first[u] + (8 * m + lane % 8) * strip.stride), words);
+          ptx::stmatrix_x4(transform.row_place(strip, u) + m * strip.eight_rows(), words);
         }
       }
     }

@@ -33,6 +33,8 @@ TK_DEVICE void spectrum(const SpectrumParams& p, const void* memory) {
 
 }  // namespace tkpy::fft_conv
 
-#define TKPY_SPECTRUM(M, INDEX) \
-  TKPY_ENTRY(fft_conv_spectrum_##M, SpectrumParams, spectrum<INDEX>(p, memory), TKPY_PLAN_THREADS(INDEX))
+// 16 warps on a multiprocessor, of up to 128 registers.
+#define TKPY_SPECTRUM(M, INDEX)                                                                              \
+  TKPY_ENTRY(fft_conv_spectrum_##M, SpectrumParams, spectrum<INDEX>(p, memory), TKPY_PLAN_THREADS(INDEX),    \
+             512 / TKPY_PLAN_THREADS(INDEX))
 TKPY_EVERY_PLAN(TKPY_SPECTRUM)

@@ -151,9 +151,11 @@ struct Transform {
   }
 
   // ---- Strips of 16 columns: the passes over n1 and n2 -----------------------------------------------------------
-  // Column chunk q of a strip, of row 0; the rows lie `stride` chunks apart.
+  // Column chunk q of a strip, of row 0; the rows lie `stride` chunks apart, and rows 8 apart, which `place` permutes
+  // alike, so many bytes.
   struct Strip {
     int first[2], stride;
+    TK_DEVICE int eight_rows() const { return 128 * stride; }
   };
   TK_DEVICE static Strip outer_strip(int s) { return {{2 * s, 2 * s + 1}, columns}; }
   TK_DEVICE static Strip inner_strip(int s) {
@@ -164,7 +166,8 @@ struct Transform {
   // acc = matrix * data of a strip; Complex: a step of 16 rows is 8 complex ones.
   template <bool Complex, int Rows, int Depth, bool Back>
   TK_DEVICE void product(float (&acc)[Rows][2][4], const Matrix<Rows, Depth, Back>& matrix, const Strip& strip) const {
-    const int lane = lane_index(), part = lane / 8;
+    const int lane = lane_index(), row = Complex ? lane % 8 : lane % 16, plane = Complex ? lane / 8 : lane / 16 * 2;
+    const u32 at[2] = {place(plane, strip.first[0] + row * strip.stride), place(plane, strip.first[1] + row * strip.stride)};
 #pragma unroll
     for (int m = 0; m < Rows; ++m)
 #pragma unroll
@@ -175,9 +178,8 @@ struct Transform {
 #pragma unroll unroll
     for (int k = 0; k < Depth; ++k) {
       u32 b[2][4];  // upper terms of both halves of the step, lower terms
-      const int row = Complex ? 8 * k + lane % 8 : 16 * k + lane % 16, plane = Complex ? part : part / 2 * 2;
 #pragma unroll
-      for (int u = 0; u < 2; ++u) ptx::ldmatrix_x4_trans(b[u], place(plane, strip.first[u] + row * strip.stride));
+      for (int u = 0; u < 2; ++u) ptx::ldmatrix_x4_trans(b[u], at[u] + (Complex ? k : 2 * k) * strip.eight_rows());
 #pragma unroll
       for (int m = 0; m < Rows; ++m) {
         const Operand a = matrix(m, k);
@@ -205,10 +207,13 @@ struct Transform {
       z[1] = times(z[1], {w.z, w.w});
     }
   };
+  // The 16 bytes that this lane names for stmatrix, of the first 8 rows.
+  TK_DEVICE u32 row_place(const Strip& strip, int u) const {
+    return place(lane_index() / 8, strip.first[u] + lane_index() % 8 * strip.stride);
+  }
   // Complex accumulators, after factor(z, m, u) (of two neighbouring columns), into the strip they came from.
   template <int Rows, class Factor>
   TK_DEVICE void put(const float (&acc)[Rows][2][4], const Strip& strip, Factor factor) const {
-    const int lane = lane_index();
 #pragma unroll
     for (int m = 0; m < Rows; ++m)
 #pragma unroll
@@ -219,7 +224,7 @@ struct Transform {
         u32 words[4];
         split(words[0], words[2], z[0].x, z[1].x);
         split(words[1], words[3], z[0].y, z[1].y);
-        ptx::stmatrix_x4(place(lane / 8, strip.first[u] + (8 * m + lane % 8) * strip.stride), words);
+        ptx::stmatrix_x4(row_place(strip, u) + m * strip.eight_rows(), words);
       }
   }
 
@@ -290,8 +295,8 @@ struct Transform {
     float re[chunks][4], im[chunks][4];
   };
   TK_DEVICE u32 row_place(int unit, int b, int term) const {  // the 16 bytes that this lane names for ldmatrix
-    const int lane = lane_index();
-    return place(2 * term + lane / 16, (16 * unit + lane % 16) * chunks + b);
+    const int lane = lane_index();  // the chunk of b = 0 is even where there is another
+    return (place(lane / 16, (16 * unit + lane % 16) * chunks) ^ 16 * b) + 4 * M * term;
   }
   // The matrix of the pass and the factors of the way back, which are the same for all units of a warp.
   struct Third {
