@@ -271,6 +271,7 @@ void fence(Warp& w, u32 mask, bool gpu) {
     if (const u32 others = lanes & ~mask & w.alive) join(still[others], seen);
   }
   o.pending_acquire = std::move(still);
+  if (!o.fences) o.fences = std::make_unique<LaneFences>();
   auto common = std::make_shared<Clock>(o.clock);
   raise(common->seen, w.id, synced(o, w.alive));
   for (u32 rest = mask; rest; rest &= rest - 1) {
@@ -281,8 +282,8 @@ void fence(Warp& w, u32 mask, bool gpu) {
       join(*own, *o.apart[lane]);
       f.clock = std::move(own);
     }
-    if (gpu) o.gpu_fences[lane] = f;
-    o.fences[lane] = std::move(f);
+    if (gpu) o.fences->gpu[lane] = f;
+    o.fences->any[lane] = std::move(f);
   }
   o.fence_lanes |= mask;
   if (gpu) o.gpu_fence_lanes |= mask;
@@ -291,10 +292,11 @@ void fence(Warp& w, u32 mask, bool gpu) {
 
 void publish_fenced(Warp& w, u32 mask, bool gpu, Clock& into) {
   WarpOrder& o = w.order;
-  const auto& fences = gpu ? o.gpu_fences : o.fences;
   mask &= gpu ? o.gpu_fence_lanes : o.fence_lanes;
+  if (!mask) return;
+  const auto& fences = gpu ? o.fences->gpu : o.fences->any;
   u32 all = 0;  // a time of the warp that the fences of all its lanes come after
-  if (mask && is_whole(w, mask)) {
+  if (is_whole(w, mask)) {
     u32 copies = ~u32{0};
     all = ~u32{0};
     for (u32 rest = mask; rest; rest &= rest - 1) {

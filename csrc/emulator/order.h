@@ -81,6 +81,9 @@ struct LaneFence {
   std::shared_ptr<const Clock> clock;      // what the lane had seen, but of its own warp
   std::shared_ptr<LaneTimes::Split> split; // whom of its warp it had met
 };
+struct LaneFences {
+  std::array<LaneFence, kLanes> any, gpu;  // of gpu scope
+};
 
 // The order of one warp. What all its lanes have seen is in `clock`; what a lane has seen beyond that, in `apart`.
 struct WarpOrder {
@@ -99,7 +102,7 @@ struct WarpOrder {
   std::vector<CopyWaits> copies;        // by number - 1
   std::unordered_multimap<u32, LaterWait> later_waits;  // by number
   // What relaxed operations of a lane publish is what came before its last fence (of gpu scope).
-  std::array<LaneFence, kLanes> fences, gpu_fences;
+  std::unique_ptr<LaneFences> fences;    // made at the first
   u32 fence_lanes = 0, gpu_fence_lanes = 0;
   std::map<u32, Clock> pending_acquire;  // what relaxed reads have seen, by lanes that read: theirs at their next fence
 };
