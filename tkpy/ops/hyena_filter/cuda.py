@@ -11,11 +11,10 @@ import torch
 from tkpy.machine import launch
 from tkpy.ops import rows
 
-LAGS, TEAM, KEPT = (
-    64,
-    8,
-    3,
-)  # of a CTA, CTAs of a cluster at most, layers kept on chip: csrc/kernels/hyena_filter/params.h
+# As in csrc/kernels/hyena_filter/params.h:
+LAGS = 64  # of a CTA
+TEAM = 8  # CTAs of a cluster, at most
+KEPT = 3  # layers whose sums stay on chip
 WIDTH = 128
 
 
@@ -71,9 +70,8 @@ def backward(grads, outputs, features, *others, needs):
         "hyena_filter_backward", features, *others, dtaps.contiguous(), dfeatures, dtimes, *shares, deep, *sums,
         clusters, team, op="hyena_filter",
     )  # fmt: skip
-    dweights = [
-        whole if partial is None or clusters > 1 else partial[0, 0] for partial, whole in (dinput, dhidden, doutput)
-    ]
+    weights = (dinput, dhidden, doutput)
+    dweights = [whole if part is None or clusters > 1 else part[0, 0] for part, whole in weights]
     dbiases = [None] * 3 if dvectors[1] is None else [dvectors[1][0], dvectors[1][1:-1], dvectors[1][-1]]
     return [
         dfeatures, dtimes, dweights[0], dbiases[0], dweights[1], dbiases[1], dbiases[2], dweights[2], ddecay[1],
