@@ -111,6 +111,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1)
   cluster_arrive();
   for (int i = static_cast<int>(threadIdx.x); i < 128; i += 32) mine[i] = 1000.0f * static_cast<float>(rank) + i;
   publish_tile();
+  __syncwarp();  // written after this warp arrived: the cluster's barrier orders none of it
   cluster_wait();
   if (threadIdx.x == 0) {
     arrive_expect(full, Tile::bytes + sizeof(stretch));
