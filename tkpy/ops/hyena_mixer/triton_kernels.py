@@ -64,8 +64,8 @@ def _taps(weight_ptr, bias_ptr, column, columns, live, K: tl.constexpr):
     """A part's filters: K taps and the bias, (1, CH) each."""
     taps = (tl.load(bias_ptr + column, mask=live, other=0.0),)
     for j in tl.static_range(K):
-        tap = tl.load(weight_ptr + j * columns + column, mask=live, other=0.0)
-        taps = taps + (tap,)  # type: ignore[assignment]  # noqa: RUF005
+        # Triton's tuples grow so; it knows neither (*taps, tap) nor a declared type, which mypy would want.
+        taps += (tl.load(weight_ptr + j * columns + column, mask=live, other=0.0),)  # type: ignore[assignment]
     return taps
 
 
