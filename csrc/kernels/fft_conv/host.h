@@ -51,6 +51,27 @@ inline Rows rows_of(const View& v) {
 inline Rows rows_of(const Optional& v) { return v ? rows_of(*v) : Rows{}; }
 inline const float* floats_of(const Optional& v) { return v ? static_cast<const float*>(v->data) : nullptr; }
 
+// What a convolution of whole rows takes, ConvParams or LongParams.
+template <class P>
+P conv_params(const View& u, const Optional& pre, const Optional& post, const Optional& post2, const View& out,
+              const Optional& out2, const View& spectrum, const View& tables, bool correlate) {
+  P p{};
+  p.u = rows_of(u);
+  p.pre = rows_of(pre);
+  p.post = rows_of(post);
+  p.post2 = rows_of(post2);
+  p.out = rows_of(out);
+  p.out2 = rows_of(out2);
+  p.spectrum = spectrum.data;
+  p.tables = tables.data;
+  p.batch = static_cast<int>(u.shape[0]);
+  p.channels = static_cast<int>(u.shape[1]);
+  p.length = static_cast<int>(u.shape[2]);
+  p.half = u.dtype == DType::f16;
+  p.correlate = correlate;
+  return p;
+}
+
 inline void check_optional_rows(std::initializer_list<std::pair<const char*, const Optional*>> all, const View& u) {
   for (const auto& [name, v] : all)
     if (*v) check_rows(name, **v, u);

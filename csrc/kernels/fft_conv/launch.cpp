@@ -13,20 +13,7 @@ std::string convolve(Machine& machine, void* stream, const View& u, const Option
   check_rows("out", out, u);
   check_optional_rows({{"pre", &pre}, {"post", &post}, {"post2", &post2}, {"out2", &out2}}, u);
   const int plan = check_spectrum(u, spectrum, tables);
-  ConvParams p{};
-  p.u = rows_of(u);
-  p.pre = rows_of(pre);
-  p.post = rows_of(post);
-  p.post2 = rows_of(post2);
-  p.out = rows_of(out);
-  p.out2 = rows_of(out2);
-  p.spectrum = spectrum.data;
-  p.tables = tables.data;
-  p.batch = static_cast<int>(u.shape[0]);
-  p.channels = static_cast<int>(u.shape[1]);
-  p.length = static_cast<int>(u.shape[2]);
-  p.half = u.dtype == DType::f16;
-  p.correlate = correlate;
+  const auto p = conv_params<ConvParams>(u, pre, post, post2, out, out2, spectrum, tables, correlate);
   const Grid grid{u.shape[0] * u.shape[1], kPlans[plan].threads(), kPlans[plan].shared_bytes()};
   return run(machine, stream, "fft_conv", name_of("fft_conv", plan), grid, p,
              views_of({u, pre, post, post2, spectrum, tables}, {out, out2}), u.device);

@@ -123,20 +123,7 @@ std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, 
   const std::int64_t points = kRowCluster * spectrum.shape[2];
   check_dense("spectrum", spectrum, DType::f32, 2 * u.shape[1] * points, u);
   check(u.elements() > 0 && u.shape[2] <= points, "u", "at least one sample and at most as many as points", u);
-  LongParams p{};
-  p.u = rows_of(u);
-  p.pre = rows_of(pre);
-  p.post = rows_of(post);
-  p.post2 = rows_of(post2);
-  p.out = rows_of(out);
-  p.out2 = rows_of(out2);
-  p.spectrum = spectrum.data;
-  p.tables = tables.data;
-  p.batch = static_cast<int>(u.shape[0]);
-  p.channels = static_cast<int>(u.shape[1]);
-  p.length = static_cast<int>(u.shape[2]);
-  p.half = u.dtype == DType::f16;
-  p.correlate = correlate;
+  const auto p = conv_params<LongParams>(u, pre, post, post2, out, out2, spectrum, tables, correlate);
   const Grid grid{u.shape[0] * u.shape[1] * kRowCluster, kPlans[plan].threads(), kPlans[plan].shared_bytes(), kRowCluster};
   return run(machine, stream, "fft_conv_cluster", name_of("fft_conv_cluster", plan), grid, p,
              views_of({u, pre, post, post2, spectrum, tables}, {out, out2}), u.device);
