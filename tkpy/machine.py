@@ -27,6 +27,7 @@ from tkpy.errors import InternalError, Refusal
 
 View = tuple[int, str, tuple[int, ...], tuple[int, ...], int]
 
+_MOST_OF_A_MULTIPROCESSOR = 200 * 1024  # bytes of shared memory
 _NAMES = {
     torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", torch.float64: "f64",
     torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2", torch.bool: "u8", torch.uint8: "u8",
@@ -140,6 +141,23 @@ def view(tensor: torch.Tensor) -> View:
 def _stream_of(tensor: torch.Tensor) -> int:
     """torch's current stream where `tensor` is, as an address; 0 on the CPU."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+@functools.lru_cache(maxsize=256)
+def _clusters(machine: Any, device: int, module: str, kernel: str, ctas: int) -> int:
+    return machine.resident_clusters(
+        module=module, kernel=kernel, block=128, cluster=ctas, shared=_MOST_OF_A_MULTIPROCESSOR, device=device
+    )
+
+
+def clusters(tensor: torch.Tensor, module: str, kernel: str, ctas: int, *, op: str) -> int:
+    """How many clusters of so many CTAs run at once where `tensor` is, each CTA on a multiprocessor of its own: what a
+    launch of `kernel` cuts its work into, since one more would run alone after all others. GPCs are cut differently
+    from one GPU to the next: an H100's 132 multiprocessors hold 14 to 16 clusters of eight."""
+    try:
+        return _clusters(_machine_of(tensor), max(0, tensor.get_device()), module, kernel, ctas)
+    except (compiled().MachineError, compiled().MachineUnavailable) as error:
+        raise InternalError(f"tkpy.{op}: {error}") from error
 
 
 def launch(launcher: str, *arguments: torch.Tensor | bool | int | float | str | None, op: str) -> str:

@@ -152,6 +152,22 @@ void launch_kernel(PyMachine& machine, const std::string& module, const std::str
   });
 }
 
+// Of `cluster` CTAs with so much shared memory, how many run at once.
+int resident_clusters(PyMachine& machine, const std::string& module, const std::string& kernel, std::int64_t block,
+                      std::int64_t cluster, std::uint32_t shared, int device) {
+  LaunchSpec spec;
+  spec.block = {positive("block", block), 1, 1};
+  spec.cluster = {positive("cluster", cluster), 1, 1};
+  spec.shared = shared;
+  spec.device = device;
+  int clusters = 0;
+  machine.run([&](Machine& on) {
+    clusters = on.resident_clusters(on.kernel(module, kernel), spec);
+    return std::string();
+  });
+  return clusters;
+}
+
 // The 128 bytes of a tensor map; box in the tensor's own order of dimensions.
 py::bytes encode_map(PyMachine& machine, const py::tuple& tensor, const std::vector<std::uint32_t>& box, int swizzle) {
   const View view = view_of(tensor);
@@ -222,6 +238,8 @@ void bind_runtime(py::module_& m) {
            py::arg("block"), py::arg("cluster") = 1, py::arg("shared") = 0, py::arg("params"), py::arg("views"),
            py::arg("stream") = 0, py::arg("device") = 0, py::arg("dependent") = false,
            py::arg("cooperative") = false)
+      .def("resident_clusters", &resident_clusters, py::kw_only(), py::arg("module"), py::arg("kernel"), py::arg("block"),
+           py::arg("cluster"), py::arg("shared"), py::arg("device") = 0)
       .def("encode", &encode_map, py::arg("tensor"), py::arg("box"), py::arg("swizzle") = 0)
       .def_property_readonly("name", &PyMachine::name);
   m.def("launch", &launch);

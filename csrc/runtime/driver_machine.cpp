@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <array>
+
 namespace tkpy::runtime {
 
 using namespace driver;
@@ -11,6 +13,7 @@ struct DriverMachine::DriverKernel : Kernel {
   CUkernel handle = nullptr;
   std::map<int, std::uint32_t> shared;  // device -> largest dynamic shared memory
   std::map<int, bool> large_clusters;
+  std::map<std::array<std::uint64_t, 4>, int> clusters;  // at once: by device, threads, CTAs, shared memory
 };
 
 // Makes `device` current for a launch where it is not: a kernel on the null stream runs in the current context.
@@ -79,6 +82,7 @@ void DriverMachine::open(const std::string& library) {
   TKPY_FIND(cuLibraryGetKernel);
   TKPY_FIND(cuKernelSetAttribute);
   TKPY_FIND(cuLaunchKernelEx);
+  TKPY_FIND(cuOccupancyMaxActiveClusters);
   TKPY_FIND(cuTensorMapEncodeTiled);
 #undef TKPY_FIND
 }
@@ -194,14 +198,19 @@ void DriverMachine::allow(DriverKernel& kernel, const LaunchSpec& spec) {
   }
 }
 
-void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
-  auto& found = const_cast<DriverKernel&>(static_cast<const DriverKernel&>(kernel));  // made by this machine
-  const CurrentDevice current(*this, spec.device);
-  allow(found, spec);
-
+// A launch as the driver takes it. The configuration points to the attributes beside it.
+struct DriverMachine::Config {
   CUlaunchAttribute attributes[3] = {};
+  CUlaunchConfig config{};
+
+  Config(const LaunchSpec& spec, bool of_clusters);
+  Config(const Config&) = delete;
+  Config& operator=(const Config&) = delete;
+};
+
+DriverMachine::Config::Config(const LaunchSpec& spec, bool of_clusters) {
   unsigned int count = 0;
-  if (spec.cluster.count() > 1) {
+  if (of_clusters) {
     CUlaunchAttribute& cluster = attributes[count++];
     cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
     cluster.value.clusterDim = {spec.cluster.x, spec.cluster.y, spec.cluster.z};
@@ -216,19 +225,46 @@ void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
     cooperative.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
     cooperative.value.cooperative = 1;
   }
-  CUlaunchConfig config{};
   config.gridDimX = spec.grid.x, config.gridDimY = spec.grid.y, config.gridDimZ = spec.grid.z;
   config.blockDimX = spec.block.x, config.blockDimY = spec.block.y, config.blockDimZ = spec.block.z;
   config.sharedMemBytes = spec.shared;
   config.hStream = static_cast<CUstream>(spec.stream);
   config.attrs = count ? attributes : nullptr;
   config.numAttrs = count;
+}
+
+int DriverMachine::resident_clusters(const Kernel& kernel, const LaunchSpec& spec) {
+  auto& found = const_cast<DriverKernel&>(static_cast<const DriverKernel&>(kernel));  // made by this machine
+  const std::array<std::uint64_t, 4> key = {static_cast<std::uint64_t>(spec.device), spec.block.count(),
+                                            spec.cluster.count(), spec.shared};
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto known = found.clusters.find(key); known != found.clusters.end()) return known->second;
+  }
+  const CurrentDevice current(*this, spec.device);
+  allow(found, spec);
+  LaunchSpec one = spec;
+  one.grid = spec.cluster;  // the driver wants whole clusters
+  const Config of_one(one, true);
+  int clusters = 0;
+  check(api_.cuOccupancyMaxActiveClusters(&clusters, reinterpret_cast<CUfunction>(found.handle), &of_one.config),
+        "cuOccupancyMaxActiveClusters", describe(kernel, one));
+  if (clusters < 1) throw MachineError("the device holds no cluster of this launch: " + describe(kernel, one));
+  const std::lock_guard lock(mutex_);
+  return found.clusters.emplace(key, clusters).first->second;
+}
+
+void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
+  auto& found = const_cast<DriverKernel&>(static_cast<const DriverKernel&>(kernel));  // made by this machine
+  const CurrentDevice current(*this, spec.device);
+  allow(found, spec);
+  const Config launch(spec, spec.cluster.count() > 1);
 
   std::size_t bytes = spec.params.size();
   void* extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, const_cast<std::byte*>(spec.params.data()),
                    CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END};
   // A CUkernel stands for a CUfunction here (CUDA driver API, cuLaunchKernelEx).
-  check(api_.cuLaunchKernelEx(&config, reinterpret_cast<CUfunction>(found.handle), nullptr, extra), "cuLaunchKernelEx",
+  check(api_.cuLaunchKernelEx(&launch.config, reinterpret_cast<CUfunction>(found.handle), nullptr, extra), "cuLaunchKernelEx",
         describe(kernel, spec));
 }
 

@@ -24,6 +24,7 @@ class DriverMachine final : public Machine {
   const Kernel& kernel(std::string_view module, std::string_view entry) override;
   void add_image(std::string_view module, std::string image) override;
   tk::tensor_map encode(const TensorMapSpec& spec) override;
+  int resident_clusters(const Kernel& kernel, const LaunchSpec& spec) override;
   void launch(const Kernel& kernel, const LaunchSpec& spec) override;
 
   // Compute capability as major * 10 + minor.
@@ -32,6 +33,7 @@ class DriverMachine final : public Machine {
  private:
   struct DriverKernel;
   class CurrentDevice;
+  struct Config;
 
   void open(const std::string& library);
   int attribute(int which, int device);

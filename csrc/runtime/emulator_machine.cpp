@@ -1,5 +1,6 @@
 #include "emulator_machine.h"
 
+#include <algorithm>
 #include <sstream>
 
 #include "emulator/tensor/tensor_map.h"
@@ -52,6 +53,14 @@ const Kernel& EmulatorMachine::kernel(std::string_view module_name, std::string_
     return *found_.emplace(key, std::move(made)).first->second;
   }
   throw MachineError("module " + std::string(module_name) + " has no kernel " + std::string(entry));
+}
+
+// Of an H100 whose GPCs have 16 multiprocessors each, where registers bind nothing.
+int EmulatorMachine::resident_clusters(const Kernel&, const LaunchSpec& spec) {
+  constexpr std::uint64_t kTogether = 16, kShared = 228 * 1024, kSystem = 1024, kThreads = 2048;
+  const std::uint64_t ctas = std::min(kShared / (spec.shared + kSystem), kThreads / std::max<std::uint64_t>(1, spec.block.count()));
+  const std::uint64_t each = std::max<std::uint64_t>(1, ctas) * kTogether / std::max<std::uint64_t>(1, spec.cluster.count());
+  return static_cast<int>(std::max<std::uint64_t>(1, options_.multiprocessors / kTogether * each));
 }
 
 tk::tensor_map EmulatorMachine::encode(const TensorMapSpec& spec) {

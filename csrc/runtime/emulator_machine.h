@@ -37,6 +37,7 @@ class EmulatorMachine final : public Machine {
 
   const char* name() const override { return "emulator"; }
   int multiprocessors(int) override { return options_.multiprocessors; }
+  int resident_clusters(const Kernel& kernel, const LaunchSpec& spec) override;
   const Kernel& kernel(std::string_view module, std::string_view entry) override;
   void add_image(std::string_view module, std::string image) override;
   tk::tensor_map encode(const TensorMapSpec& spec) override;

@@ -81,6 +81,10 @@ class Machine {
 
   virtual tk::tensor_map encode(const TensorMapSpec& spec) = 0;
 
+  // How many clusters of a launch of this block, cluster and shared memory run at once; its grid does not matter. What
+  // a kernel cuts its work by: one cluster more would run alone, after all others.
+  virtual int resident_clusters(const Kernel& kernel, const LaunchSpec& spec) = 0;
+
   // Asynchronous on the driver; nothing here synchronises.
   virtual void launch(const Kernel& kernel, const LaunchSpec& spec) = 0;
 };

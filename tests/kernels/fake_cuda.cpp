@@ -107,6 +107,14 @@ CUresult launch(const CUlaunchConfig* c, CUfunction function, void** params, voi
   std::printf("\n");
   return outcome("cuLaunchKernelEx");
 }
+CUresult active_clusters(int* clusters, CUfunction function, const CUlaunchConfig* c) {
+  record("cuOccupancyMaxActiveClusters grid %u %u %u block %u shared %u device %d kernel %lx cluster %u", c->gridDimX, c->gridDimY,
+         c->gridDimZ, c->blockDimX, c->sharedMemBytes, current_device, reinterpret_cast<unsigned long>(function),
+         c->numAttrs ? c->attrs[0].value.clusterDim.x : 1);
+  const char* given = std::getenv("FAKE_CLUSTERS");
+  *clusters = given ? std::atoi(given) : 15;
+  return outcome("cuOccupancyMaxActiveClusters");
+}
 CUresult encode(CUtensorMap* map, CUtensorMapDataType type, std::uint32_t rank, void* address,
                 const std::uint64_t* dims, const std::uint64_t* strides, const std::uint32_t* box,
                 const std::uint32_t* steps, int interleave, int swizzle, int promotion, int fill) {
@@ -145,6 +153,7 @@ extern "C" CUresult cuGetProcAddress_v2(const char* name, void** address, int ve
                                   ENTRY(cuLibraryGetKernel, get_kernel),
                                   ENTRY(cuKernelSetAttribute, set_attribute),
                                   ENTRY(cuLaunchKernelEx, launch),
+                                  ENTRY(cuOccupancyMaxActiveClusters, active_clusters),
                                   ENTRY(cuTensorMapEncodeTiled, encode)};
 #undef ENTRY
   const char* lacks = std::getenv("FAKE_LACKS");

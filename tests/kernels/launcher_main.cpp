@@ -24,6 +24,7 @@ const Launcher one("twice", nothing, {"n"}), other("twice", nothing, {"n"});
 struct NoMachine final : Machine {
   const char* name() const override { return "none"; }
   int multiprocessors(int) override { return 1; }
+  int resident_clusters(const Kernel&, const LaunchSpec&) override { return 1; }
   const Kernel& kernel(std::string_view, std::string_view) override { throw MachineError("no kernel"); }
   void add_image(std::string_view, std::string) override {}
   tk::tensor_map encode(const TensorMapSpec&) override { return {}; }

@@ -64,6 +64,18 @@ void launch(DriverMachine& machine) {
   std::printf("capability %d\n", machine.capability(0));
 }
 
+void clusters(DriverMachine& machine) {
+  machine.add_image("mod", "the image");
+  const TwoInts params{1, 2};
+  LaunchSpec spec = spec_of(params);
+  const Kernel& kernel = machine.kernel("mod", "entry");
+  std::printf("clusters %d\n", machine.resident_clusters(kernel, spec));
+  std::printf("clusters %d\n", machine.resident_clusters(kernel, spec));  // asked once
+  spec.cluster = {16, 1, 1};
+  spec.device = 1;
+  std::printf("clusters %d\n", machine.resident_clusters(kernel, spec));
+}
+
 void encode(DriverMachine& machine) {
   const View v = matrix(at(0x10000), DType::bf16, 100, 72, 80, 1);
   const std::uint32_t box[] = {64, 32};
@@ -162,6 +174,7 @@ int main(int count, char** values) {
     if (scenario == "refusals") return refusals(), 0;
     DriverMachine machine("/nonexistent", values[2]);
     if (scenario == "launch") launch(machine);
+    if (scenario == "clusters") clusters(machine);
     if (scenario == "encode") encode(machine);
     if (scenario == "rules") rules(machine);
     if (scenario == "gemm") gemm(machine, values + 3);

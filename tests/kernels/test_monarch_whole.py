@@ -93,11 +93,19 @@ def test_several_tiles_of_several_clusters(built, launched, side):
     assert shares == [3, 3]
 
 
+def test_no_more_shares_than_clusters_at_once(built, launched, monkeypatch):
+    monkeypatch.setattr(OP.module("cuda"), "clusters", lambda *_, op: 2)
+    check(sized(800, 8, 16, 16, 8, 16))
+    assert [t.shape[0] for t in launched[1][1][5:]] == [2, 2]
+
+
 @pytest.mark.parametrize("blocks, clusters", [(8, 128), (32, 32), (48, 16), (64, 16)])
 def test_all_clusters_run_at_once(blocks, clusters):
-    """No more than fit beside each other, however many rows there are."""
-    assert OP.module("cuda").clusters_of(10**6, blocks // 8) == clusters
-    assert OP.module("cuda").clusters_of(600, blocks // 8) == 2
+    """Of an emulated H100; of any device no more of them share the rows than fit beside each other."""
+    given = machine.clusters(
+        torch.empty(0), "monarch_whole", "monarch_whole_48_bf16", blocks // 8, op="monarch_multiply"
+    )
+    assert given == clusters
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[-2], CASES[-1]], ids=lambda case: case.name)

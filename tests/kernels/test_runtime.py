@@ -56,6 +56,21 @@ def test_launch_marshals_everything_and_does_nothing_twice(run):
     ]  # fmt: skip
 
 
+def test_clusters_that_run_at_once_are_asked_once(run):
+    asked = "cuOccupancyMaxActiveClusters grid"
+    assert run("clusters")[3:] == [
+        "cuKernelSetAttribute 8 = 100000 device 0",
+        f"{asked} 2 1 1 block 384 shared 100000 device 0 kernel 99 cluster 2", "clusters 15", "clusters 15",
+        # another device, and clusters beyond the portable size, which must be allowed
+        "cuDevicePrimaryCtxRetain 1", "cuCtxSetCurrent device 1",
+        "cuKernelSetAttribute 8 = 100000 device 1", "cuKernelSetAttribute 14 = 1 device 1",
+        f"{asked} 16 1 1 block 384 shared 100000 device 1 kernel 99 cluster 16",
+        "cuCtxSetCurrent device 0", "clusters 15",
+    ]  # fmt: skip
+    assert "holds no cluster of this launch: kernel entry, grid (2, 1, 1)" in run("clusters", FAKE_CLUSTERS="0")[-1]
+    assert "cuOccupancyMaxActiveClusters failed" in run("clusters", FAKE_FAIL="cuOccupancyMaxActiveClusters=1")[-1]
+
+
 def test_a_thread_without_context_gets_the_primary_one(run):
     lines = run("launch", FAKE_DEVICE="-1")
     first = lines.index("cuDevicePrimaryCtxRetain 0")

@@ -224,20 +224,20 @@ std::string product(Machine& machine, void* stream, const View& x, const View& w
   p.x = x.data;
   p.x_pitch = x.stride[0];
   p.rows = static_cast<int>(rows);
-  const int resident = 2 * product_bytes(p) <= kMostShared ? 2 : 1;  // CTAs of a multiprocessor
-  const int at_once = std::max(1, machine.multiprocessors(x.device) / kTogether * (resident * kTogether / p.ranks));
-  const auto clusters = static_cast<std::uint32_t>(std::min<std::int64_t>(share_of(p.rows, kWholeRows), at_once));
   const auto cluster = static_cast<std::uint32_t>(p.ranks);
   const std::vector<View> views = {x.read_only(), w1.read_only(), w2.read_only(), y};
-  machine.launch(machine.kernel("monarch_product", kernel),
-                 {.grid = {clusters * cluster, 1, 1},
-                  .block = {kThreads, 1, 1},
-                  .cluster = {cluster, 1, 1},
-                  .shared = static_cast<std::uint32_t>(product_bytes(p)),
-                  .params = runtime::bytes_of(p),
-                  .views = views,
-                  .stream = stream,
-                  .device = x.device});
+  runtime::LaunchSpec spec{.grid = {},  // how many clusters the device tells
+                           .block = {kThreads, 1, 1},
+                           .cluster = {cluster, 1, 1},
+                           .shared = static_cast<std::uint32_t>(product_bytes(p)),
+                           .params = runtime::bytes_of(p),
+                           .views = views,
+                           .stream = stream,
+                           .device = x.device};
+  const runtime::Kernel& found = machine.kernel("monarch_product", kernel);
+  const std::int64_t clusters = std::min<std::int64_t>(share_of(p.rows, kWholeRows), machine.resident_clusters(found, spec));
+  spec.grid = {static_cast<std::uint32_t>(clusters) * cluster, 1, 1};
+  machine.launch(found, spec);
   return kernel;
 }
 

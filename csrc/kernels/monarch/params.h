@@ -67,7 +67,6 @@ struct Whole {
 
 constexpr int kWholeRows = 32;   // of a tile
 constexpr int kWholeStages = 2;
-constexpr int kTogether = 16;    // multiprocessors that a cluster must fit into, of the smallest GPC of an H100
 constexpr int kWholeSide = 48, kHalfSide = 64;  // of a block, at most
 // In bytes of a CTA: eight blocks' weights; a tile of so many of their channels.
 TK_HD constexpr int weight_bytes(const Factor& f) { return 2 * kWarps * f.out * f.in; }

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import torch
 
-from tkpy.machine import launch
+from tkpy.machine import clusters, launch
 from tkpy.ops.blockdiag_linear import cuda as blockdiag
 from tkpy.ops.monarch_multiply.op import on_chip
+from tkpy.ops.rows import multiprocessors
 
 OP = "monarch_multiply"
-MULTIPROCESSORS, FEWEST_ROWS = 132, 256  # CTAs that a factor's gradient is cut into; rows of a share
-TOGETHER = 16  # multiprocessors that a cluster must fit into, of the smallest GPC of an H100
+FEWEST_ROWS = 256  # of a share of a factor's gradient
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def _gradient(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, stride
     """Block by block dy^T x, of weight's shape."""
     blocks, out, inner = weight.shape
     tiles = -(-blocks // 8) * -(-out // 64) * -(-inner // 64)
-    shares = max(1, min(len(x) // FEWEST_ROWS, MULTIPROCESSORS // tiles))
+    shares = max(1, min(len(x) // FEWEST_ROWS, multiprocessors(x) // tiles))
     sums = x.new_empty(shares, blocks, out, inner, dtype=torch.float32)
     launch("monarch_gradient", dy, x, sums, strided, op=OP)
     return sums.sum(0).to(weight.dtype)
@@ -53,16 +53,15 @@ def forward(x, w1, w2, keep):
     return y, middle
 
 
-def clusters_of(rows: int, ranks: int) -> int:
-    """That share the rows of the whole backward: no more than run at once, since one that waited would run alone."""
-    return max(1, min(rows // FEWEST_ROWS, MULTIPROCESSORS // TOGETHER * (TOGETHER // ranks)))
-
-
 def _gradients(dy, x, w1, w2, dx, *, of_first: bool, of_second: bool):
     """[dw1, dw2] as asked for; with dw1 dx is filled where it is not None."""
-    clusters, factors = clusters_of(len(x), w2.shape[0] // 8), (_whole(w1), _whole(w2.mT))
+    most, factors = (
+        clusters(x, "monarch_whole", "monarch_whole_48_bf16", w2.shape[0] // 8, op=OP),
+        (_whole(w1), _whole(w2.mT)),
+    )
+    count = max(1, min(len(x) // FEWEST_ROWS, most))
     shares = [
-        x.new_empty(clusters, *w.shape, dtype=torch.float32) if wanted else None
+        x.new_empty(count, *w.shape, dtype=torch.float32) if wanted else None
         for w, wanted in zip(factors, (of_first, of_second), strict=True)
     ]
     launch("monarch_whole", dy, x, *factors, dx, *shares, op=OP)
