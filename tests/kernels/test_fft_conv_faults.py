@@ -63,14 +63,14 @@ FAULTS = [
     fault("a barrier of a warp for all", "if constexpr (N2 == N3)", "if constexpr (N2 > 1)"),
     fault(
         "samples read before they are there",
-        "          put_chunk(im, chunk, x);\n        }\n      __syncwarp();\n",
-        "          put_chunk(im, chunk, x);\n        }\n",
+        "strip.eight_rows(), x);\n        }\n      __syncwarp();\n",
+        "strip.eight_rows(), x);\n        }\n",
     ),
     fault(
         "columns overwritten while they are read", "      }\n    }\n    __syncwarp();\n  }\n", "      }\n    }\n  }\n"
     ),
-    fault("upper terms of the matrix only", "  ptx::mma<Product>(d, a.low, high0, high1);\n", ""),
-    fault("upper terms of the data only", "  ptx::mma<Product>(d, a.high, low0, low1);\n", ""),
+    fault("upper terms of the matrix only", "if (which == 0) ptx::mma", "if (false) ptx::mma"),
+    fault("upper terms of the data only", "if (which == 1) ptx::mma", "if (false) ptx::mma"),
     fault(
         "lower terms of what they are not",
         "low = ptx::pack<bf16>(x - ptx::low<bf16>(high), y",
@@ -95,15 +95,16 @@ FAULTS = [
     ),
     fault(
         "coarse twiddle of another column",
-        "const int n2 = strip.first[u] / chunks;",
-        "const int n2 = strip.first[u] / (2 * chunks);",
+        "const u32 n2 = strip.first[u] / chunks;",
+        "const u32 n2 = strip.first[u] / (2 * chunks);",
     ),
     fault("imaginary parts for real ones", "return (place(lane / 16,", "return (place(0,"),
     fault("every step of the same rows", "(Complex ? k : 2 * k) * strip.eight_rows()", "0 * strip.eight_rows()"),
     fault("terms exchanged", "^ 16 * b) + 4 * M * term", "^ 16 * b) + 4 * M * (term ^ 1)"),
-    fault("columns of one chunk", "* chunks) ^ 16 * b)", "* chunks))"),
+    fault("columns of one chunk", "unit)) ^ 16 * b)", "unit)))"),
+    fault("chunks of a strip over each other", "permuted(left) ^ permuted(to_right)", "permuted(left)"),
     fault("rows of a strip over each other", "+ m * strip.eight_rows(), words);", ", words);"),
-    fault("strips of one row", "return q / chunks * columns + q % chunks;", "return q % columns;"),
+    fault("strips of one row", "{2 * s / chunks * columns + 2 * s % chunks,", "{2 * s % columns,"),
     fault("columns of a neighbour", "const int t = lane % 4, n1 = 16 * m", "const int t = lane % 4 ^ 1, n1 = 16 * m"),
     fault("a strip left out", STRIPS, STRIPS.replace("/ 2;", "/ 2 - 1;")),
     # Rows
@@ -119,6 +120,11 @@ FAULTS = [
     fault("bf16 taken for fp16", "half(is_half)", "half(false)"),
     # The convolution
     fault("spectrum of another channel", "static_cast<long long>(channel) * (M / 2)", "0LL * (M / 2)"),
+    fault(
+        "spectrum of another unit",
+        "__ldg(spectrum + Transform<Index>::value_at(unit,",
+        "__ldg(spectrum + Transform<Index>::value_at(0,",
+    ),
     fault("the adjoint by the same spectrum", "conjugate ? -1.0f : 1.0f", "1.0f"),
     fault("both outputs through one gate", "row(p.out2), row(p.post2)", "row(p.out2), row(p.post)"),
     # The spectrum

@@ -119,7 +119,7 @@ struct Backward : Transform<Index> {
         Base::third(pass, z, unit);
         keep_or_add(v, sum, i, unit, z, g);
         if (!back) continue;
-        times_taps(*this, z, ends.spectrum(), unit, g ? -1.0f : 1.0f);
+        times_taps(*this, z, Taps<Index>(ends.spectrum(), unit), g ? -1.0f : 1.0f);
         Base::third_back(pass, z, unit);
       }
       if (back) {

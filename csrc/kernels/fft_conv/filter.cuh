@@ -6,17 +6,27 @@
 
 namespace tkpy::fft_conv {
 
-// Values of a unit times those of the taps. `spectrum`: of the row's channel, as fft_conv_spectrum leaves it; sign -1:
-// their conjugates, of the adjoint.
+// Values of the taps at those of a unit, as fft_conv_spectrum leaves them: on their way while the unit is transformed.
 template <int Index>
-TK_DEVICE void times_taps(const Transform<Index>&, typename Transform<Index>::Values& z, const float4* spectrum, int unit,
-                          float sign) {
+struct Taps {
+  float4 x[Transform<Index>::chunks][2];
+  TK_DEVICE Taps(const float4* spectrum, int unit) {
+#pragma unroll
+    for (int b = 0; b < Transform<Index>::chunks; ++b)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) x[b][half] = __ldg(spectrum + Transform<Index>::value_at(unit, b, half));
+  }
+};
+
+// Values of a unit times those of the taps; sign -1: their conjugates, of the adjoint.
+template <int Index>
+TK_DEVICE void times_taps(const Transform<Index>&, typename Transform<Index>::Values& z, const Taps<Index>& taps, float sign) {
   using F = Transform<Index>;
 #pragma unroll
   for (int b = 0; b < F::chunks; ++b)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float4 pair = __ldg(spectrum + F::value_at(unit, b, half));
+      const float4& pair = taps.x[b][half];
       float &r0 = z.re[b][2 * half], &r1 = z.re[b][2 * half + 1], &i0 = z.im[b][2 * half], &i1 = z.im[b][2 * half + 1];
       const float2 x = times({r0, i0}, {pair.x, sign * pair.y}), y = times({r1, i1}, {pair.z, sign * pair.w});
       r0 = x.x, i0 = x.y, r1 = y.x, i1 = y.y;
@@ -31,9 +41,10 @@ TK_DEVICE void filter(const Transform<Index>& transform, const float4* spectrum,
 #pragma unroll 1
   for (int i = 0; i < F::units; ++i) {
     const int unit = warp_index() + i * F::Warps;
+    const Taps<Index> taps(spectrum, unit);
     typename F::Values z;
     transform.third(pass, z, unit);
-    times_taps(transform, z, spectrum, unit, sign);
+    times_taps(transform, z, taps, sign);
     transform.third_back(pass, z, unit);
   }
 }

@@ -22,15 +22,9 @@ struct Convolution : Transform<Index> {
   using Base::Base;
   using Base::M;
 
-  // That of this CTA: made anew where it is used, which takes fewer registers than to keep it.
-  TK_DEVICE static Row row_of(const ConvParams& p, const Rows& rows) {
-    const int batch = static_cast<int>(blockIdx.x) % p.batch, channel = static_cast<int>(blockIdx.x) / p.batch;
-    return Row(rows, batch, channel, p.length, p.half != 0);
-  }
-
   TK_DEVICE void run(const ConvParams& p) const {
-    const int channel = static_cast<int>(blockIdx.x) / p.batch;
-    const auto row = [&](const Rows& rows) { return row_of(p, rows); };
+    const int channel = static_cast<int>(blockIdx.x) / p.batch, batch = static_cast<int>(blockIdx.x) - channel * p.batch;
+    const auto row = [&](const Rows& rows) { return Row(rows, batch, channel, p.length, p.half != 0); };
     Base::template first<false>([&](float(&x)[8], int, int n) { Gated{row(p.u), row(p.pre)}.load(x, n); });
     Base::to_values();
     const float4* spectrum = static_cast<const float4*>(p.spectrum) + static_cast<long long>(channel) * (M / 2);

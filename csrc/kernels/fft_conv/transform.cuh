@@ -38,10 +38,16 @@ struct Operand {
 };
 using Product = ptx::mma_form<float, bf16, bf16>;
 
+// d += a b, one of its three products of terms. A product waits for the one before it in the same accumulator: those of
+// several accumulators are made in turn.
+TK_DEVICE void multiply_terms(int which, float (&d)[4], const Operand& a, u32 high0, u32 high1, u32 low0, u32 low1) {
+  if (which == 0) ptx::mma<Product>(d, a.low, high0, high1);
+  if (which == 1) ptx::mma<Product>(d, a.high, low0, low1);
+  if (which == 2) ptx::mma<Product>(d, a.high, high0, high1);
+}
 TK_DEVICE void multiply(float (&d)[4], const Operand& a, u32 high0, u32 high1, u32 low0, u32 low1) {
-  ptx::mma<Product>(d, a.low, high0, high1);
-  ptx::mma<Product>(d, a.high, low0, low1);
-  ptx::mma<Product>(d, a.high, high0, high1);
+#pragma unroll
+  for (int which = 0; which < 3; ++which) multiply_terms(which, d, a, high0, high1, low0, low1);
 }
 
 // A pair of floats in two terms.
@@ -60,10 +66,10 @@ TK_DEVICE void split_chunk(uint4& high, uint4& low, const float (&x)[8]) {
 
 TK_DEVICE uint4 table(const void* tables, int at) { return __ldg(static_cast<const uint4*>(tables) + at); }
 // Two neighbours of a table of complex numbers.
-TK_DEVICE float4 twiddles(const void* tables, int section, int index) {
+TK_DEVICE float4 twiddles(const void* tables, u32 section, u32 index) {
   return __ldg(static_cast<const float4*>(tables) + section + index / 2);
 }
-TK_DEVICE float2 twiddle(const void* tables, int section, int index) {
+TK_DEVICE float2 twiddle(const void* tables, u32 section, u32 index) {
   return __ldg(static_cast<const float2*>(tables) + 2 * section + index);
 }
 TK_DEVICE float2 times(float2 a, float2 b) { return {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x}; }
@@ -140,51 +146,62 @@ struct Transform {
 
   // Plane 0 re, 1 im of the upper terms, 2 re, 3 im of the lower ones. Of 8 chunks one n1, one n2 or one row apart, and
   // of 4 pairs of neighbours, no two lie in the same 16 of 128 bytes.
-  TK_DEVICE u32 place(int plane, int chunk) const {
-    int bank = chunk;
-    if constexpr (N3 == 16) bank ^= chunk / 8 % 2;
+  TK_DEVICE static constexpr u32 permuted(u32 chunk) {
+    u32 at = chunk;
+    if constexpr (N3 == 16) at ^= chunk / 8 % 2;
     if constexpr (N2 > 1) {
-      const int row = chunk / columns % 8;
-      bank ^= 2 * row % 8 + row / 4;
+      const u32 row = chunk / columns;
+      at ^= 2 * row % 8 ^ row / 4 % 2;
     }
-    return memory + 2 * M * plane + 16 * (chunk / 8 * 8 + bank % 8);
+    return 16 * at;
   }
+  // Of chunk a + b, which have no bit in common, b as `permuted` gives it, which is linear in bits: what depends on the
+  // lane alone is computed once.
+  TK_DEVICE u32 place(u32 plane, u32 a, u32 b = 0) const { return memory + ((2 * M * plane + permuted(a)) ^ b); }
 
   // ---- Strips of 16 columns: the passes over n1 and n2 -----------------------------------------------------------
-  // Column chunk q of a strip, of row 0; the rows lie `stride` chunks apart, and rows 8 apart, which `place` permutes
-  // alike, so many bytes.
+  // Column chunks of a strip, of row 0, and where they lie; the rows lie `stride` chunks apart, and rows 8 apart, which
+  // `place` permutes alike, so many bytes.
   struct Strip {
-    int first[2], stride;
-    TK_DEVICE int eight_rows() const { return 128 * stride; }
+    u32 first[2], at[2], stride;
+    TK_DEVICE Strip(u32 left, u32 to_right, u32 rows)
+        : first{left, left + to_right}, at{permuted(left), permuted(left) ^ permuted(to_right)}, stride(rows) {}
+    TK_DEVICE u32 eight_rows() const { return 128 * stride; }
   };
-  TK_DEVICE static Strip outer_strip(int s) { return {{2 * s, 2 * s + 1}, columns}; }
-  TK_DEVICE static Strip inner_strip(int s) {
-    const auto at = [](int q) { return q / chunks * columns + q % chunks; };
-    return {{at(2 * s), at(2 * s + 1)}, chunks};
+  TK_DEVICE static Strip outer_strip(u32 s) { return {2 * s, 1, columns}; }
+  TK_DEVICE static Strip inner_strip(u32 s) {
+    return {2 * s / chunks * columns + 2 * s % chunks, chunks > 1 ? 1 : columns, chunks};
   }
 
   // acc = matrix * data of a strip; Complex: a step of 16 rows is 8 complex ones.
   template <bool Complex, int Rows, int Depth, bool Back>
   TK_DEVICE void product(float (&acc)[Rows][2][4], const Matrix<Rows, Depth, Back>& matrix, const Strip& strip) const {
     const int lane = lane_index(), row = Complex ? lane % 8 : lane % 16, plane = Complex ? lane / 8 : lane / 16 * 2;
-    const u32 at[2] = {place(plane, strip.first[0] + row * strip.stride), place(plane, strip.first[1] + row * strip.stride)};
+    const u32 at[2] = {place(plane, row * strip.stride, strip.at[0]), place(plane, row * strip.stride, strip.at[1])};
 #pragma unroll
     for (int m = 0; m < Rows; ++m)
 #pragma unroll
       for (int u = 0; u < 2; ++u)
 #pragma unroll
         for (int e = 0; e < 4; ++e) acc[m][u][e] = 0.0f;
-    constexpr int unroll = Matrix<Rows, Depth, Back>::held ? Depth : 1;
+    constexpr bool held = Matrix<Rows, Depth, Back>::held;
+    constexpr int unroll = held ? Depth : 1, together = held ? Rows : 1;
 #pragma unroll unroll
     for (int k = 0; k < Depth; ++k) {
       u32 b[2][4];  // upper terms of both halves of the step, lower terms
 #pragma unroll
       for (int u = 0; u < 2; ++u) ptx::ldmatrix_x4_trans(b[u], at[u] + (Complex ? k : 2 * k) * strip.eight_rows());
 #pragma unroll
-      for (int m = 0; m < Rows; ++m) {
-        const Operand a = matrix(m, k);
+      for (int m = 0; m < Rows; m += together) {
+        Operand a[together];
 #pragma unroll
-        for (int u = 0; u < 2; ++u) multiply(acc[m][u], a, b[u][0], b[u][1], b[u][2], b[u][3]);
+        for (int i = 0; i < together; ++i) a[i] = matrix(m + i, k);
+#pragma unroll
+        for (int which = 0; which < 3; ++which)
+#pragma unroll
+          for (int i = 0; i < together; ++i)
+#pragma unroll
+            for (int u = 0; u < 2; ++u) multiply_terms(which, acc[m + i][u], a[i], b[u][0], b[u][1], b[u][2], b[u][3]);
       }
     }
     __syncwarp();
@@ -209,7 +226,7 @@ struct Transform {
   };
   // The 16 bytes that this lane names for stmatrix, of the first 8 rows.
   TK_DEVICE u32 row_place(const Strip& strip, int u) const {
-    return place(lane_index() / 8, strip.first[u] + lane_index() % 8 * strip.stride);
+    return place(lane_index() / 8, lane_index() % 8 * strip.stride, strip.at[u]);
   }
   // Complex accumulators, after factor(z, m, u) (of two neighbouring columns), into the strip they came from.
   template <int Rows, class Factor>
@@ -228,12 +245,12 @@ struct Transform {
       }
   }
 
-  // A chunk of 8 samples into the planes re (im 0) or im (im 1).
-  TK_DEVICE void put_chunk(int im, int chunk, const float (&x)[8]) const {
+  // A chunk of 8 samples to `at` in plane re or im, and so to its lower terms' plane.
+  TK_DEVICE void put_chunk(u32 at, const float (&x)[8]) const {
     uint4 high, low;
     split_chunk(high, low, x);
-    ptx::st_shared_v4(place(im, chunk), high);
-    ptx::st_shared_v4(place(2 + im, chunk), low);
+    ptx::st_shared_v4(at, high);
+    ptx::st_shared_v4(at + 4 * M, low);
   }
 
   // ---- Forward: fill(strip) puts the samples of a strip where `product` reads them; Complex: both parts ------------
@@ -244,14 +261,14 @@ struct Transform {
     const Waves<rows> fine(tables, tables_at.fine);
     const int lane = lane_index();
 #pragma unroll 1
-    for (int s = warp_index(); s < columns / 2; s += Warps) {
+    for (u32 s = warp_index(); s < columns / 2; s += Warps) {
       const Strip strip = outer_strip(s);
       fill(strip);
       float acc[rows][2][4];
       product<Complex>(acc, matrix, strip);
       put(acc, strip, [&](float2(&z)[2], int m, int u) {
         if constexpr (N2 > 1) {
-          const int n2 = strip.first[u] / chunks;
+          const u32 n2 = strip.first[u] / chunks;
           const float2 coarse = twiddle(tables, tables_at.coarse, (8 * m + lane / 4) * N2 + n2);
           z[0] = times(z[0], coarse);
           z[1] = times(z[1], coarse);
@@ -269,10 +286,10 @@ struct Transform {
       for (int i = 0; i < N1 / 16; ++i)
 #pragma unroll
         for (int im = 0; im <= Complex; ++im) {
-          const int chunk = strip.first[0] + lane % 2 + (16 * i + lane / 2) * columns;
+          const int column = lane % 2 + lane / 2 * columns;
           float x[8];
-          load(x, im, 8 * chunk);
-          put_chunk(im, chunk, x);
+          load(x, im, 8 * static_cast<int>(strip.first[0] + column + 16 * i * columns));
+          put_chunk(place(im, column, strip.at[0]) + 2 * i * strip.eight_rows(), x);
         }
       __syncwarp();
     });
@@ -281,7 +298,7 @@ struct Transform {
     const Matrix<N2 / 8, N2 / 8> matrix(tables, tables_at.second);
     const Waves<N2 / 8> inner(tables, tables_at.inner);
 #pragma unroll 1
-    for (int s = warp_index(); s < N1 * chunks / 2; s += Warps) {
+    for (u32 s = warp_index(); s < N1 * chunks / 2; s += Warps) {
       const Strip strip = inner_strip(s);
       float acc[N2 / 8][2][4];
       product<true>(acc, matrix, strip);
@@ -294,9 +311,9 @@ struct Transform {
   struct Values {
     float re[chunks][4], im[chunks][4];
   };
-  TK_DEVICE u32 row_place(int unit, int b, int term) const {  // the 16 bytes that this lane names for ldmatrix
+  TK_DEVICE u32 row_place(u32 unit, int b, int term) const {  // the 16 bytes that this lane names for ldmatrix
     const int lane = lane_index();  // the chunk of b = 0 is even where there is another
-    return (place(lane / 16, (16 * unit + lane % 16) * chunks) ^ 16 * b) + 4 * M * term;
+    return (place(lane / 16, lane % 16 * chunks, permuted(16 * chunks * unit)) ^ 16 * b) + 4 * M * term;
   }
   // The matrix of the pass and the factors of the way back, which are the same for all units of a warp.
   struct Third {
@@ -324,12 +341,14 @@ struct Transform {
 #pragma unroll
       for (int k = 0; k < chunks; ++k)
 #pragma unroll
-        for (int b = 0; b < chunks; ++b) {
-          uint4 re = matrix[k][b][0], im = matrix[k][b][1];
-          if constexpr (Back) re.y = minus(re.y), re.w = minus(re.w), im.x = minus(im.x), im.z = minus(im.z);
-          multiply(z.re[b], a[k], re.x, re.y, re.z, re.w);
-          multiply(z.im[b], a[k], im.x, im.y, im.z, im.w);
-        }
+        for (int which = 0; which < 3; ++which)
+#pragma unroll
+          for (int b = 0; b < chunks; ++b) {
+            uint4 re = matrix[k][b][0], im = matrix[k][b][1];
+            if constexpr (Back) re.y = minus(re.y), re.w = minus(re.w), im.x = minus(im.x), im.z = minus(im.z);
+            multiply_terms(which, z.re[b], a[k], re.x, re.y, re.z, re.w);
+            multiply_terms(which, z.im[b], a[k], im.x, im.y, im.z, im.w);
+          }
     }
   };
   static_assert(N2 > 1 || units == 1, "with two factors a warp has the factors of one unit only");
@@ -382,12 +401,12 @@ struct Transform {
     const Matrix<N2 / 8, N2 / 8, true> matrix(tables, tables_at.second);
     const int lane = lane_index();
 #pragma unroll 1
-    for (int s = warp_index(); s < N1 * chunks / 2; s += Warps) {
+    for (u32 s = warp_index(); s < N1 * chunks / 2; s += Warps) {
       const Strip strip = inner_strip(s);
       float acc[N2 / 8][2][4];
       product<true>(acc, matrix, strip);
       put(acc, strip, [&](float2(&z)[2], int m, int u) {
-        const int j1 = strip.first[u] / columns, b = strip.first[u] % chunks, n2 = 8 * m + lane / 4;
+        const u32 j1 = strip.first[u] / columns, b = strip.first[u] % chunks, n2 = 8 * m + lane / 4;
         const float2 coarse = twiddle(tables, tables_at.coarse, j1 * N2 + n2);
         const float4 fine = twiddles(tables, tables_at.fine, j1 * N3 + 8 * b + 2 * (lane % 4));
         z[0] = times_conj(times_conj(z[0], coarse), {fine.x, fine.y});
@@ -401,7 +420,7 @@ struct Transform {
     const Matrix<N1 / 16, N1 / 8> matrix(tables, tables_at.last_real);
     const int lane = lane_index();
 #pragma unroll 1
-    for (int s = warp_index(); s < columns / 2; s += Warps) {
+    for (u32 s = warp_index(); s < columns / 2; s += Warps) {
       const Strip strip = outer_strip(s);
       float acc[N1 / 16][2][4];
       product<true>(acc, matrix, strip);
@@ -410,7 +429,7 @@ struct Transform {
         float x[8];
         gather_row(x, acc[m][0], acc[m][1]);
         const int t = lane % 4, n1 = 16 * m + lane / 4 + 8 * (t / 2);
-        store(x, 8 * (strip.first[0] + t % 2 + n1 * columns));
+        store(x, 8 * static_cast<int>(strip.first[0] + t % 2 + n1 * columns));
       }
     }
   }
@@ -420,7 +439,7 @@ struct Transform {
     const Matrix<N1 / 8, N1 / 8> matrix(tables, tables_at.last);
     const int lane = lane_index();
 #pragma unroll 1
-    for (int s = warp_index(); s < columns / 2; s += Warps) {
+    for (u32 s = warp_index(); s < columns / 2; s += Warps) {
       const Strip strip = outer_strip(s);
       float acc[N1 / 8][2][4];
       product<true>(acc, matrix, strip);
@@ -430,7 +449,7 @@ struct Transform {
         for (int u = 0; u < 2; ++u) {
           const float(&x)[4] = acc[m][u];
           const float2 z[2] = {{x[0], x[2]}, {x[1], x[3]}};
-          store(z, 8 * (strip.first[u] + (8 * m + lane / 4) * columns) + 2 * (lane % 4));
+          store(z, 8 * static_cast<int>(strip.first[u] + (8 * m + lane / 4) * columns) + 2 * (lane % 4));
         }
     }
   }
