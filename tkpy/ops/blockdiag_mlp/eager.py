@@ -32,21 +32,16 @@ def forward(x, gated, wo, bias, inner, out_features, activation, keep):
     return whole.view(*lead, out_features), kept
 
 
-def gradients(layer, grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, needs):
-    """By a backend's `layer`: its forward and backward of blockdiag_linear."""
+def backward(grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, *, needs):
     dy = grads[0]
     if dy is None:
         return [None] * 4
-    z = outputs[0] if keep else layer.forward(x, gated, None, False, 2 * inner)
+    z = outputs[0] if keep else blockdiag.forward(x, gated, None, False, 2 * inner)
     gate, value = z.chunk(2, -1)
     second = (wo, bias, False, out_features)
-    dh, _, db = layer.backward([dy], (), value, *second, needs=[any(needs[:2]), False, needs[3]])
+    dh, _, db = blockdiag.backward([dy], (), value, *second, needs=[any(needs[:2]), False, needs[3]])
     h, dgate, dvalue = slopes(torch.zeros_like(value) if dh is None else dh, gate, value, activation)
-    _, dwo, _ = layer.backward([dy], (), h, *second, needs=[False, needs[2], False])
+    _, dwo, _ = blockdiag.backward([dy], (), h, *second, needs=[False, needs[2], False])
     dz = torch.cat((dgate, dvalue), -1)
-    dx, dgated, _ = layer.backward([dz], (), x, gated, None, False, 2 * inner, needs=[needs[0], needs[1], False])
+    dx, dgated, _ = blockdiag.backward([dz], (), x, gated, None, False, 2 * inner, needs=[needs[0], needs[1], False])
     return [dx, dgated, dwo, db]
-
-
-def backward(grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, *, needs):
-    return gradients(blockdiag, grads, outputs, x, gated, wo, bias, inner, out_features, activation, keep, needs)

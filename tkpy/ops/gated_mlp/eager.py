@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from tkpy.ops.linear import eager as linear
 from tkpy.ops.linear.eager import SLOPES
 
 aten = torch.ops.aten
@@ -70,8 +71,7 @@ def forward(x, w1, w2, w3, activation, keep):
     return y.view(*lead, w3.shape[0]), kept
 
 
-def gradients(linear, grads, outputs, x, w1, w2, w3, activation, keep, needs):
-    """By a backend's `linear`: its forward(x, weight, bias, residual, activation) and backward of that."""
+def backward(grads, outputs, x, w1, w2, w3, activation, keep, *, needs):
     dy = grads[0]
     if dy is None:
         return [None] * 4
@@ -87,9 +87,3 @@ def gradients(linear, grads, outputs, x, w1, w2, w3, activation, keep, needs):
     dx1, dw1 = back(dgate, x, w1, (needs[0], needs[1]))
     dx2, dw2 = back(dvalue, x, w2, (needs[0], needs[2]))
     return [None if dx1 is None else dx1.add_(dx2), dw1, dw2, dw3]
-
-
-def backward(grads, outputs, x, w1, w2, w3, activation, keep, *, needs):
-    from tkpy.ops.linear import eager as linear
-
-    return gradients(linear, grads, outputs, x, w1, w2, w3, activation, keep, needs)

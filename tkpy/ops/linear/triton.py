@@ -51,29 +51,39 @@ def _activate(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def _tile_at(tile, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, GROUP: tl.constexpr):
+    """Rows and columns of a tile of C. GROUP tiles of rows go through the columns together: they share B in L2."""
+    tiles_n = tl.cdiv(N, COLS)
+    first = tile // (GROUP * tiles_n) * GROUP
+    height = tl.minimum(tl.cdiv(M, ROWS) - first, GROUP)
+    inside = tile % (GROUP * tiles_n)
+    row = ((first + inside % height) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    col = (inside // height * COLS + tl.arange(0, COLS)).to(tl.int64)
+    return row, col
+
+
+@triton.jit
+def _add_product(c, a_ptr, b_ptr, row, col, row_in, col_in, K, a_m, a_k, b_k, b_n, DEPTH: tl.constexpr):
+    """c + A B, of which A and B have K columns and rows."""
+    for step in range(0, tl.cdiv(K, DEPTH)):
+        k = (step * DEPTH + tl.arange(0, DEPTH)).to(tl.int64)
+        a = tl.load(a_ptr + row[:, None] * a_m + k[None, :] * a_k, mask=row_in[:, None] & (k < K)[None, :], other=0.0)
+        b = tl.load(b_ptr + k[:, None] * b_k + col[None, :] * b_n, mask=(k < K)[:, None] & col_in[None, :], other=0.0)
+        c = tl.dot(a, b, c, input_precision="ieee")
+    return c
+
+
+@triton.jit
 def _gemm(
     a_ptr, b_ptr, bias_ptr, residual_ptr, c_ptr, M, N, K,
     a_m, a_k, b_k, b_n, bias_n, residual_m, residual_n,
     ACTIVATION: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    tiles_n = tl.cdiv(N, COLS)
-    first = program // (GROUP * tiles_n) * GROUP
-    height = tl.minimum(tl.cdiv(M, ROWS) - first, GROUP)
-    inside = program % (GROUP * tiles_n)
-    row = ((first + inside % height) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    col = (inside // height * COLS + tl.arange(0, COLS)).to(tl.int64)
-    deep = tl.arange(0, DEPTH).to(tl.int64)
+    row, col = _tile_at(tl.program_id(0), M, N, ROWS, COLS, GROUP)
     row_in, col_in = row < M, col < N
-
     c = tl.zeros([ROWS, COLS], dtype=tl.float32)
-    for step in range(0, tl.cdiv(K, DEPTH)):
-        k = step * DEPTH + deep
-        a = tl.load(a_ptr + row[:, None] * a_m + k[None, :] * a_k, mask=row_in[:, None] & (k < K)[None, :], other=0.0)
-        b = tl.load(b_ptr + k[:, None] * b_k + col[None, :] * b_n, mask=(k < K)[:, None] & col_in[None, :], other=0.0)
-        c = tl.dot(a, b, c, input_precision="ieee")
-
+    c = _add_product(c, a_ptr, b_ptr, row, col, row_in, col_in, K, a_m, a_k, b_k, b_n, DEPTH)
     if BIAS:
         c += tl.load(bias_ptr + col * bias_n, mask=col_in, other=0.0).to(tl.float32)[None, :]
     c = _activate(c, ACTIVATION)
