@@ -45,24 +45,33 @@ FORWARD = [  # of what both share, and of the forward
 BACKWARD = [
     Fault("the gradient of taps put where products read h",
           "      __syncthreads();\n      put(s.turned, g);", "      put(s.turned, g);"),
-    Fault("h put back before the parts are added up",
-          "        __syncthreads();\n        turn(", "        turn("),
-    Fault("a layer's gradient put before the parts are added up",
-          "    __syncthreads();\n    put(s.turned, d);\n    put(s.straight, h);",
-          "    put(s.turned, d);\n    put(s.straight, h);"),
     Fault("nobody says that it is done with the product", "  cluster_arrive();\n#pragma unroll 1", "#pragma unroll 1"),
     Fault("parts sent before others are done with the product",
           "    if (half == 0) cluster_wait();\n    send(s, sum, half, team);",
           "    send(s, sum, half, team);\n    if (half == 0) cluster_wait();"),
-    Fault("parts added up before they have come", "  cluster_sync();\n  collect(", "  collect("),
+    Fault("parts added up before they have come", "    send(s, sum, half, team);\n  }\n  cluster_sync();\n",
+          "    send(s, sum, half, team);\n  }\n"),
     Fault("halves in one place", "(half * 8 + rank", "(rank"),
     Fault("parts kept", "ptx::mapa(to, q % team.size)", "ptx::mapa(to, team.rank)"),
-    Fault("shares of the last turn only", "team.fresh ? sum[i] : *share.at(r, c) + sum[i]", "sum[i]"),
-    Fault("shares added to what was there",
-          "team.fresh ? sum[i] : *share.at(r, c) + sum[i]", "*share.at(r, c) + sum[i]"),
-    Fault("sums of rows of the last turn only", "fresh ? x.x[k] : share[i] + x.x[k]", "x.x[k]"),
-    Fault("the shares of all clusters in one place", "1ll * team.cluster * p.channels * p.width", "0ll"),
-    Fault("the shares of all CTAs in one place", "(1ll * blockIdx.x * (p.layers + 2) + n) * p.width", "n * p.width"),
+    Fault("gradients of the last step only", "team.fresh() ? sum[i] : *gradient.at(r, c) + sum[i]", "sum[i]"),
+    Fault("gradients added to what was there",
+          "team.fresh() ? sum[i] : *gradient.at(r, c) + sum[i]", "*gradient.at(r, c) + sum[i]"),
+    Fault("sums of rows of the last step only", "team.fresh() ? x.x[k] : share[i] + x.x[k]", "x.x[k]"),
+    Fault("the shares of all CTAs in one place", "1ll * team.rank * (p.layers + 2) * p.width", "0"),
+    Fault("the decay's of all CTAs in one place", "1ll * team.rank * p.channels", "0"),
+    Fault("a gradient added to before the step before has",
+          "    while (team.seen <= team.added) team.seen = ptx::ld_acquire_gpu(progress(p, team, team.step - 1));\n",
+          "    ;\n"),
+    Fault("a turn too early", "team.seen <= team.added", "team.seen < team.added"),
+    Fault("only one thread awaits its turn", "team.step - 1));\n  __syncthreads();\n", "team.step - 1));\n"),
+    Fault("a turn ended before all have added", "  ++team.added;\n  __syncthreads();\n", "  ++team.added;\n"),
+    Fault("what an earlier step had done", "  team.seen = 0;\n", ""),
+    Fault("clusters that count steps by themselves", "atomicAdd(p.progress, 1)", "team.step + 1"),
+    Fault("a step's number over what is read", "(&s.turned);\n  cluster_sync();\n", "(&s.turned);\n"),
+    Fault("a step's number read before it is there",
+          "  cluster_sync();\n  team.step = static_cast", "  team.step = static_cast"),
+    Fault("a step's number told to one CTA", "ptx::mapa(ptx::shared_address(number), rank)",
+          "ptx::mapa(ptx::shared_address(number), 0)"),
     Fault("lags in another order", "lag = place(Result::col(0, e));", "lag = Result::col(0, e);"),
     Fault("outer products without a term", "      mma_ABt(sum, lo, b_hi);\n", ""),
     Fault("outer products not waited for", "      mma_wait(sum);\n", ""),
@@ -73,7 +82,7 @@ BACKWARD = [
           "own[Result::per_col::index(k)] = dtime.x[k];\n  __syncthreads();",
           "own[Result::per_col::index(k)] = dtime.x[k];"),
     Fault("the sums of deep layers in one place", "+ n - kKept) * kTile", ") * kTile"),
-    Fault("a cluster's CTAs at the same lags", " + team.rank * kLags", ""),
+    Fault("a cluster's CTAs at the same lags", " + team.rank) * kLags", ") * kLags"),
 ]  # fmt: skip
 RUN = (
     "extern __shared__ __align__(1024) unsigned char memory[]; tkpy::hyena_filter::{}(p,"
@@ -95,14 +104,15 @@ CASES = {
     "backward": [
         registry.Case("three tiles, two rounds", _case(130, 3, 72, 1, 140), ""),
         registry.Case("deep", _case(66, 3, 16, 4, 8), ""),
+        registry.Case("five steps", _case(520, 3, 16, 0, 8), ""),
     ],
 }
 
 
 def arrange(monkeypatch, fault):
-    """Clusters of two, in one of which all tiles go by in turns, unless the fault is between clusters or CTAs."""
+    """Two clusters of two."""
     monkeypatch.setattr(cuda, "TEAM", 2)
-    monkeypatch.setattr(cuda.rows, "multiprocessors", lambda x: 132 if "shares of all" in fault.what else 2)
+    monkeypatch.setattr(cuda.rows, "multiprocessors", lambda x: 4)
 
 
 test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(

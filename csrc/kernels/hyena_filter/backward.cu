@@ -4,24 +4,35 @@
 //   dt = -|decay|^T (g z).  da_n = f dh_n cos(f a_n);  dW_n = da_n h_{n-1}^T, db_n = da_n 1, dh_{n-1} = W_n^T da_n,
 //   h_{-1} = x;  df = sum of dh_n cos(f a_n) a_n.  h_n = sin(f a_n) and a_n are formed again. Sums are over lags.
 //
-// data flow  a CTA takes tiles of 64 lags, neighbours in a cluster. It goes through the network (products of network.cuh)
-//           and keeps its sums a_n: 32 floats a thread and layer, in shared memory, from the fourth layer on in global. By
-//           rounds of 128 channels it reads g, forms z (where decay or times want it), adds to dh_N in registers, and makes
-//           dW_out of the round; then goes back through the layers, and makes dW_n of each.
+// data flow  a step is 64 lags for each CTA of a cluster (512 for 8). A CTA goes through the network (products of
+//           network.cuh) and keeps its sums a_n: 32 floats a thread and layer, in shared memory, from the fourth layer on in
+//           global. By rounds of 128 channels it reads g, forms z (where decay or times want it), adds to dh_N in registers,
+//           and makes dW_out of the round; then goes back through the layers, and makes dW_n of each.
 // outer     dW [128 x W] = r [128 x 64 lags] h^T: r is operand A out of the registers of the result, h [W x 64 lags] lies
 //           in `straight`, lags along its rows. It is spread over a CTA's threads; the CTAs of a cluster add theirs up: each
 //           owns some of the columns, gets those of all into `turned`, where B of the last product has done its work,
-//           and adds the sum, cluster rank by cluster rank, to the cluster's share. rows_norm_sum adds the clusters' shares.
-//           Sums of rows (biases, frequency, decay) are shares of a CTA. The order of every sum is fixed by the shapes.
-// barriers  __syncthreads: before put, all have read what lies in the tile; publish: all have written it.
-//           cluster 1: every CTA is done with `turned` (arrives after the product, waits after the outer one).
+//           and adds the sum, cluster rank by cluster rank, to the gradient.
+// turns     To a round's or layer's gradients the steps add in their order, each CTA after that of its rank in the step
+//           before: progress[step][rank] in global memory says to how many that one has. Sums of rows (biases, frequency,
+//           decay) go to the rank's share in the same turn; rows_norm_sum adds the ranks' up. So the order of every sum is
+//           fixed by the shapes, whoever takes which step. A cluster takes the lowest step that none has: it waits only for
+//           lower ones, which run or have ended, so however few clusters fit (an H100 holds 15 of eight, not 16), one goes on
+// barriers  a step's number: cluster barriers before rank 0 writes it into every `turned` (all are done there), and after.
+//           `turned` and `straight`: __syncthreads before put or turn, unless a turn has ended since the last read, and in
+//           publish, after it. Each is of all 256 threads; threads that have no rows take part.
+//           cluster 1: every CTA is done with `turned`; all arrive after the product, wait after the first outer one.
 //           cluster 2: every part has come. The next put overwrites parts that only this CTA reads.
-// precision network.cuh; shares fp32
+//           a turn: thread 0 waits for progress (acquire), __syncthreads, all add, __syncthreads, thread 0 passes it on
+//           (release).
+// precision network.cuh; sums over lags fp32
 // limits    E, W <= 128; an infinite weight gives NaN (its lo part does)
-// cost      flops 6 L W (E + N W + D), of which 2 L W D for decay and times; tensor cores do three times that. Bytes 4 D L,
-//           weights once, a share of every weight's gradient for each cluster, of which there are at most an eighth of the
-//           SMs (16). At 2,048 tf32 flops a cycle one of the three products of a round takes 3,072; adding parts up moves
-//           64 KB to other SMs. 224 KB of shared memory: one CTA an SM
+// cost      flops 6 L W (E + N W + D), of which 2 L W D for decay and times; tensor cores do three times that. At 2,048 tf32
+//           flops a cycle one of the three products of a round takes 3,072; adding parts up moves 64 KB to other SMs. Bytes
+//           4 D L, weights and their gradients once; the gradients are read and written again by every step, in L2. For 8,192
+//           lags, D = 768, W = 128 that is 26 MB, 8 us at 3.35 TB/s, and 19 Gflop, 39 us of the tensor cores at 494 Tflop/s.
+//           A turn goes on in three trips to L2 (release, acquire, load) and some barriers, an assumed 2,000 clocks: of steps that
+//           start together each ends that much after the one before, all of 16 a tenth of what a step is predicted to take.
+//           224 KB of shared memory: one CTA an SM
 #include "network.cuh"
 
 namespace tkpy::hyena_filter {
@@ -37,11 +48,47 @@ struct Shared {
 };
 static_assert(sizeof(Shared) == kBackwardBytes && sizeof(Turned) == 4 * kWidth * kWidth);
 
-// What a CTA is to its cluster, and whether its shares are still unwritten.
+// What a CTA is to its cluster, which 512 lags they have, how many gradients they have added to; and to how many the CTA
+// of this rank in the step before, as far as thread 0 has seen.
 struct Team {
-  int rank, size, cluster;
-  bool fresh;
+  int rank, size, step, added;
+  u32 seen;
+  TK_DEVICE bool fresh() const { return step == 0; }
 };
+
+// The next step, for a cluster together. Numbers are given out as clusters come for them, so whoever has a lower one runs
+// already: that others wait for it is safe, however few clusters fit.
+TK_DEVICE void take_step(const Params& p, Shared& s, Team& team) {
+  team.added = 0;
+  team.seen = 0;
+  if (!p.progress) {
+    ++team.step;
+    return;
+  }
+  uint4* number = reinterpret_cast<uint4*>(&s.turned);
+  cluster_sync();
+  if (team.rank == 0 && threadIdx.x == 0) {
+    const u32 next = atomicAdd(p.progress, 1);
+    for (int rank = 0; rank < team.size; ++rank)
+      ptx::st_cluster_v4(ptx::mapa(ptx::shared_address(number), rank), make_uint4(next, 0, 0, 0));
+  }
+  cluster_sync();
+  team.step = static_cast<int>(number->x);
+}
+
+// Between these a CTA adds to a gradient, when that of its rank in the step before has done so.
+TK_DEVICE u32* progress(const Params& p, const Team& team, int step) { return p.progress + 1 + step * team.size + team.rank; }
+TK_DEVICE void begin_turn(const Params& p, Team& team) {
+  if (team.step == 0) return;
+  if (threadIdx.x == 0)
+    while (team.seen <= team.added) team.seen = ptx::ld_acquire_gpu(progress(p, team, team.step - 1));
+  __syncthreads();
+}
+TK_DEVICE void end_turn(const Params& p, Team& team) {
+  ++team.added;
+  __syncthreads();
+  if (p.progress && threadIdx.x == 0) pass_turn(progress(p, team, team.step));
+}
 
 TK_DEVICE void put(Straight& b, const Result& d) {
 #pragma unroll
@@ -81,12 +128,12 @@ TK_DEVICE void recall(const Params& p, Shared& s, Result& a, int n) {
   for (int e = 0; e < Result::elements; ++e) a.x[0][e] = from[kThreads * e];
 }
 
-// Adds to a share of this CTA.
-TK_DEVICE void add_rows(float* share, int length, const Result::per_row& x, int first, bool fresh) {
+// Adds to the share of the CTAs of this rank.
+TK_DEVICE void add_rows(float* share, int length, const Result::per_row& x, int first, const Team& team) {
 #pragma unroll
   for (int k = 0; k < Result::per_row::slots; ++k) {
     const int i = first + Result::per_row::index(k);
-    if (Result::per_row::owns() && i < length) share[i] = fresh ? x.x[k] : share[i] + x.x[k];
+    if (Result::per_row::owns() && i < length) share[i] = team.fresh() ? x.x[k] : share[i] + x.x[k];
   }
 }
 
@@ -103,11 +150,11 @@ TK_DEVICE void send(Shared& s, const Result& sum, int half, const Team& team) {
   }
 }
 
-// The parts that came, added in the order of ranks, to the share.
-TK_DEVICE void collect(const Shared& s, const view<float>& share, int row, const Team& team) {
+// The parts that came, added in the order of ranks, to the gradient.
+TK_DEVICE void collect(const Shared& s, const view<float>& gradient, int row, const Team& team) {
   const float4* parts = reinterpret_cast<const float4*>(&s.turned);
   const int first = row + first_row();
-  for (int col = 8 * team.rank; col < share.cols; col += 8 * team.size) {
+  for (int col = 8 * team.rank; col < gradient.cols; col += 8 * team.size) {
     float sum[4] = {};
     for (int rank = 0; rank < team.size; ++rank) {
       const float4 part = parts[slot(col / kLags, rank, col % kLags / 8 / team.size, team.size)];
@@ -116,17 +163,17 @@ TK_DEVICE void collect(const Shared& s, const view<float>& share, int row, const
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int r = first + Result::row(0, i), c = col + Result::col(0, i);
-      if (r < share.rows && c < share.cols) *share.at(r, c) = team.fresh ? sum[i] : *share.at(r, c) + sum[i];
+      if (r < gradient.rows && c < gradient.cols) *gradient.at(r, c) = team.fresh() ? sum[i] : *gradient.at(r, c) + sum[i];
     }
   }
 }
 
-// share [128 rows from `row` on x at most 128] += r straight^t, over the lags of the cluster; 64 columns at a time.
-TK_DEVICE void outer(Shared& s, const Result& r, const view<float>& share, int row, const Team& team) {
-  const bool some = row + 64 * warpgroup_index() < share.rows;
+// Parts of gradient [128 rows from `row` on x at most 128], r straight^t, to the CTAs that own them; 64 columns at a time.
+TK_DEVICE void outer(Shared& s, const Result& r, const view<float>& gradient, int row, const Team& team) {
+  const bool some = row + 64 * warpgroup_index() < gradient.rows;
   cluster_arrive();
 #pragma unroll 1
-  for (int half = 0; half == 0 || 64 * half < share.cols; ++half) {
+  for (int half = 0; half == 0 || 64 * half < gradient.cols; ++half) {
     Result sum;
     zero(sum);
 #pragma unroll
@@ -145,7 +192,6 @@ TK_DEVICE void outer(Shared& s, const Result& r, const view<float>& share, int r
     send(s, sum, half, team);
   }
   cluster_sync();
-  collect(s, share, row, team);
 }
 
 // The layers again: h_N in turned and straight.
@@ -171,40 +217,40 @@ TK_DEVICE void forward(const Params& p, Shared& s, int lag) {
 }
 
 // What decay and times get of a round: `flow`, z when called, becomes g z.
-TK_DEVICE void window_gradients(const Params& p, Result& flow, Result::per_col& dtime, const Result& g, const Window& window,
-                                int channel, const Team& team) {
+TK_DEVICE void window_gradients(const Params& p, Result& flow, Result::per_row& ddecay, Result::per_col& dtime, const Result& g,
+                                const Window& window, int channel) {
   Result part;
   mul(flow, flow, g);
   mul(part, flow, window.rate);
   col_sum(dtime, part, dtime);
   if (!p.ddecay) return;
-  Result::per_row sum, sign;
+  Result::per_row sign;
   mul(part, flow, window.time);
-  row_sum(sum, part);
+  row_sum(ddecay, part);
   load(sign, vec_view<const float>{p.decay, p.channels}, channel + first_row());
-  map(sum, sum, sign, [](float x, float decay) { return decay > 0.0f ? -x : decay < 0.0f ? x : 0.0f * x; });
-  add_rows(p.ddecay + 1ll * blockIdx.x * p.channels, p.channels, sum, channel + first_row(), team.fresh);
+  map(ddecay, ddecay, sign, [](float x, float decay) { return decay > 0.0f ? -x : decay < 0.0f ? x : 0.0f * x; });
 }
 
 // Channels in rounds; dh: of the last layer's sines.
-TK_DEVICE void channels(const Params& p, Shared& s, Result& dh, Result::per_col& dtime, int lag, const Team& team) {
+TK_DEVICE void channels(const Params& p, Shared& s, Result& dh, Result::per_col& dtime, int lag, Team& team) {
   const view<const float> dtaps{p.taps, p.channels, p.lags, p.lags};
+  const view<float> doutput{p.doutput, p.channels, p.width, p.width};
   Result g, next;
   load(next, dtaps, first_row(), lag);
   for (int channel = 0; channel < p.channels; channel += kWidth) {
     g = next;
     const Window window(p, channel, lag);
     window.apply(g);
+    Result::per_row ddecay;
     if (p.dtimes || p.ddecay) {
       if (channel > 0) {
-        __syncthreads();
         turn(s.turned, s.straight);
         publish();
       }
       Result z;
       zero(z);
       product(z, s.turned, output(p), channel, 0, p.width);
-      window_gradients(p, z, dtime, g, window, channel, team);
+      window_gradients(p, z, ddecay, dtime, g, window, channel);
     }
     load(next, dtaps, channel + kWidth + first_row(), lag);  // while the tensor cores have this round
     if (p.dvectors) {
@@ -213,13 +259,16 @@ TK_DEVICE void channels(const Params& p, Shared& s, Result& dh, Result::per_col&
       publish();
       product(dh, s.turned, output(p).transposed(), 0, channel, min(kWidth, p.channels - channel));
     }
-    if (p.doutput)
-      outer(s, g, {p.doutput + 1ll * team.cluster * p.channels * p.width, p.channels, p.width, p.width}, channel, team);
+    if (p.doutput) outer(s, g, doutput, channel, team);
+    begin_turn(p, team);
+    if (p.ddecay) add_rows(p.ddecay + 1ll * team.rank * p.channels, p.channels, ddecay, channel + first_row(), team);
+    if (p.doutput) collect(s, doutput, channel, team);
+    end_turn(p, team);
   }
 }
 
-// d, the gradient of layer n's sines, becomes that of its sums, and what rows of it add up to goes to the shares.
-TK_DEVICE void through_sine(const Params& p, Shared& s, Result& d, Result::per_row& dfrequency, int n, bool fresh) {
+// d, the gradient of layer n's sines, becomes that of its sums, whose rows add up to the bias's.
+TK_DEVICE void through_sine(const Params& p, Shared& s, Result& d, Result::per_row& dbias, Result::per_row& dfrequency, int n) {
   Result a, slope;
   Result::per_row frequency, sum;
   load(frequency, vec_view<const float>{p.frequency, p.width}, first_row());
@@ -231,16 +280,16 @@ TK_DEVICE void through_sine(const Params& p, Shared& s, Result& d, Result::per_r
   row_sum(sum, a);
   add(dfrequency, dfrequency, sum);
   mul(d, d, frequency);
-  row_sum(sum, d);
-  add_rows(p.dvectors + (1ll * blockIdx.x * (p.layers + 2) + n) * p.width, p.width, sum, first_row(), fresh);
+  row_sum(dbias, d);
 }
 
 // Back through the layers.
-TK_DEVICE void layers(const Params& p, Shared& s, Result& d, int lag, const Team& team) {
-  Result::per_row dfrequency;
+TK_DEVICE void layers(const Params& p, Shared& s, Result& d, int lag, Team& team) {
+  float* dvectors = p.dvectors + 1ll * team.rank * (p.layers + 2) * p.width;
+  Result::per_row dbias, dfrequency;
   zero(dfrequency);
   for (int n = p.layers; n >= 0; --n) {
-    through_sine(p, s, d, dfrequency, n, team.fresh);
+    through_sine(p, s, d, dbias, dfrequency, n);
     Result h;
     if (n > 0) {
       recall(p, s, h, n - 1);
@@ -248,19 +297,23 @@ TK_DEVICE void layers(const Params& p, Shared& s, Result& d, int lag, const Team
     } else {
       load_features(p, h, lag);
     }
-    __syncthreads();
     put(s.turned, d);
     put(s.straight, h);
     publish();
     Result before;
     zero(before);
     if (n > 0 || p.dfeatures) product(before, s.turned, layer(p, n).transposed(), 0, 0, p.width);
-    float* share = n > 0 ? p.dhidden : p.dinput;
-    const int cols = n > 0 ? p.width : p.features_n, each = n > 0 ? p.layers : 1;
-    if (share) outer(s, d, {share + (1ll * team.cluster * each + max(n - 1, 0)) * p.width * cols, p.width, cols, cols}, 0, team);
+    const int cols = n > 0 ? p.width : p.features_n;
+    const view<float> dweights{n == 0 ? p.dinput : p.dhidden ? p.dhidden + (n - 1ll) * p.width * p.width : nullptr,
+                               p.width, cols, cols};
+    if (dweights.data) outer(s, d, dweights, 0, team);
+    begin_turn(p, team);
+    add_rows(dvectors + n * p.width, p.width, dbias, first_row(), team);
+    if (n == 0) add_rows(dvectors + (p.layers + 1ll) * p.width, p.width, dfrequency, first_row(), team);
+    if (dweights.data) collect(s, dweights, 0, team);
+    end_turn(p, team);
     d = before;
   }
-  add_rows(p.dvectors + (1ll * blockIdx.x * (p.layers + 2) + p.layers + 1) * p.width, p.width, dfrequency, first_row(), team.fresh);
   if (p.dfeatures) store(view<float>{p.dfeatures, p.features_n, p.lags, 1, p.features_n}, d, first_row(), lag);
 }
 
@@ -280,11 +333,10 @@ TK_DEVICE void store_times(const Params& p, Shared& s, const Result::per_col& dt
   p.dtimes[lag + i] = -sum;
 }
 
-// All CTAs of a cluster take as many tiles, of which those past the last lag are empty.
 TK_DEVICE void backward(const Params& p, Shared& s) {
-  Team team{cluster_rank(), p.team, static_cast<int>(blockIdx.x) / p.team, true};
-  for (long long first = 1ll * team.cluster * team.size * kLags; first < p.lags; first += 1ll * gridDim.x * kLags) {
-    const int lag = static_cast<int>(first) + team.rank * kLags;
+  Team team{cluster_rank(), p.team, -1, 0, 0};
+  for (take_step(p, s, team); 1ll * team.step * team.size * kLags < p.lags; take_step(p, s, team)) {
+    const int lag = (team.step * team.size + team.rank) * kLags;
     forward(p, s, lag);
     Result d;
     Result::per_col dtime;
@@ -293,7 +345,6 @@ TK_DEVICE void backward(const Params& p, Shared& s) {
     channels(p, s, d, dtime, lag, team);
     if (p.dvectors) layers(p, s, d, lag, team);
     if (p.dtimes) store_times(p, s, dtime, lag);
-    team.fresh = false;
   }
 }
 

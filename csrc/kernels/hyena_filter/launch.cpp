@@ -1,5 +1,4 @@
-// Host side of hyena_filter: checks, the launch of either kernel, and of the sums of what the backward's clusters and CTAs
-// leave.
+// Host side of hyena_filter: checks, the launch of either kernel, and of the sums of what the backward's CTAs leave.
 #include "kernels/rows/host.h"
 #include "params.h"
 
@@ -81,15 +80,14 @@ std::string forward(Machine& machine, void* stream, const View& features, const 
   return name;
 }
 
-// What is wanted of the backward: dfeatures and dtimes whole, the others as shares of clusters (a share of dweights: one
-// gradient) or of CTAs, which are then added up.
+// What is wanted of the backward: all whole but those of vectors, whose shares are then added up.
 std::string backward(Machine& machine, void* stream, const View& features, const View& times, const View& input,
                      const View& input_bias, const View& hidden, const View& hidden_bias, const View& frequency,
                      const View& output, const View& decay, const View& dtaps, const Optional& dfeatures, const Optional& dtimes,
-                     const Optional& dinput_shares, const Optional& dhidden_shares, const Optional& doutput_shares,
+                     const Optional& dinput, const Optional& dhidden, const Optional& doutput,
                      const Optional& dvector_shares, const Optional& ddecay_shares, const Optional& deep,
-                     const Optional& dinput, const Optional& dhidden, const Optional& doutput, const Optional& dvectors,
-                     const Optional& ddecay, std::int64_t clusters, std::int64_t team) {
+                     const Optional& dvectors, const Optional& ddecay, const Optional& progress, std::int64_t clusters,
+                     std::int64_t team) {
   const Call c{features, times, input, input_bias, hidden, hidden_bias, frequency, output, decay};
   Params p = params_of(c);
   if (clusters < 1 || clusters > (1 << 20) || team < 1 || team > kMostCluster || (team & (team - 1)) != 0)
@@ -101,17 +99,25 @@ std::string backward(Machine& machine, void* stream, const View& features, const
     views.push_back(*v);
     return contiguous(what, *v, shape, features);
   };
-  const std::int64_t ctas = clusters * team, beyond = std::max(0, p.layers + 1 - kKept);
+  const std::int64_t ctas = clusters * team, steps = (p.lags + team * kLags - 1) / (team * kLags), beyond = std::max(0, p.layers + 1 - kKept);
   p.taps = contiguous("dtaps", dtaps, {p.channels, p.lags}, features);
   views.push_back(dtaps.read_only());
   p.dfeatures = written("dfeatures", dfeatures, {p.lags, p.features_n});
   p.dtimes = written("dtimes", dtimes, {p.lags});
-  p.dinput = written("dinput_shares", dinput_shares, {1, clusters, p.width, p.features_n});
-  p.dhidden = written("dhidden_shares", dhidden_shares, {1, clusters, p.layers, p.width, p.width});
-  p.doutput = written("doutput_shares", doutput_shares, {1, clusters, p.channels, p.width});
-  p.dvectors = written("dvector_shares", dvector_shares, {1, ctas, p.layers + 2, p.width});
-  p.ddecay = written("ddecay_shares", ddecay_shares, {1, ctas, p.channels});
+  p.dinput = written("dinput", dinput, {p.width, p.features_n});
+  p.dhidden = written("dhidden", dhidden, {p.layers, p.width, p.width});
+  p.doutput = written("doutput", doutput, {p.channels, p.width});
+  p.dvectors = written("dvector_shares", dvector_shares, {1, team, p.layers + 2, p.width});
+  p.ddecay = written("ddecay_shares", ddecay_shares, {1, team, p.channels});
   p.deep = written("deep", deep, {ctas, beyond, kTile});
+  if (progress) {
+    check(progress->dtype == DType::i32 && progress->device == features.device && progress->rank == 1 &&
+              progress->extent() == 4 * progress->elements() && progress->elements() == 1 + steps * team,
+          "progress", "contiguous i32 zeros on the device of features, one and one for each CTA of each step", *progress);
+    views.push_back(*progress);
+    p.progress = static_cast<unsigned*>(progress->data);
+  }
+  check(p.progress != nullptr || steps <= 1, "progress", "it where lags take more than one step", features);
   p.team = static_cast<int>(team);
   check(beyond == 0 || p.deep != nullptr, "deep", "room for the sums of more than two hidden layers", hidden);
   check((!p.dfeatures && !p.dinput && !p.dhidden) || p.dvectors != nullptr, "dvector_shares",
@@ -126,8 +132,7 @@ std::string backward(Machine& machine, void* stream, const View& features, const
                                               .views = views,
                                               .stream = stream,
                                               .device = features.device});
-  const std::pair<const Optional*, const Optional*> sums[] = {{&dinput_shares, &dinput}, {&dhidden_shares, &dhidden},
-      {&doutput_shares, &doutput}, {&dvector_shares, &dvectors}, {&ddecay_shares, &ddecay}};
+  const std::pair<const Optional*, const Optional*> sums[] = {{&dvector_shares, &dvectors}, {&ddecay_shares, &ddecay}};
   for (const auto& [shares, out] : sums) {
     if (!*out) continue;
     check(shares->has_value() && (*out)->elements() == (*shares)->elements() / (*shares)->shape[1], "shares",
@@ -142,9 +147,9 @@ const runtime::Launcher forwards("hyena_filter_forward", forward,
                                   "output_weight", "decay", "taps"});
 const runtime::Launcher backwards("hyena_filter_backward", backward,
                                   {"features", "times", "input_weight", "input_bias", "hidden_weight", "hidden_bias",
-                                   "frequency", "output_weight", "decay", "dtaps", "dfeatures", "dtimes", "dinput_shares",
-                                   "dhidden_shares", "doutput_shares", "dvector_shares", "ddecay_shares", "deep", "dinput",
-                                   "dhidden", "doutput", "dvectors", "ddecay", "clusters", "team"});
+                                   "frequency", "output_weight", "decay", "dtaps", "dfeatures", "dtimes", "dinput", "dhidden", "doutput",
+                                   "dvector_shares", "ddecay_shares", "deep", "dvectors", "ddecay", "progress", "clusters",
+                                   "team"});
 
 }  // namespace
 

@@ -12,7 +12,8 @@ constexpr int kTile = kLags * kWidth;                      // floats
 constexpr int kForwardBytes = 4 * 2 * kTile;               // shared memory
 constexpr int kBackwardBytes = 4 * (4 * kTile + kKept * kTile);
 
-// All float32; everything but features is contiguous. Of shares, one a cluster or a CTA: what its lags add to a gradient.
+// All float32 but progress; everything but features is contiguous. Of shares, one for each rank in a cluster: what its lags
+// add to a gradient.
 struct Params {
   const float* features;  // [L, E], strides below
   const float* times;     // [L]
@@ -27,12 +28,15 @@ struct Params {
   // Of the backward; a null one is not wanted.
   float* dfeatures;       // [L, E]
   float* dtimes;          // [L]
-  float* dinput;          // [clusters, W, E]
-  float* dhidden;         // [clusters, N, W, W]
-  float* doutput;         // [clusters, D, W]
-  float* dvectors;        // [CTAs, N + 2, W]: of the biases, then of the frequency. Null: nothing inside is wanted
-  float* ddecay;          // [CTAs, D]
+  float* dinput;          // [W, E]
+  float* dhidden;         // [N, W, W]
+  float* doutput;         // [D, W]
+  float* dvectors;        // [team, N + 2, W]: of the biases, then of the frequency. Null: nothing inside is wanted
+  float* ddecay;          // [team, D]
   float* deep;            // [CTAs, N + 1 - kKept, kTile]: sums of the layers that are not kept
+  // [1 + steps * team], zeros: steps that clusters have taken; the gradients that each CTA of each step has added to. Null:
+  // there is one step
+  unsigned* progress;
   long long feature_stride[2];
   int lags, features_n, width, layers, channels;  // L, E, W, N, D
   int team;               // CTAs of a cluster: a power of two, at most kMostCluster

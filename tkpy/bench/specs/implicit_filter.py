@@ -62,6 +62,7 @@ HYENA_FILTER = OpRows(
     rank=lambda sizes: 110 if sizes["length"] == 8192 else 200,
     defaults={"layers": 2},
     expect=in_float64,
+    tol=2.0,  # three sines of frequency 10 in a row: the eager form is 5e-6 off, three tf32 products 9e-6
     dtypes=("float32",),
     counted=(
         Counted(
@@ -76,12 +77,12 @@ HYENA_FILTER = OpRows(
         Counted(
             {"length": 1024, "channels": 256, "width": 64},
             Promise(flops=3.25, why="float32 products are three tf32 ones"),
-            Promise(
-                flops=5.1,
-                bytes=1.4,
-                why="as above, and five features are 64; each of two clusters leaves a share of the weights' "
-                "gradients, which rows_norm_sum adds up",
-            ),
+            Promise(flops=5.1, why="as above, and five features are 64"),
+        ),
+        Counted(
+            {"length": 2048, "channels": 256, "width": 64},
+            Promise(flops=3.25, why="float32 products are three tf32 ones"),
+            Promise(flops=5.1, why="as above, in four steps"),
         ),
     ),
 )

@@ -1,7 +1,7 @@
 """hyena_filter by the compiled kernels of csrc/kernels/hyena_filter: on an sm_90 GPU, or in the emulator.
 
-The backward is one kernel for all gradients. Its clusters of CTAs leave a share of each weight's gradient, its CTAs one
-of each vector's; rows_norm_sum adds them up, in order.
+The backward is one kernel for all gradients. Its clusters of CTAs add to those of weights in turn; of those of vectors
+they leave a share for each CTA of a cluster, which rows_norm_sum adds up, in order.
 """
 
 from __future__ import annotations
@@ -25,16 +25,12 @@ def forward(features, *others):
     return taps
 
 
-def grid(length: int, multiprocessors: int) -> tuple[int, int]:
-    """Clusters, and CTAs of each: where not all lags fit at once, no more than stay on the GPU, and no more than finish
-    sooner. Clusters of eight do not fill a GPU whose GPCs are cut unevenly (an H100 holds 15, not 16)."""
+def grid(length: int, multiprocessors: int) -> tuple[int, int, int]:
+    """Clusters, CTAs of each, and steps: what a cluster takes at a time, a tile for each CTA."""
     tiles = -(-length // LAGS)
-    team = min(TEAM, 1 << (tiles.bit_length() - 1))
-    steps, most = -(-tiles // team), max(1, multiprocessors // team)
-    if steps <= most:
-        return steps, team
-    turns = -(-steps // max(1, most - 1))
-    return -(-steps // turns), team
+    team = min(TEAM, 1 << (tiles - 1).bit_length())
+    steps = -(-tiles // team)
+    return min(steps, max(1, multiprocessors // team)), team, steps
 
 
 def backward(grads, outputs, features, *others, needs):
@@ -46,36 +42,33 @@ def backward(grads, outputs, features, *others, needs):
     others = tuple(t.contiguous() for t in others)
     times, input_weight, _, hidden_weight, _, _, output_weight, decay = others
     (layers, width, _), channels = hidden_weight.shape, decay.shape[0]
-    clusters, team = grid(features.shape[0], rows.multiprocessors(features))
-    ctas, wanted = clusters * team, dict(zip(_NAMES, needs, strict=True))
+    clusters, team, steps = grid(features.shape[0], rows.multiprocessors(features))
+    wanted = dict(zip(_NAMES, needs, strict=True))
     inside = any(wanted[name] for name in _NAMES[:1] + _NAMES[2:7])
 
     def room(*shape, when=True):
         return features.new_empty(shape) if when else None
 
-    def gradient(like, when):
-        """Its shares, and their sum: one share is the sum."""
-        shares = room(1, clusters, *like.shape, when=when)
-        return shares, room(*like.shape, when=when and clusters > 1)
+    def vectors(*shape, when):
+        """Shares, and their sum."""
+        return room(1, team, *shape, when=when), room(*shape, when=when)
 
-    dinput = gradient(input_weight, wanted["input_weight"])
-    dhidden = gradient(hidden_weight, wanted["hidden_weight"] and layers > 0)
-    doutput = gradient(output_weight, wanted["output_weight"])
-    dfeatures, dtimes = room(*features.shape, when=wanted["features"]), room(*times.shape, when=wanted["times"])
-    dvectors = room(1, ctas, layers + 2, width, when=inside), room(layers + 2, width, when=inside)
-    ddecay = room(1, ctas, channels, when=wanted["decay"]), room(channels, when=wanted["decay"])
-    deep = room(ctas, layers + 1 - KEPT, LAGS * WIDTH, when=layers >= KEPT)
-    shares, sums = zip(dinput, dhidden, doutput, dvectors, ddecay, strict=True)
+    dfeatures, dtimes, dinput = (
+        room(*t.shape, when=wanted[name])
+        for name, t in (("features", features), ("times", times), ("input_weight", input_weight))
+    )
+    dhidden = room(*hidden_weight.shape, when=wanted["hidden_weight"] and layers > 0)
+    doutput = room(*output_weight.shape, when=wanted["output_weight"])
+    vector_shares, dvectors = vectors(layers + 2, width, when=inside)
+    decay_shares, ddecay = vectors(channels, when=wanted["decay"])
+    deep = room(clusters * team, layers + 1 - KEPT, LAGS * WIDTH, when=layers >= KEPT)
+    progress = features.new_zeros(1 + steps * team, dtype=torch.int32) if steps > 1 else None
     launch(
-        "hyena_filter_backward", features, *others, dtaps.contiguous(), dfeatures, dtimes, *shares, deep, *sums,
-        clusters, team, op="hyena_filter",
+        "hyena_filter_backward", features, *others, dtaps.contiguous(), dfeatures, dtimes, dinput, dhidden, doutput,
+        vector_shares, decay_shares, deep, dvectors, ddecay, progress, clusters, team, op="hyena_filter",
     )  # fmt: skip
-    weights = (dinput, dhidden, doutput)
-    dweights = [whole if part is None or clusters > 1 else part[0, 0] for part, whole in weights]
-    dbiases = [None] * 3 if dvectors[1] is None else [dvectors[1][0], dvectors[1][1:-1], dvectors[1][-1]]
-    return [
-        dfeatures, dtimes, dweights[0], dbiases[0], dweights[1], dbiases[1], dbiases[2], dweights[2], ddecay[1],
-    ]  # fmt: skip
+    dbiases = [None] * 3 if dvectors is None else [dvectors[0], dvectors[1:-1], dvectors[-1]]
+    return [dfeatures, dtimes, dinput, dbiases[0], dhidden, dbiases[1], dbiases[2], doutput, ddecay]
 
 
 _NAMES = (
