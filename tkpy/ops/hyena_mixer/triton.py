@@ -9,20 +9,26 @@ _carry     x and s as every tile finds them, in float64
 _mix       y; tiles one after the other in one program, where there are channels enough to fill the device, and then
            the carry within; otherwise all tiles at once, with what _ahead and _carry found
 _ahead     again, from what _carry found: dx2 = y dy, and shares of sum g x and sum g s, which are the conjugates of
-           dresidues and of dpoles over the residues; torch adds the shares
+           dresidues and of dpoles over the residues
 _back      the adjoint states a_{t-1} = conj(p) (a_t + conj(R) g_t) from the last sample to the first, twice too: what a
            tile adds; then du, and from it dx1 = du v, dv = du x1
 
-The gradients of the short filters are short_conv's kernels', from [dx2 | dx1 | dv] as it lies.
+With d for dx2, dx1 or dv, each goes back through its filter where it is made, and reaches no memory:
 
-shapes     z, dy (B, L, ..) of any strides with channels side by side (else copied); y, dx (B, L, ..) contiguous; tables
-           and states (.., 2, S, W), taps (K, 3 W) float32
+    dz_t = sum_l w_{K-1-l} d_{t+l} (+ the gradient of the last inputs)     dw_{K-1-l} = sum d_t z_{t-l}     db = sum d_t
+
+dz from the last K samples of d, in registers, and sums of a tile as shares, of which torch adds the tiles', as of all
+the parameters'. dz at a tile's border takes d of both sides: the one program goes on for K - 1 samples beyond its tile,
+in _back before it. So it comes by dz of what lies before the sequence, too.
+
+shapes     z, dy (B, L, ..) of any strides with channels side by side (else copied); y, dz (B, L, ..) contiguous; tables
+           and states (.., 2, S, W), taps (K, 3 W) float32; shares of the filters (tiles, B, K + 1, 3 W), bias first
 programs   128 channels (fewer: 32, 64) x a tile x a sequence
-precision  everything float32, nothing rounded between filter and output; dx once, to z's dtype; what passes from tile
-           to tile float64
+precision  everything float32, nothing rounded between filter and output; dz once, to z's dtype; what passes from tile
+           to tile float64. No sum passes between threads, so products may be fused with them
 limits     up to 16 modes, then by the Triton kernels of short_conv and modal_conv; B, and tiles, below 65536; compute
-           capability 8.0 or newer
-cost       elements moved a sample and channel: 4, by tiles at once 6; backward 15, and 12 for the short filters
+           capability 8.0 or newer; with more than 8 modes _mix over all tiles and _ahead with its sums spill registers
+cost       elements moved a sample and channel: 4, by tiles at once 6; backward 15: 2 + 5 ahead, 2 + 6 back
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ from tkpy.ops.rows import multiprocessors
 from tkpy.ops.short_conv import triton as short
 from tkpy.ops.short_conv.eager import final_state
 
-TILE, UNROLLED = 256, 4
+TILE, UNROLLED = 256, (4, 2)  # samples at a time: with up to 4 taps and 8 modes, with more
 TAPS = (3, 4, 8)  # of a compiled kernel
 MOST_MODES = 16
 RESIDENT = 256  # channels a multiprocessor needs before one program goes through all tiles of its channels
@@ -62,10 +68,8 @@ class _Sweep:
         (self.batch, self.length, columns), (self.width, self.modes) = z.shape, poles.shape
         self.poles, self.tiles = poles, -(-self.length // TILE)
         taps = min(n for n in TAPS if n >= weight.shape[1])
-        more = taps - weight.shape[1]  # zeros in front
-        before = z.new_zeros(self.batch, taps - 1, columns)
-        if fir_state is not None:
-            before[:, more:].copy_(fir_state.mT)
+        self.more = more = taps - weight.shape[1]  # zeros in front
+        before = self.inputs(taps, fir_state)
         nothing = poles.new_zeros(columns, dtype=torch.float32)
         self.sources = (
             self.z, before, torch.nn.functional.pad(weight.float().mT, (0, 0, more, 0)).contiguous(),
@@ -74,8 +78,9 @@ class _Sweep:
         )  # fmt: skip
         self.sizes = (self.width // groups, self.width, self.length, self.modes)
         warps = min(4, triton.next_power_of_2(-(-self.width // 32)))
+        slots = max(8, triton.next_power_of_2(self.modes))
         self.options = {
-            "K": taps, "T": TILE, "U": UNROLLED, "CH": 32 * warps, "SP": max(8, triton.next_power_of_2(self.modes)),
+            "K": taps, "T": TILE, "U": UNROLLED[taps > 4 or slots > 8], "CH": 32 * warps, "SP": slots,
             "num_warps": warps, "num_stages": 1,
         }  # fmt: skip
 
@@ -84,6 +89,21 @@ class _Sweep:
 
     def states(self, *outer: int, dtype=torch.float32) -> torch.Tensor:
         return self.z.new_empty(*outer, self.batch, 2, self.modes, self.width, dtype=dtype)
+
+    def inputs(self, taps: int, given: torch.Tensor | None) -> torch.Tensor:
+        """(B, 3 W, K-1) or None -> (B, taps - 1, 3 W), what is not there 0."""
+        found = self.z.new_zeros(self.batch, taps - 1, self.z.shape[2])
+        if given is not None:
+            found[:, self.more :].copy_(given.mT)
+        return found
+
+    def behind(self, dinputs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Room for the gradients of z and of what lies before it; that of the last inputs."""
+        after = self.inputs(self.options["K"], dinputs)
+        return self.z.new_empty(self.z.shape), torch.empty_like(after), after
+
+    def filter_shares(self) -> torch.Tensor:
+        return self.z.new_empty(self.tiles, self.batch, self.options["K"] + 1, self.z.shape[2], dtype=torch.float32)
 
     def factors(self) -> torch.Tensor:
         """p^n and its derivative n p^(n-1), of whole tiles and of the last one."""
@@ -116,7 +136,7 @@ class _Sweep:
         """(kinds, tiles, B, 2, S, W): x, or x and s, as every tile finds them."""
         local = self.states(kinds, self.tiles)
         _ahead[self.grid(self.tiles)](
-            *self.sources, local, self.z, self.z, local, local, *self.z.stride()[:2], 0, 0, *self.sizes,
+            *self.sources, *[local] * 8, *self.z.stride()[:2], 0, 0, *self.sizes,
             SPEAKS=False, TANGENT=kinds == 2, **self.options,
         )  # fmt: skip
         return self.carry(local, state)
@@ -144,40 +164,42 @@ def backward(grads, outputs, *args, needs):
     z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, output_final_state = args
     dy, dinputs, dstate = grads
     dstate = dstate if output_final_state else None
-    if not z.numel() or poles.shape[1] > MOST_MODES or (dy is None and dstate is None):
+    if not z.numel() or poles.shape[1] > MOST_MODES:
         return eager.backward_by(short, modal, grads, *args, needs=needs)
     sweep = _Sweep(z, weight, bias, poles, residues, skip, fir_state, groups)
     dy = z.new_zeros(*z.shape[:2], sweep.width) if dy is None else dy
     dy = dy if dy.stride(2) == 1 else dy.contiguous()
     strides, grid = (*sweep.z.stride()[:2], *dy.stride()[:2]), sweep.grid(sweep.tiles)
-    dx = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    behind, filters = sweep.behind(dinputs if output_final_state else None), sweep.filter_shares()
     state, adjoint = sweep.first(initial_state), sweep.first(dstate)
 
     start, shares = sweep.starts(state, 2), sweep.states(2, sweep.tiles)
     skips = shares.new_empty(sweep.tiles, sweep.batch, sweep.width)
     _ahead[grid](
-        *sweep.sources, start, dy, dx, shares, skips, *strides, *sweep.sizes, SPEAKS=True, TANGENT=True, **sweep.options
-    )
+        *sweep.sources, start, dy, *behind, shares, skips, filters, *strides, *sweep.sizes,
+        SPEAKS=True, TANGENT=True, **sweep.options,
+    )  # fmt: skip
     local = sweep.states(1, sweep.tiles)
-    _back[grid](*sweep.sources, local, dy, dx, local, *strides, *sweep.sizes, SPEAKS=False, **sweep.options)
+    _back[grid](
+        *sweep.sources, local, dy, *behind, local, filters, *strides, *sweep.sizes, SPEAKS=False, **sweep.options
+    )
     end = sweep.carry(local, adjoint, adjoint=True)
-    _back[grid](*sweep.sources, end, dy, dx, local, *strides, *sweep.sizes, SPEAKS=True, **sweep.options)
+    _back[grid](*sweep.sources, end, dy, *behind, local, filters, *strides, *sweep.sizes, SPEAKS=True, **sweep.options)
 
     by_residues, by_poles = (_numbers(x).conj_physical() for x in shares.sum((1, 2), dtype=torch.float64))
     dpoles = by_poles * residues.conj()
     if dstate is not None:
         dpoles = dpoles + (dstate * _numbers(state[1]).conj()).sum(0)
-    needed = [needs[0], needs[1], needs[2], needs[6], False]
-    dz, dweight, dbias, dfir, _ = short.backward(
-        [dx.mT, dinputs], [], z.mT, weight, bias, fir_state, None, "", output_final_state, needs=needed
-    )
-    return [dz.mT, dweight, dbias, dpoles, by_residues, skips.sum((0, 1)), dfir, _numbers(adjoint[0])]
+    dbias, *dtaps = filters.sum((0, 1))
+    dweight = torch.stack(dtaps[sweep.more :], 1)
+    dfir = None if fir_state is None else behind[1][:, sweep.more :].mT
+    return [behind[0], dweight, dbias, dpoles, by_residues, skips.sum((0, 1)), dfir, _numbers(adjoint[0])]
 
 
 _TABLES = ("weight_ptr", "bias_ptr", "poles_ptr", "residues_ptr", "skip_ptr", "start_ptr", "end_ptr", "out_ptr")
 _POINTERS = (
-    dict.fromkeys(("z_ptr", "before_ptr", "y_ptr", "dy_ptr", "dx_ptr"), "*bf16")
-    | dict.fromkeys((*_TABLES, "skip_out_ptr", "local_ptr"), "*fp32")
+    dict.fromkeys(("z_ptr", "before_ptr", "y_ptr", "dy_ptr", "dz_ptr", "dbefore_ptr", "after_ptr"), "*bf16")
+    | dict.fromkeys((*_TABLES, "skip_out_ptr", "filter_out_ptr", "local_ptr"), "*fp32")
     | dict.fromkeys(("step_ptr", "state_ptr", "factor_ptr"), "*fp64")
 )
 _TYPES = (
@@ -185,7 +207,7 @@ _TYPES = (
     | dict.fromkeys(("z_b", "z_t", "d_b", "d_t"), "i64")
     | dict.fromkeys(("part", "W", "L", "S", "B", "plane", "tiles"), "i32")
 )
-_CONSTANTS = {"K": 3, "T": TILE, "U": UNROLLED, "CH": 128, "SP": 8}
+_CONSTANTS = {"K": 3, "T": TILE, "U": UNROLLED[0], "CH": 128, "SP": 8}
 _ENTRIES = (
     (_mix, {"LOOP": True} | _CONSTANTS),
     (_ahead, {"SPEAKS": True, "TANGENT": True} | _CONSTANTS),

@@ -1,20 +1,23 @@
 """hyena_mixer's Triton kernels; triton.py says what they compute together, and launches them.
 
-A thread has a channel: all of its modes (SP, CH) and U samples of each part of z (U, CH), which are asked for at once
-and then gone through one by one. Nothing passes between threads, nothing is turned. What does not fill a block of U, or
-reaches back to before the sequence, goes through blocks of one. Tables have channels side by side; complex ones are
-(.., 2, S, W), real and imaginary parts.
+A thread has a channel: all of its modes (SP, CH) and U samples of each part of z, U times (1, CH), which are asked for
+at once and then gone through one by one. Nothing passes between threads, nothing is turned. What does not fill a block
+of U, or reaches back to before the sequence, goes through blocks of one. Tables have channels side by side; complex
+ones are (.., 2, S, W), real and imaginary parts.
+
+Tuples grow by +=: Triton knows neither (*taps, tap) nor a declared type, which mypy would want.
 """
 
 from __future__ import annotations
 
+# mypy: disable-error-code="assignment, misc"
 import triton
 import triton.language as tl
 
 #: Sizes and aligned pointers make no other kernel: nothing is loaded in pieces wider than an element.
 _POINTERS = (
-    "z", "before", "weight", "bias", "poles", "residues", "skip", "step", "start", "end", "y", "dy", "dx", "out",
-    "skip_out", "local", "state", "factor",
+    "z", "before", "weight", "bias", "poles", "residues", "skip", "step", "start", "end", "y", "dy", "dz", "dbefore",
+    "after", "filter_out", "out", "skip_out", "local", "state", "factor",
 )  # fmt: skip
 _ALL_ALIKE = {
     "do_not_specialize": ["z_b", "z_t", "d_b", "d_t", "part", "W", "L", "S", "B", "plane", "tiles"],
@@ -53,61 +56,80 @@ def _modes(poles_ptr, residues_ptr, skip_ptr, c, W, S, SP: tl.constexpr):
 
 
 @triton.jit
-def _row(x, i: tl.constexpr, U: tl.constexpr):
-    """Row i of (U, CH). Its thread has all rows: a sum of integers of which all but one are 0 costs nothing."""
-    only = tl.where(tl.arange(0, U)[:, None] == i, x.to(tl.int32, bitcast=True), 0)
-    return tl.sum(only, 0).to(tl.float32, bitcast=True)[None, :]
-
-
-@triton.jit
 def _taps(weight_ptr, bias_ptr, column, columns, live, K: tl.constexpr):
     """A part's filters: K taps and the bias, (1, CH) each."""
     taps = (tl.load(bias_ptr + column, mask=live, other=0.0),)
     for j in tl.static_range(K):
-        # Triton's tuples grow so; it knows neither (*taps, tap) nor a declared type, which mypy would want.
-        taps += (tl.load(weight_ptr + j * columns + column, mask=live, other=0.0),)  # type: ignore[assignment]
+        taps += (tl.load(weight_ptr + j * columns + column, mask=live, other=0.0),)
     return taps
 
 
 @triton.jit
-def _source(z_ptr, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, live, K: tl.constexpr):
-    """z of sequence b as `_filtered` takes it: where it lies, and the filters of x2, x1 and v."""
+def _source(z_ptr, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, L, live, K: tl.constexpr):
+    """z of sequence b as `_inputs` takes it: where it lies, and the filters of x2, x1 and v."""
     taps = (
         _taps(weight_ptr, bias_ptr, column, 3 * W, live, K),
         _taps(weight_ptr, bias_ptr, column + part, 3 * W, live, K),
         _taps(weight_ptr, bias_ptr, column + 2 * part, 3 * W, live, K),
     )
-    return z_ptr + column, before_ptr + b * (K - 1) * 3 * W + column, z_t, 3 * W, part, live, taps
+    return z_ptr + column, before_ptr + b * (K - 1) * 3 * W + column, z_t, 3 * W, part, L, live, taps
 
 
 @triton.jit
-def _filtered(z, PART: tl.constexpr, t, K: tl.constexpr, U: tl.constexpr):
-    """(U, CH): x2, x1 or v at samples t .. t + U - 1; with U > 1 none of them sees `before`."""
-    z_ptr, before_ptr, z_t, columns, part, live, taps = z
-    f = taps[PART][0] + tl.zeros([U, 1], tl.float32)
-    for j in tl.static_range(K):
-        at = (t + j - (K - 1) + tl.arange(0, U))[:, None]
+def _inputs(z, PART: tl.constexpr, t, K: tl.constexpr, U: tl.constexpr):
+    """What the filters of x2, x1 or v meet at samples t .. t + U - 1, K - 1 + U times (1, CH). With U > 1 none of it
+    lies in `before`; with U = 1 the sample may itself lie outside of the sequence, where all is 0."""
+    z_ptr, before_ptr, z_t, columns, part, length, live, _ = z
+    met = ()
+    for i in tl.static_range(K - 1 + U):
+        at = t + i - (K - 1)
         x_ptr = z_ptr + PART * part + at * z_t
         if U > 1:
             x = tl.load(x_ptr, mask=live, other=0.0).to(tl.float32)
         else:
-            x = tl.load(x_ptr, mask=live & (at >= 0), other=0.0).to(tl.float32)
-            old = tl.load(before_ptr + PART * part + (at + K - 1) * columns, mask=live & (at < 0), other=0.0)
-            x += old.to(tl.float32)
-        f += taps[PART][1 + j] * x
-    return f
+            x = tl.load(x_ptr, mask=live & (at >= 0) & (at < length), other=0.0).to(tl.float32)
+            old = live & (at < 0) & (at >= 1 - K)
+            x += tl.load(before_ptr + PART * part + (at + K - 1) * columns, mask=old, other=0.0).to(tl.float32)
+        met += (x,)
+    return met
+
+
+@triton.jit
+def _filter(z, PART: tl.constexpr, met, K: tl.constexpr, U: tl.constexpr):
+    taps, filtered = z[7][PART], ()
+    for i in tl.static_range(U):
+        f = taps[0]
+        for j in tl.static_range(K):
+            f += taps[1 + j] * met[i + j]
+        filtered += (f,)
+    return filtered
+
+
+@triton.jit
+def _filtered(z, PART: tl.constexpr, t, K: tl.constexpr, U: tl.constexpr):
+    """x2, x1 or v at samples t .. t + U - 1: U of (1, CH), as all that follows."""
+    return _filter(z, PART, _inputs(z, PART, t, K, U), K, U)
+
+
+@triton.jit
+def _products(x, y, U: tl.constexpr):
+    found = ()
+    for i in tl.static_range(U):
+        found += (x[i] * y[i],)
+    return found
 
 
 @triton.jit
 def _samples(x_ptr, x_t, t, c, live, U: tl.constexpr):
-    at = (t + tl.arange(0, U))[:, None] * x_t + c
-    return tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32)
+    found = ()
+    for i in tl.static_range(U):
+        found += (tl.load(x_ptr + (t + i) * x_t + c, mask=live, other=0.0).to(tl.float32),)
+    return found
 
 
 @triton.jit
-def _write(x_ptr, x_t, t, c, live, x, U: tl.constexpr):
-    at = (t + tl.arange(0, U))[:, None] * x_t + c
-    tl.store(x_ptr + at, x.to(x_ptr.dtype.element_ty), mask=live)
+def _write(x_ptr, x_t, t, c, live, x):
+    tl.store(x_ptr + t * x_t + c, x.to(x_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -125,16 +147,13 @@ def _output(rr, ri, xr, xi, skip, u):
 def _mix_block(z, y_ptr, t, c, column, part, W, modes, states, LOOP: tl.constexpr, K: tl.constexpr, U: tl.constexpr):
     pr, pi, rr, ri, skip = modes
     xr, xi, lr, li = states
-    live, row = c < W, tl.arange(0, U)[:, None]
-    u = _filtered(z, 1, t, K, U) * _filtered(z, 2, t, K, U)
-    x2, y = _filtered(z, 0, t, K, U), u
+    u = _products(_filtered(z, 1, t, K, U), _filtered(z, 2, t, K, U), U)
+    x2 = _filtered(z, 0, t, K, U)
     for i in tl.static_range(U):
-        now = _row(u, i, U)
-        xr, xi = _next(pr, pi, xr, xi, now)
+        xr, xi = _next(pr, pi, xr, xi, u[i])
         if LOOP:
-            lr, li = _next(pr, pi, lr, li, now)
-        y = tl.where(row == i, _output(rr, ri, xr, xi, skip, now), y)
-    _write(y_ptr, W, t, c, live, x2 * y, U)
+            lr, li = _next(pr, pi, lr, li, u[i])
+        _write(y_ptr, W, t + i, c, c < W, x2[i] * _output(rr, ri, xr, xi, skip, u[i]))
     return xr, xi, lr, li
 
 
@@ -147,7 +166,7 @@ def _mix(
     """LOOP: all tiles in order, else one. The carry goes from tile to tile in float64, with what a tile adds from 0."""
     tile, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     c, column = _channels(part, CH)
-    z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, c < W, K)
+    z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, L, c < W, K)
     y_ptr += b * L * W
     modes = _modes(poles_ptr, residues_ptr, skip_ptr, c, W, S, SP)
     xr, xi = _complex(start_ptr, tile * tl.num_programs(2) + b, c, W, S, SP)
@@ -173,73 +192,140 @@ def _mix(
         _leave(end_ptr, b, c, W, S, xr, xi, SP)
 
 
+# ---------------------------------------------------------------------------------------------- back through a filter
+@triton.jit
+def _behind(dz_ptr, dbefore_ptr, after_ptr, b, column, part, W, L, K: tl.constexpr):
+    """Where gradients of z, and of what lies before it, go; and what comes back from those who read its last inputs."""
+    near = b * (K - 1) * 3 * W + column
+    return dz_ptr + b * L * 3 * W + column, dbefore_ptr + near, after_ptr + near, 3 * W, part, L
+
+
+@triton.jit
+def _filter_back(z, behind, PART: tl.constexpr, d, kept, t, first, last, BACK: tl.constexpr, K: tl.constexpr,
+    U: tl.constexpr
+):  # fmt: skip
+    """d: gradients of a part at samples t .. t + U - 1; kept: of the K - 1 samples after them (BACK), or before them.
+    With all of these it is known what z's gradient is from sample t on (BACK), or from t - (K - 1): it is written as
+    far as it lies in first .. last - 1, or in `before`. Returns what the next block keeps."""
+    dz_ptr, dbefore_ptr, after_ptr, columns, part, length = behind
+    taps, live, from_part = z[7][PART], z[6], PART * part
+    rows, start = d + kept, t
+    if not BACK:
+        rows, start = kept + d, t - (K - 1)
+    for i in tl.static_range(U):
+        at, dz = start + i, taps[K] * rows[i]
+        for lag in tl.static_range(1, K):
+            dz += taps[K - lag] * rows[i + lag]
+        if U == 1:
+            k = at - (length - (K - 1))
+            dz += tl.load(after_ptr + from_part + k * columns, mask=live & (k >= 0), other=0.0).to(tl.float32)
+            _write(dbefore_ptr, columns, at + (K - 1), from_part, live & (at < 0), dz)
+        _write(dz_ptr, columns, at, from_part, live & (at >= first) & (at < last), dz)
+    return rows[: K - 1] if BACK else rows[U:]
+
+
+@triton.jit
+def _sum_products(sums, d, met, K: tl.constexpr, U: tl.constexpr):
+    """A part's shares: of the bias, then of the taps."""
+    bias = sums[0]
+    for i in tl.static_range(U):
+        bias += d[i]
+    found = (bias,)
+    for j in tl.static_range(K):
+        tap = sums[1 + j]
+        for i in tl.static_range(U):
+            tap += d[i] * met[i + j]
+        found += (tap,)
+    return found
+
+
+@triton.jit
+def _nothing(CH: tl.constexpr, COUNT: tl.constexpr):
+    zeros = ()
+    for _ in tl.static_range(COUNT):
+        zeros += (tl.zeros([1, CH], tl.float32),)
+    return zeros
+
+
+@triton.jit
+def _leave_sums(filter_out_ptr, n, column, columns, live, sums, K: tl.constexpr):
+    for j in tl.static_range(K + 1):
+        tl.store(filter_out_ptr + (n * (K + 1) + j) * columns + column, sums[j], mask=live)
+
+
 # ------------------------------------------------------------------------------------------------- tiles, all at a time
 @triton.jit
-def _ahead_block(z, dy, dx2_ptr, t, c, column, part, W, modes, states, sums,
+def _ahead_block(z, dy, behind, t, first, end, c, W, L, modes, states, sums, filters, kept,
     SPEAKS: tl.constexpr, TANGENT: tl.constexpr, K: tl.constexpr, U: tl.constexpr
 ):  # fmt: skip
     pr, pi, rr, ri, skip = modes
     xr, xi, sr, si = states
     gxr, gxi, gsr, gsi, gskip = sums
-    live, row = c < W, tl.arange(0, U)[:, None]
-    u = _filtered(z, 1, t, K, U) * _filtered(z, 2, t, K, U)
-    y, g = u, u
+    u = _products(_filtered(z, 1, t, K, U), _filtered(z, 2, t, K, U), U)
+    met, g, d = u, u, ()
     if SPEAKS:
-        dy = _samples(dy[0], dy[1], t, c, live, U)
-        g = _filtered(z, 0, t, K, U) * dy
-        gskip += tl.sum(u * g, 0)[None, :]
+        met = _inputs(z, 0, t, K, U)
+        dy = _samples(dy[0], dy[1], t, c, (c < W) & (t < L), U)
+        g = _products(_filter(z, 0, met, K, U), dy, U)
     for i in tl.static_range(U):
-        now, g_now = _row(u, i, U), _row(g, i, U)
         if TANGENT:
             sr, si = _next(pr, pi, sr, si, xr)
             si += xi
-        xr, xi = _next(pr, pi, xr, xi, now)
+        xr, xi = _next(pr, pi, xr, xi, u[i])
         if SPEAKS:
-            y = tl.where(row == i, _output(rr, ri, xr, xi, skip, now), y)
-            gxr, gxi, gsr, gsi = gxr + g_now * xr, gxi + g_now * xi, gsr + g_now * sr, gsi + g_now * si
+            mine = g[i] if U > 1 else tl.where(t < end, g[i], 0.0)
+            gxr, gxi, gsr, gsi = gxr + mine * xr, gxi + mine * xi, gsr + mine * sr, gsi + mine * si
+            gskip += mine * u[i]
+            dx2 = _output(rr, ri, xr, xi, skip, u[i]) * dy[i]
+            d += (dx2 if U > 1 else tl.where(t < L, dx2, 0.0),)
     if SPEAKS:
-        _write(dx2_ptr, 3 * W, t, column, live, y * dy, U)
-    return (xr, xi, sr, si), (gxr, gxi, gsr, gsi, gskip)
+        kept = _filter_back(z, behind, 0, d, kept, t, first, end, False, K, U)
+        filters = _sum_products(filters, d if U > 1 else (tl.where(t < end, d[0], 0.0),), met, K, U)
+    return (xr, xi, sr, si), (gxr, gxi, gsr, gsi, gskip), filters, kept
 
 
 @triton.jit(**_ALL_ALIKE)
 def _ahead(
-    z_ptr, before_ptr, weight_ptr, bias_ptr, poles_ptr, residues_ptr, skip_ptr, start_ptr, dy_ptr, dx_ptr,
-    out_ptr, skip_out_ptr, z_b, z_t, d_b, d_t, part, W, L, S,
+    z_ptr, before_ptr, weight_ptr, bias_ptr, poles_ptr, residues_ptr, skip_ptr, start_ptr, dy_ptr, dz_ptr,
+    dbefore_ptr, after_ptr, out_ptr, skip_out_ptr, filter_out_ptr, z_b, z_t, d_b, d_t, part, W, L, S,
     SPEAKS: tl.constexpr, TANGENT: tl.constexpr, K: tl.constexpr, T: tl.constexpr, U: tl.constexpr, CH: tl.constexpr,
     SP: tl.constexpr
 ):  # fmt: skip
     """A tile from its first sample on: what it adds to the states (out: x; then s), or, if it SPEAKS, the gradient of
-    x2 and its share of sum g x, sum g s (out) and sum g u (skip_out)."""
+    x2's part of z, and its share of sum g x, sum g s (out), of sum g u (skip_out) and of x2's filters (filter_out). It
+    then goes on for K - 1 samples, which z's gradient at its last ones depends on."""
     tile, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     n, count = tile * tl.num_programs(2) + b, tl.num_programs(1).to(tl.int64) * tl.num_programs(2)
     c, column = _channels(part, CH)
-    z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, c < W, K)
+    z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, L, c < W, K)
     dy = (dy_ptr + b * d_b, d_t)
-    dx_ptr += b * L * 3 * W
+    behind = _behind(dz_ptr, dbefore_ptr, after_ptr, b, column, part, W, L, K)
     modes = _modes(poles_ptr, residues_ptr, skip_ptr, c, W, S, SP)
     zero = tl.zeros([SP, CH], tl.float32)
     states, sums = (zero, zero, zero, zero), (zero, zero, zero, zero, tl.zeros([1, CH], tl.float32))
+    filters, kept = _nothing(CH, K + 1), _nothing(CH, K - 1)
+    first, end = tile * T, tl.minimum(L, (tile + 1) * T)
+    t, stop = first, end
     if SPEAKS:
         xr, xi = _complex(start_ptr, n, c, W, S, SP)
         sr, si = _complex(start_ptr, count + n, c, W, S, SP)
-        states = (xr, xi, sr, si)
-    t, end = tile * T, tl.minimum(L, (tile + 1) * T)
-    while t < end:
+        states, stop = (xr, xi, sr, si), end + (K - 1)
+    while t < stop:
         if (t >= K - 1) & (t + U <= end):
-            states, sums = _ahead_block(
-                z, dy, dx_ptr, t, c, column, part, W, modes, states, sums, SPEAKS, TANGENT, K, U
+            states, sums, filters, kept = _ahead_block(
+                z, dy, behind, t, first, end, c, W, L, modes, states, sums, filters, kept, SPEAKS, TANGENT, K, U
             )
             t += U
         else:
-            states, sums = _ahead_block(
-                z, dy, dx_ptr, t, c, column, part, W, modes, states, sums, SPEAKS, TANGENT, K, 1
+            states, sums, filters, kept = _ahead_block(
+                z, dy, behind, t, first, end, c, W, L, modes, states, sums, filters, kept, SPEAKS, TANGENT, K, 1
             )
             t += 1
     if SPEAKS:
         _leave(out_ptr, n, c, W, S, sums[0], sums[1], SP)
         _leave(out_ptr, count + n, c, W, S, sums[2], sums[3], SP)
         tl.store(skip_out_ptr + n * W + c, sums[4], mask=c < W)
+        _leave_sums(filter_out_ptr, n, column, 3 * W, c < W, filters, K)
     else:
         _leave(out_ptr, n, c, W, S, states[0], states[1], SP)
         if TANGENT:
@@ -247,53 +333,74 @@ def _ahead(
 
 
 @triton.jit
-def _back_block(z, dy, dx_ptr, t, c, column, part, W, modes, states, SPEAKS: tl.constexpr, K: tl.constexpr,
-    U: tl.constexpr
+def _back_block(z, dy, behind, t, first, last, c, W, modes, states, x1_filters, v_filters, x1_kept, v_kept,
+    SPEAKS: tl.constexpr, K: tl.constexpr, U: tl.constexpr
 ):  # fmt: skip
     pr, pi, rr, ri, skip = modes
     ar, ai = states
-    live, row = c < W, tl.arange(0, U)[:, None]
-    g = _filtered(z, 0, t, K, U) * _samples(dy[0], dy[1], t, c, live, U)
-    du = g
+    g = _products(_filtered(z, 0, t, K, U), _samples(dy[0], dy[1], t, c, (c < W) & (t >= 0), U), U)
+    du = ()
     for i in tl.static_range(U):
-        now = _row(g, U - 1 - i, U)
+        now = g[U - 1 - i]
         ar, ai = ar + rr * now, ai - ri * now
         if SPEAKS:
-            du = tl.where(row == U - 1 - i, tl.sum(ar, 0)[None, :] + skip * now, du)
+            later, du = du, (tl.sum(ar, 0)[None, :] + skip * now,)
+            du += later
         ar, ai = pr * ar + pi * ai, pr * ai - pi * ar
     if SPEAKS:
-        x1, v = _filtered(z, 1, t, K, U), _filtered(z, 2, t, K, U)
-        _write(dx_ptr, 3 * W, t, column + part, live, du * v, U)
-        _write(dx_ptr, 3 * W, t, column + 2 * part, live, du * x1, U)
-    return ar, ai
+        x1_met, v_met = _inputs(z, 1, t, K, U), _inputs(z, 2, t, K, U)
+        dx1, dv = _products(du, _filter(z, 2, v_met, K, U), U), _products(du, _filter(z, 1, x1_met, K, U), U)
+        if U == 1:
+            dx1, dv = (tl.where(t >= 0, dx1[0], 0.0),), (tl.where(t >= 0, dv[0], 0.0),)
+        x1_kept = _filter_back(z, behind, 1, dx1, x1_kept, t, 0, last, True, K, U)
+        v_kept = _filter_back(z, behind, 2, dv, v_kept, t, 0, last, True, K, U)
+        if U == 1:
+            dx1, dv = (tl.where(t >= first, dx1[0], 0.0),), (tl.where(t >= first, dv[0], 0.0),)
+        x1_filters = _sum_products(x1_filters, dx1, x1_met, K, U)
+        v_filters = _sum_products(v_filters, dv, v_met, K, U)
+    return (ar, ai), x1_filters, v_filters, x1_kept, v_kept
 
 
 @triton.jit(**_ALL_ALIKE)
 def _back(
-    z_ptr, before_ptr, weight_ptr, bias_ptr, poles_ptr, residues_ptr, skip_ptr, end_ptr, dy_ptr, dx_ptr, out_ptr,
-    z_b, z_t, d_b, d_t, part, W, L, S,
+    z_ptr, before_ptr, weight_ptr, bias_ptr, poles_ptr, residues_ptr, skip_ptr, end_ptr, dy_ptr, dz_ptr, dbefore_ptr,
+    after_ptr, out_ptr, filter_out_ptr, z_b, z_t, d_b, d_t, part, W, L, S,
     SPEAKS: tl.constexpr, K: tl.constexpr, T: tl.constexpr, U: tl.constexpr, CH: tl.constexpr, SP: tl.constexpr
 ):  # fmt: skip
-    """A tile from its last sample on: what it adds to the adjoint states (out), or the gradients of x1 and v."""
+    """A tile from its last sample on: what it adds to the adjoint states (out), or the gradients of x1's and v's parts
+    of z and its share of their filters' (filter_out). It then goes on to K - 1 samples before the tile, where it
+    leaves z's gradient in place of that at its own last K - 1."""
     tile, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     n = tile * tl.num_programs(2) + b
     c, column = _channels(part, CH)
-    z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, c < W, K)
+    z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, L, c < W, K)
     dy = (dy_ptr + b * d_b, d_t)
-    dx_ptr += b * L * 3 * W
+    behind = _behind(dz_ptr, dbefore_ptr, after_ptr, b, column, part, W, L, K)
     modes = _modes(poles_ptr, residues_ptr, skip_ptr, c, W, S, SP)
     states = (tl.zeros([SP, CH], tl.float32), tl.zeros([SP, CH], tl.float32))
-    if SPEAKS:
-        states = _complex(end_ptr, n, c, W, S, SP)
+    x1_filters, v_filters = _nothing(CH, K + 1), _nothing(CH, K + 1)
+    x1_kept, v_kept = _nothing(CH, K - 1), _nothing(CH, K - 1)
     first, t = tile * T, tl.minimum(L, (tile + 1) * T)
-    while t > first:
-        if t - U >= tl.maximum(first, K - 1):
+    stop, last, whole = first, t, L.to(tl.int64)
+    if SPEAKS:
+        states, stop = _complex(end_ptr, n, c, W, S, SP), first - (K - 1)
+        whole = L.to(tl.int64) - (K - 1)  # after which `after` is added
+        last = tl.where(t == L, t, t - (K - 1))
+    while t > stop:
+        if (t - U >= tl.maximum(first, K - 1)) & (t <= whole):
             t -= U
-            states = _back_block(z, dy, dx_ptr, t, c, column, part, W, modes, states, SPEAKS, K, U)
+            states, x1_filters, v_filters, x1_kept, v_kept = _back_block(
+                z, dy, behind, t, first, last, c, W, modes, states, x1_filters, v_filters, x1_kept, v_kept, SPEAKS, K, U
+            )
         else:
             t -= 1
-            states = _back_block(z, dy, dx_ptr, t, c, column, part, W, modes, states, SPEAKS, K, 1)
-    if not SPEAKS:
+            states, x1_filters, v_filters, x1_kept, v_kept = _back_block(
+                z, dy, behind, t, first, last, c, W, modes, states, x1_filters, v_filters, x1_kept, v_kept, SPEAKS, K, 1
+            )
+    if SPEAKS:
+        _leave_sums(filter_out_ptr, n, column + part, 3 * W, c < W, x1_filters, K)
+        _leave_sums(filter_out_ptr, n, column + 2 * part, 3 * W, c < W, v_filters, K)
+    else:
         _leave(out_ptr, n, c, W, S, states[0], states[1], SP)
 
 
