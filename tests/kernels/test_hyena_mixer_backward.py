@@ -14,7 +14,7 @@ import tkpy  # noqa: E402
 from tkpy import machine  # noqa: E402
 
 cuda = OP.module("cuda")
-STATELESS = ALL - {"output_final_state"}  # no gradient of the last state, which has to be at the end of a chunk
+STATELESS = ALL - {"output_final_state"}  # no gradient of the last state: within a chunk it takes more than the kernel
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def test_lengths(ran, length, dtype):
     assert ran[-1].startswith("hyena_mixer_backward_")
 
 
-@pytest.mark.parametrize("length", [64, 1024, 1024 + 128])
+@pytest.mark.parametrize("length", [5, 64, 64 + 1, 1024 + 128, 1024 + 63])
 def test_the_gradient_of_the_last_state(ran, length):
-    """At the end of a chunk, in this kernel; within one, by those of the two ops."""
-    for more, ours in ((0, True), (5, False)):
-        ran.clear()
-        kwargs = inputs(1, length + more, 8, 5, 3, dtype=torch.float32, radius=(0.9, 0.999))
-        assert disagreement(kwargs, grad=True) == ""
-        assert ("hyena_mixer_backward_f32" in ran) == ours
+    """At the end of a chunk, in this kernel; within one, all but the samples after the last whole chunk are this
+    kernel's."""
+    options = ALL - {"fir_state", "initial_state"} if length == 1024 + 63 else ALL
+    kwargs = inputs(2, length, 8, 5, 3, dtype=torch.float32, radius=(0.9, 0.999), options=options)
+    assert disagreement(kwargs, grad=True) == ""
+    assert ("hyena_mixer_backward_f32" in ran) == (length >= 64)
 
 
 @pytest.mark.parametrize("taps", range(1, 9))
@@ -115,6 +115,21 @@ def test_one_gradient_alone(ran, wanted):
     want = wide[wanted].requires_grad_()
     tkpy.hyena_mixer(**kwargs | wide, backend="reference")[0].square().sum().backward()
     assert (leaf.grad - want.grad).abs().max() <= 2e-2 * want.grad.abs().max()
+    assert ran[-1] == "hyena_mixer_backward_bf16"
+
+
+@pytest.mark.parametrize("wanted", ["z", "weight", "poles", "initial_state"])
+def test_one_gradient_alone_of_the_state_alone(ran, wanted):
+    """That lies within a chunk; y has none."""
+    kwargs, found = inputs(1, 70, 8, 4), []
+    for backend in ("emulator", "reference"):
+        wide = {k: v.to(torch.promote_types(v.dtype, torch.float64)) for k, v in kwargs.items() if torch.is_tensor(v)}
+        tensors = wide if backend == "reference" else {k: v for k, v in kwargs.items() if torch.is_tensor(v)}
+        leaf = tensors[wanted].clone().requires_grad_()
+        tkpy.hyena_mixer(**kwargs | tensors | {wanted: leaf}, backend=backend)[2].abs().square().sum().backward()
+        found.append(leaf.grad)
+    assert (found[0] - found[1]).abs().max() <= 2e-2 * found[1].abs().max()
+    assert "hyena_mixer_backward_bf16" in ran
 
 
 def test_the_same_call_gives_the_same_bits(folder, monkeypatch):

@@ -14,7 +14,7 @@ from tkpy.ops.modal_conv import cuda as modal
 from tkpy.ops.modal_conv.cuda import CHUNK, TWO_LAUNCHES, TWO_PASSES, segment_tiles_for
 from tkpy.ops.rows import multiprocessors, parameter
 
-SAMPLES, TAPS, BACKWARD_MODES = 1024, 8, 8  # of a tile; the most: as in csrc/kernels/hyena_mixer/params.h
+SAMPLES, BACKWARD_MODES = 1024, 8  # of a tile; the most: as in csrc/kernels/hyena_mixer
 # The most modes with which two CTAs fit into a multiprocessor's shared memory, by the bytes of a sample
 MODES_OF_TWO = {2: 8, 4: 16}
 
@@ -59,26 +59,44 @@ def forward(z, weight, bias, poles, residues, skip, fir_state, initial_state, gr
 
 
 def backward(grads, outputs, *args, needs):
-    """One kernel, and sums of shares. It takes the last state's gradient at the end of a chunk only; what it does not
-    take, and calls that ask for no gradient of z or its filters, go through the two ops.
+    """One kernel, and sums of shares, for up to 8 modes. It takes the last state's gradient at the end of a chunk only:
+    where that lies within one, what is left after the last whole chunk goes back first, by itself.
     """
-    z, weight, poles, final = args[0], args[1], args[3], args[-1]
+    z, poles, final = args[0], args[3], args[-1]
     dy, dinputs, dstate = grads if final else (grads[0], None, None)
-    inner = needs[0] or needs[1] or needs[2] or needs[6]
-    whole = dstate is None or z.shape[1] % CHUNK == 0
-    if (
-        dy is not None
-        and z.numel()
-        and inner
-        and whole
-        and weight.shape[1] <= TAPS
-        and poles.shape[1] <= BACKWARD_MODES
-    ):
-        return _backward(dy, dinputs, dstate, *args[:9], needs=needs)
+    whole = z.shape[1] if dstate is None else z.shape[1] - z.shape[1] % CHUNK
+    if not whole or not z.numel() or poles.shape[1] > BACKWARD_MODES:
+        return _by_two_ops([dy, dinputs, dstate], *args, needs=needs)
+    dy = z.new_zeros(*z.shape[:2], poles.shape[0]) if dy is None else dy
+    one = _backward if whole == z.shape[1] else _in_two_pieces
+    return one(dy, dinputs, dstate, *args[:9], needs=needs)
+
+
+def _by_two_ops(grads, *args, needs):
     short = registry.get("short_conv")
     with torch.no_grad():
-        served = short.resolve(short.call(z.mT, args[1], args[2], None, None, "", False))
+        served = short.resolve(short.call(args[0].mT, args[1], args[2], None, None, "", False))
     return eager.backward_by(short.module(served), modal, grads, *args, needs=needs)
+
+
+def _in_two_pieces(
+    dy, dinputs, dstate, z, weight, bias, poles, residues, skip, fir_state, initial_state, groups, *, needs
+):  # fmt: skip
+    """At most 63 samples by the two ops; the states before them are the forward's of the whole chunks, found again."""
+    whole = z.shape[1] - z.shape[1] % CHUNK
+    # Sums of both pieces are rounded once.
+    given = (weight.float(), None if bias is None else bias.float(), poles, residues, skip)
+    _, inputs, state = forward(z[:, :whole], *given, fir_state, initial_state, groups, True)
+    last = _by_two_ops(
+        [dy[:, whole:], dinputs, dstate], z[:, whole:], *given, inputs, state, groups, True,
+        needs=[True, *needs[1:6], True, True],
+    )  # fmt: skip
+    first = _backward(
+        dy[:, :whole], last[6].to(z.dtype), last[7].to(torch.complex64), z[:, :whole], *given, fir_state, initial_state,
+        groups, needs=needs,
+    )  # fmt: skip
+    sums = [x + y if needed else None for x, y, needed in zip(first[1:6], last[1:6], needs[1:6], strict=True)]
+    return [torch.cat([first[0], last[0]], 1) if needs[0] else None, *sums, *first[6:]]
 
 
 def _backward(
