@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 import torch
+import triton_runs
 
-from tkpy import conformance, registry
-from tkpy.numerics import TOLERANCE, compare
+from tkpy import registry
 from tkpy.ops.gated_mlp.op import ACTIVATIONS
 from tkpy.registry import Maker
 
@@ -26,25 +26,9 @@ def blocks(rows: int, nblocks: int, c: int, i: int, o: int, dtype: torch.dtype =
     return {"x": m.randn(rows, c), "gated": gated, "wo": wo, "bias": m.randn(o), "inner": i, **more}
 
 
-def gradients(function, kwargs: dict, wanted: tuple[str, ...], backend: str, **more) -> dict[str, torch.Tensor]:
-    """y, and the gradients of those wanted, from a gradient of y that is the same for every backend."""
-    given = {k: v.detach().requires_grad_(k in wanted) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-    y = function(**given, **more, backend=backend)
-    dy = Maker(torch.bfloat16, seed=5).randn(*y.shape).to(y)
-    return {"y": y.detach()} | dict(zip(wanted, torch.autograd.grad(y, [given[k] for k in wanted], dy), strict=True))
-
-
 def disagreement(kwargs: dict, *wanted: str) -> str:
     """Empty if y and the gradients, of those `wanted` or of all, agree with float64."""
-    op, dtype = registry.get("gated_mlp" if "w3" in kwargs else "blockdiag_mlp"), kwargs["x"].dtype
-    names = wanted or tuple(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
-    found = gradients(op.public, kwargs, names, "triton")
-    expected = gradients(op.public, conformance.widen(kwargs), names, "reference")
-    for name, value in found.items():
-        comparison = compare(value, expected[name], TOLERANCE[dtype])
-        if not comparison:
-            return f"{op.name} {names}, {name}: {comparison}"
-    return ""
+    return triton_runs.disagreement("gated_mlp" if "w3" in kwargs else "blockdiag_mlp", kwargs, *wanted)
 
 
 def overflowed() -> str:

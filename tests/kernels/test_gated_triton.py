@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="needs the package triton")
-from gated_triton_runs import blocks, dense, disagreement, gradients, overflowed  # noqa: E402
-from triton_faults import shown  # noqa: E402  (after the skips)
+from gated_triton_runs import blocks, dense, disagreement, overflowed  # noqa: E402
+from triton_runs import gradients, shown  # noqa: E402  (after the skips)
 
 import tkpy  # noqa: E402
 import tkpy.emulator.triton as emulator  # noqa: E402
@@ -124,8 +124,7 @@ FAULTS = {
 
 
 def test_faults_show(tmp_path):
-    kernels = ("_gated", "_slopes", "_pair")
-    found = shown(tmp_path, "tkpy.ops.gated_mlp.triton", kernels, FAULTS, "gated_triton_runs:everything")
+    found = shown(tmp_path, "tkpy.ops.gated_mlp.triton", FAULTS, "gated_triton_runs:everything")
     assert found.pop("none") == ""
     assert not [name for name, difference in found.items() if not difference]
     assert len(found) == len(FAULTS)

@@ -1,19 +1,96 @@
-"""monarch_multiply in Triton: two products of blocks (tkpy/ops/blockdiag_linear/triton.py); permutations are strides.
+"""monarch_multiply in Triton: both products in one program where the blocks are small, else a product of blocks each
+(tkpy/ops/blockdiag_linear/triton.py); permutations are strides either way.
 
-forward    h = x's consecutive blocks times w1^T;  y = h's interleaved blocks times w2^T, to the same places
-backward   dh = dy's interleaved blocks times w2 (+ what h itself was given), dx = dh's blocks times w1; dw2, dw1 alike
+forward    h[k, q] = sum_p w1[k, q, p] x[k, p], and where q = l, so that h[k, q] is what is read as h[r, l],
+           y[s, l] = sum_k w2[l, s, k] h[k, l]: a program has some rows and some of the l and goes through the k, 16 at
+           a time, so that h passes from the accumulators of one product to the operand of the other
+backward   the same kernel: dh[l, k] = sum_s w2[l, s, k] dy[s, l], dx[k, p] = sum_l w1[k, l, p] dh[l, k]. h and dh are
+           written only for the factors' gradients, products of blocks, in shares of the rows that torch adds in order
 shapes     x (rows, k p), h (rows, k q), y (rows, s l); w1 (k, q, p), w2 (l, s, r), any strides
 precision  products of the inputs' dtype (float32: ieee, no tf32), sums in float32; h is rounded to it, as in eager.py
-limits     compute capability 8.0 or newer
-cost       2 rows (k q p + l s r) flops; x and y moved once, h written and read
+limits     one program: q = l, all sizes to 32, beyond which a tile reads more of the weights than h would move;
+           compute capability 8.0 or newer
+cost       2 rows (k q p + l s r) flops; x and y moved once (x from L2 again for every 16 of the l), h written where it
+           is kept; by two products h written and read
 """
 
 from __future__ import annotations
 
+import torch
+import triton
+import triton.language as tl
+
 from tkpy.ops.blockdiag_linear.triton import channels_of, multiply, rows_of, weights_of
 
+WIDEST = 32  # of every size, for one program
 
-def _forward(x, weight, y, *, interleaved):
+
+@triton.jit
+def _both(
+    x_ptr, first_ptr, second_ptr, middle_ptr, y_ptr, M, A, B, D, E,
+    x_a, x_m, x_d, f_a, f_b, f_d, s_b, s_e, s_a, h_a, h_m, h_b, y_b, y_m, y_e,
+    KEEP: tl.constexpr, ROWS: tl.constexpr, OF_A: tl.constexpr, OF_B: tl.constexpr, DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """h[a, b] = sum_d first[a, b, d] x[a, d], y[b, e] = sum_a second[b, e, a] h[a, b], of every row."""
+    tiles = tl.cdiv(B, OF_B)
+    row = (tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)).to(tl.int64)[None, :, None]
+    b = (tl.program_id(0) % tiles * OF_B + tl.arange(0, OF_B)).to(tl.int64)
+    e = tl.arange(0, WIDTH).to(tl.int64)[None, None, :]
+    y = tl.zeros([OF_B, ROWS, WIDTH], dtype=tl.float32)
+    for start in range(0, A, OF_A):
+        a = (start + tl.arange(0, OF_A)).to(tl.int64)
+        blocks, h = a[:, None, None], tl.zeros([OF_A, ROWS, OF_B], dtype=tl.float32)
+        for step in range(0, D, DEPTH):
+            d = (step + tl.arange(0, DEPTH)).to(tl.int64)
+            deep, down, right = d[None, None, :], d[None, :, None], b[None, None, :]
+            read = (blocks < A) & (row < M) & (deep < D)
+            x = tl.load(x_ptr + blocks * x_a + row * x_m + deep * x_d, mask=read, other=0.0)
+            read = (blocks < A) & (down < D) & (right < B)
+            w = tl.load(first_ptr + blocks * f_a + right * f_b + down * f_d, mask=read, other=0.0)
+            h = tl.dot(x, w, h, input_precision="ieee")
+        h = h.to(x_ptr.dtype.element_ty)
+        if KEEP:
+            at = middle_ptr + blocks * h_a + row * h_m + b[None, None, :] * h_b
+            tl.store(at, h, mask=(blocks < A) & (row < M) & (b < B)[None, None, :])
+        down, out = a[None, :, None], b[:, None, None]
+        read = (out < B) & (down < A) & (e < E)
+        w = tl.load(second_ptr + out * s_b + e * s_e + down * s_a, mask=read, other=0.0)
+        y = tl.dot(tl.permute(h, (2, 1, 0)), w, y, input_precision="ieee")
+    out = b[:, None, None]
+    at = y_ptr + out * y_b + row * y_m + e * y_e
+    tl.store(at, y.to(y_ptr.dtype.element_ty), mask=(out < B) & (row < M) & (e < E))
+
+
+def _at_once(w1: torch.Tensor, w2: torch.Tensor) -> bool:
+    """Whether one program makes both products."""
+    sizes = (*w1.shape, *w2.shape)
+    return w1.shape[1] == w2.shape[0] and min(sizes) > 0 and max(sizes) <= WIDEST
+
+
+def _through(x, first, second, y, middle, *, interleaved):
+    """Both products, from x's blocks (A, D) by first (A, B, D) and second (B, E, A) to y's (B, E); what lies between
+    goes to `middle` where that is not None. `interleaved`: x's blocks are, else y's."""
+    (a, b, d), e, rows = first.shape, second.shape[1], len(x)
+    if not rows:
+        return
+    read, write = (
+        channels_of(x, a, d, interleaved=interleaved)[0],
+        channels_of(y, b, e, interleaved=not interleaved)[0],
+    )
+    between = (0, 0, 0) if middle is None else channels_of(middle, a, b, interleaved=interleaved)[0].stride
+    narrow, width = x.dtype != torch.float32, max(16, triton.next_power_of_2(e))
+    most = (1024 if narrow else 512) // width
+    tile = {"ROWS": min(most, max(16, triton.next_power_of_2(rows))), "OF_A": 16, "OF_B": 16, "WIDTH": width,
+            "DEPTH": 16 if d <= 16 or not narrow else 32}  # fmt: skip
+    _both[(triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(b, tile["OF_B"]),)](
+        x, first, second, x if middle is None else middle, y, rows, a, b, d, e,
+        *read.stride, *first.stride(), *second.stride(), *between, *write.stride,
+        KEEP=middle is not None, **tile, num_warps=8, num_stages=1,
+    )  # fmt: skip
+
+
+def _product(x, weight, y, *, interleaved):
     """Every block of x times its block of the weight, to the block of y in the same place."""
     blocks, outer, inner = weight.shape
     a, _ = channels_of(x, blocks, inner, interleaved=interleaved)
@@ -21,46 +98,61 @@ def _forward(x, weight, y, *, interleaved):
     multiply(a, weights_of(weight).mT, c, cols=cols)
 
 
-def _gradients(dy, x, weight, needs, *, interleaved):
-    """(dx, dw) of `_forward`, None where not needed."""
+def _gradient(dy, x, weight, *, interleaved):
+    """Of the weight of `_product`."""
     blocks, outer, inner = weight.shape
     grad, rows = channels_of(dy, blocks, outer, interleaved=interleaved)
-    dx = dw = None
-    if needs[0]:
-        dx = x.new_empty(x.shape)
-        place, cols = channels_of(dx, blocks, inner, interleaved=interleaved)
-        multiply(grad, weights_of(weight), place, cols=cols)
-    if needs[1]:
-        read, cols = channels_of(x, blocks, inner, interleaved=interleaved)
-        dw = multiply(grad.mT, read, weights_of(weight.new_empty(weight.shape)), rows=rows, cols=cols)
-    return dx, dw
+    read, cols = channels_of(x, blocks, inner, interleaved=interleaved)
+    return multiply(grad.mT, read, weights_of(weight.new_empty(weight.shape)), rows=rows, cols=cols)
 
 
 def forward(x, w1, w2, keep):
-    middle = x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1])
-    y = x.new_empty(*x.shape[:-1], w2.shape[0] * w2.shape[1])
-    _forward(rows_of(x), w1, rows_of(middle), interleaved=False)
-    _forward(rows_of(middle), w2, rows_of(y), interleaved=True)
-    return y, middle if keep else x.new_empty(*x.shape[:-1], 0)
+    rows, width = rows_of(x), w1.shape[0] * w1.shape[1]
+    y, at_once = x.new_empty(*x.shape[:-1], w2.shape[0] * w2.shape[1]), _at_once(w1, w2)
+    middle = x.new_empty(*x.shape[:-1], width if keep else 0)
+    between = rows_of(middle) if keep else None if at_once else rows.new_empty(len(rows), width)
+    if at_once:
+        _through(rows, w1, w2, rows_of(y), between, interleaved=False)
+    else:
+        _product(rows, w1, between, interleaved=False)
+        _product(between, w2, rows_of(y), interleaved=True)
+    return y, middle
 
 
 def backward(grads, outputs, x, w1, w2, keep, *, needs):
-    dy, dmiddle = grads
-    dw2 = None
-    if dy is not None:
-        wanted = (needs[0] or needs[1], needs[2])
-        middle = outputs[0] if keep else x.new_empty(*x.shape[:-1], w1.shape[0] * w1.shape[1])
-        if needs[2] and not keep:
-            _forward(rows_of(x), w1, rows_of(middle), interleaved=False)
-        through, dw2 = _gradients(rows_of(dy), rows_of(middle), w2, wanted, interleaved=True)
-        if through is not None:
-            through = through.view(middle.shape)
-            dmiddle = through if dmiddle is None else through + dmiddle
-    if dmiddle is None:
-        return [None, None, dw2]
-    dx, dw1 = _gradients(rows_of(dmiddle), rows_of(x), w1, needs[:2], interleaved=False)
+    dy, dmiddle = (None if g is None else rows_of(g) for g in grads)
+    rows, width = rows_of(x), w1.shape[0] * w1.shape[1]
+    dx = dw1 = dw2 = through = None
+    if dy is not None and needs[2]:
+        h = rows_of(outputs[0]) if keep else rows.new_empty(len(rows), width)
+        if not keep:
+            _product(rows, w1, h, interleaved=False)
+        dw2 = _gradient(dy, h, w2, interleaved=True)
+    if dy is not None and (needs[0] or needs[1]):
+        at_once = needs[0] and dmiddle is None and _at_once(w1, w2)
+        through = None if at_once and not needs[1] else rows.new_empty(len(rows), width)
+        if at_once:
+            dx = rows.new_empty(rows.shape)
+            _through(dy, w2.mT, w1.mT, dx, through, interleaved=True)
+        else:
+            _product(dy, w2.mT, through, interleaved=True)
+    if dmiddle is not None:  # of a caller of the torch op itself: the public function does not return h
+        through = dmiddle if through is None else through + dmiddle
+    if through is not None and needs[0] and dx is None:
+        dx = rows.new_empty(rows.shape)
+        _product(through, w1.mT, dx, interleaved=False)
+    if through is not None and needs[1]:
+        dw1 = _gradient(through, rows, w1, interleaved=False)
     return [dx if dx is None else dx.view(x.shape), dw1, dw2]
 
 
-#: Its one kernel is built by blockdiag_linear.
-AHEAD_OF_TIME = ()
+_SIZES = ("M", "A", "B", "D", "E")
+_POINTERS = ("x_ptr", "first_ptr", "second_ptr", "middle_ptr", "y_ptr")
+_STRIDES = (
+    "x_a", "x_m", "x_d", "f_a", "f_b", "f_d", "s_b", "s_e", "s_a", "h_a", "h_m", "h_b", "y_b", "y_m", "y_e"
+)  # fmt: skip
+_TYPES = dict.fromkeys(_POINTERS, "*bf16") | dict.fromkeys(_SIZES, "i32") | dict.fromkeys(_STRIDES, "i64")
+_TILE = {"ROWS": 32, "OF_A": 16, "OF_B": 16, "DEPTH": 32, "WIDTH": 32}
+
+#: What `triton.compile` needs to build each kernel with no GPU: (kernel, argument types, constants).
+AHEAD_OF_TIME = tuple((_both, _TYPES, {"KEEP": keep} | _TILE) for keep in (False, True))
