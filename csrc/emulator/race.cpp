@@ -8,52 +8,6 @@
 
 namespace tkpy::emulator {
 
-void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, bool global) {
-  // Lanes that read the same bytes at one time are one reader; so is a lane that reads several bytes.
-  auto merges = [&](const Access& slot) {
-    return slot.component == now.component && (slot.lane == now.lane || slot.bytes == now.bytes || slot.several);
-  };
-  const u32 lane = 1u << now.lane;
-  auto merge = [&](Access& slot, u32& lanes) {
-    if (slot.time != now.time) {
-      const u32 kept = slot.lane == now.lane && !slot.several ? slot.bytes : 0;
-      slot = now;
-      slot.bytes |= kept;
-      lanes = lane;
-      return;
-    }
-    slot.several |= slot.lane != now.lane;
-    slot.bytes |= now.bytes;
-    slot.atomic &= now.atomic;
-    lanes |= lane;
-  };
-  if (!cell.has_set()) {
-    Access& one = cell.read;
-    if (one.time == 0) {
-      one = now;
-      cell.readers = lane;
-      return;
-    }
-    if (merges(one)) return merge(one, cell.readers);
-    const bool at_once = one.component == now.component && one.time == now.time;
-    if (!at_once && !(one.bytes & ~now.bytes) && relate(a, one, false, global, cell.readers) == Relation::ordered)
-      return merge(one, cell.readers);
-    if (sets.unused.empty()) {
-      sets.sets.emplace_back();
-      sets.unused.push_back(static_cast<u32>(sets.sets.size() - 1));
-    }
-    const u32 number = sets.unused.back();
-    sets.unused.pop_back();
-    sets.sets[number].push_back({one, cell.readers});
-    one = Access{};
-    cell.readers = number + 1;
-  }
-  auto& set = sets.sets[cell.readers - 1];
-  for (ReadSets::Read& slot : set)
-    if (merges(slot)) return merge(slot, slot.lanes);
-  set.push_back({now, lane});
-}
-
 namespace {
 
 // How a thread sees that an operation of this chain is over; null for threads themselves.

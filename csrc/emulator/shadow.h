@@ -14,12 +14,13 @@ enum class AccessKind : u8 { read, write, atomic };
 struct Cell {
   Access write, other_write;  // the last write, and the one before it of bytes that the last left alone
   Access read;
-  u32 readers = 0;            // its lanes. Where accesses of several components or lanes are concurrent `read` is empty, and
-                              // this is 1 + their number in the read sets
+  u32 readers = 0;            // its lanes. Where one record will not do for the reads `read` is empty, and this is 1 + their
+                              // number in the read sets
   bool has_set() const { return readers && !read.time; }
 };
 
-// Reads of the cells that have several.
+// Reads of the cells that have several records. A read is remembered until the bytes are written, or read again by someone who
+// comes after it in every respect: by the same lane, or, of other lanes, after they have met it.
 struct ReadSets {
   struct Read : Access {
     u32 lanes = 0;
@@ -54,12 +55,11 @@ inline u32 cell_bytes(u64 at, u64 first, u64 last) {
 }
 
 void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, bool global);
+void forget_some_reads(Cell& cell, ReadSets& sets, u32 bytes);
 
-inline void forget_reads(Cell& cell, ReadSets& sets) {
-  if (cell.has_set()) {
-    sets.sets[cell.readers - 1].clear();
-    sets.unused.push_back(cell.readers - 1);
-  }
+// These bytes have been written: whoever comes after the write comes after their reads.
+inline void forget_reads(Cell& cell, ReadSets& sets, u32 bytes) {
+  if (cell.read.bytes & ~bytes || cell.has_set()) return forget_some_reads(cell, sets, bytes);
   cell.read = Access{};
   cell.readers = 0;
 }
@@ -88,7 +88,7 @@ void touch(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, Acc
     cell.other_write.bytes &= ~now.bytes;
   }
   cell.write = now;
-  if (cell.has_set() || !(cell.read.bytes & ~now.bytes)) forget_reads(cell, sets);
+  forget_reads(cell, sets, now.bytes);
 }
 
 }  // namespace tkpy::emulator

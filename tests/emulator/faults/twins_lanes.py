@@ -331,4 +331,56 @@ extern "C" __global__ void k(float* out, const float* x) {
     ),
 )  # fmt: skip
 
-PROGRAMS = (WARP_COPIES, UNEVEN, HALVES, GROUPS, SIGNAL, ARRIVALS, FLAG, MET)
+# ---- lanes that read the same bytes at different times: each read counts until its lane, or one that met it, reads again ----
+def launch_readers() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    x, out, slot = ramp(4), aligned(np.zeros(32, np.float32)), aligned(np.zeros(1, np.float32))
+    return {"block": 64, "args": [out, slot, x.astype(np.uint16)]}, out, np.full(32, x[:3].sum() + 2 * x[1:4].sum(), np.float32)
+
+
+READERS = Program(
+    "readers of one word",
+    r"""
+DEVICE float low(const void* at) { u16 v; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(smem(at)) : "memory"); return v; }
+DEVICE float far(const float* at) { float v; asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory"); return v; }
+extern "C" __global__ void k(float* out, float* slot, const u16* x) {
+  __shared__ u16 s[2];
+  __shared__ u64 bars[2];
+  u32 full = smem(bars), empty = full + 8, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) init(full, 1), init(empty, 2);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    float sum = 0;
+    for (int r = 0; r < 3; ++r) {
+      wait(full, r % 2);
+      float a = 0, b = 0, c = 0;
+      if (lane < 16) a = low(s), b = low(s + 1), c = far(slot);
+      __any_sync(~0u, a > 0);  // half of them have read
+      if (lane >= 16) a = low(s), b = low(s + 1), c = far(slot);
+      __syncwarp();  // all have read
+      sum += a + b + c;
+      if (lane == 16 || lane == 0) arrive(empty);
+    }
+    out[lane] = sum;
+  } else if (lane == 0) {
+    for (int r = 0; r < 3; ++r) {
+      if (r) wait(empty, (r - 1) % 2);
+      s[0] = x[r];
+      s[1] = x[r + 1];
+      *slot = x[r + 1];
+      arrive(full);
+    }
+  }
+}""",
+    launch_readers,
+    (
+        Fault("the half that reads last meets", "shared-race", "__syncwarp();  // all have read", "if (lane >= 16) __syncwarp(0xffff0000u);"),
+        Fault("the same of global memory", "global-race", "      sum += a", "      if (lane < 16) c += 0 * far(slot);\n      __any_sync(~0u, a > 0);\n"
+              "      if (lane >= 16) c += 0 * far(slot), __syncwarp(0xffff0000u);\n      sum += a"),
+        Fault("an exchange before the last reads", "shared-race", "__syncwarp();  // all have read", "__any_sync(~0u, a > 0);"),
+        Fault("the lane that signals reads once more", "shared-race", "      __syncwarp();  // all have read\n      sum +=", "      __any_sync(~0u, a > 0);\n      if (lane % 16 == 0) a += 0 * low(s);\n      sum +="),
+        Fault("one lane reads one half of the word once more", "shared-race", "      sum += a", "      if (lane == 1) b += 0 * low(s + 1);\n      sum += a"),
+        Fault("one half of the word is waited for by nobody", "shared-race", "      s[1] = x[r + 1];\n      *slot = x[r + 1];\n      arrive(full);", "      *slot = x[r + 1];\n      if (r == 0) s[1] = x[1];\n      arrive(full);\n      if (r < 2) s[1] = x[r + 2];"),
+    ),
+)  # fmt: skip
+
+PROGRAMS = (WARP_COPIES, UNEVEN, HALVES, GROUPS, SIGNAL, ARRIVALS, FLAG, MET, READERS)
