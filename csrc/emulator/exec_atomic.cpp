@@ -110,9 +110,8 @@ void exec_atomic(Exec& x, const Op& op, u32 mask) {
       } else if (x.cluster->global && !in_heap(x, a.value[lane])) {
         touch_global(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), a.value[lane], bytes, AccessKind::atomic, true, nullptr);
       }
-      const u32 as = (x.warp->alive & ~mask) == 0 ? mask : 1u << lane;
-      acquire_from(x, location, op.f, as);
-      release_to(x, location, op.f, as);
+      acquire_from(x, location, op.f, 1u << lane);
+      release_to(x, location, op.f, 1u << lane);
     }
     if (element == 16) {
       exchange_wide(x, what, list, lane, a.where[lane]);

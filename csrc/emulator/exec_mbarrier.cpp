@@ -68,8 +68,22 @@ void note_arrival(Exec& x, const Op& op, const Place& p) {
   mine.site = x.site(op);
 }
 
-// A release covers what its lane has done; a whole warp's covers the warp.
-u32 releasing(const Exec& x, u32 mask, u32 lane) { return (x.warp->alive & ~mask) == 0 ? mask : 1u << lane; }
+// A release covers what its lane has done. Where all lanes of a warp arrive at one mbarrier, and no phase ends before the last
+// of them has, whoever sees one of the arrivals sees all: what the warp did is released once.
+bool arrive_as_one(Exec& x, const Op& op, u32 mask) {
+  if (x.warp->alive & ~mask) return false;
+  const u32 first = static_cast<u32>(std::countr_zero(mask));
+  auto address = [&](u32 lane) { return op.f & 1 ? x.row<u64>(op.s[0])[lane] : x.row<u32>(op.s[0])[lane]; };
+  u64 count = 0;
+  for (u32 rest = mask; rest; rest &= rest - 1) {
+    const u32 lane = static_cast<u32>(std::countr_zero(rest));
+    if (address(lane) != address(first)) return false;
+    count += op.c && !(op.b & 4) ? x.row<u32>(op.s[1])[lane] : 1;
+  }
+  Cta* cta = nullptr;
+  const u8* at = shared_range(x, static_cast<u32>(address(first)), 8, cta);
+  return at && tensor::mbarrier_decode(load(at)).pending >= count;
+}
 
 void arrive_clock(Exec& x, const Op& op, const Place& p, u32 lanes, bool relaxed) {
   note_arrival(x, op, p);
@@ -164,7 +178,7 @@ void wait_on(Exec& x, const Op& op, u32 mask, bool blocking) {
   if (pass & ~result) x.event |= Exec::spin;
 }
 
-void one_arrival(Exec& x, const Op& op, u32 mask, u32 lane, const Place& p) {
+void one_arrival(Exec& x, const Op& op, u32 releases, u32 lane, const Place& p) {
   tensor::MbarrierArrival arrival;
   arrival.drop = op.b & 1;
   arrival.no_complete = op.b & 2;
@@ -173,7 +187,7 @@ void one_arrival(Exec& x, const Op& op, u32 mask, u32 lane, const Place& p) {
   else if (op.c) arrival.count = x.row<u32>(op.s[1])[lane];
   u64 object = load(p.at), state = 0;
   bool completed = false;
-  arrive_clock(x, op, p, releasing(x, mask, lane), op.b & 8);
+  arrive_clock(x, op, p, releases, op.b & 8);
   if (x.trace) x.trace->note({place(p), arrival.count, arrival.expect_bytes});
   const std::string why = tensor::mbarrier_arrive(object, arrival, &state, &completed);
   if (!why.empty()) return x.report(Check::mbarrier_misuse, op, lane, why);
@@ -266,12 +280,13 @@ void exec_mbarrier(Exec& x, const Op& op, u32 mask) {
   }
   if (what == MbarrierOp::test_wait || what == MbarrierOp::try_wait) return wait_on(x, op, mask, what == MbarrierOp::try_wait);
   if (x.trace) x.trace->note({op.a});
+  const bool as_one = what == MbarrierOp::arrive && x.checked && arrive_as_one(x, op, mask);
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const Place p = locate(x, op, lane, what == MbarrierOp::init || what == MbarrierOp::inval);
     if (!p.at) continue;
     if (what == MbarrierOp::arrive) {
-      one_arrival(x, op, mask, lane, p);
+      one_arrival(x, op, as_one ? mask : 1u << lane, lane, p);
       continue;
     }
     if (what == MbarrierOp::cp_async_arrive) {

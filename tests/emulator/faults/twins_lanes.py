@@ -383,4 +383,51 @@ extern "C" __global__ void k(float* out, float* slot, const u16* x) {
     ),
 )  # fmt: skip
 
-PROGRAMS = (WARP_COPIES, UNEVEN, HALVES, GROUPS, SIGNAL, ARRIVALS, FLAG, MET, READERS)
+# ---- lanes that signal at once, each at an address of its own -------------------------------------------------------------
+def launch_own() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    x, out = ramp(32), aligned(np.zeros(32, np.float32))
+    return {"block": 64, "args": [out, aligned(np.zeros((2, 32), np.uint32)), x]}, out, 3 * x
+
+
+OWN_SIGNALS = Program(
+    "signals of each lane",
+    r"""
+DEVICE void add(u32* at) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory"); }
+DEVICE u32 get(const u32* at) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory"); return v; }
+extern "C" __global__ void k(float* out, u32* flags, const float* x) {
+  __shared__ float s[3][32];
+  __shared__ u64 bars[33];
+  u32 lane = threadIdx.x % 32, own = smem(bars + lane), all = smem(bars + 32);
+  if (threadIdx.x < 32) init(own, 1);
+  if (threadIdx.x == 0) init(all, 32);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    s[0][lane] = x[lane];
+    arrive(own);
+    s[1][lane] = x[lane];
+    add(flags + lane);
+    s[2][lane] = x[lane];
+    arrive(all);
+  } else {
+    wait(own, 0);
+    float sum = s[0][lane];
+    while (get(flags + lane) == 0) {}
+    sum += s[1][lane];
+    wait(all, 0);
+    sum += s[2][31 - lane] * 0 + s[2][lane];
+    out[lane] = sum;
+  }
+}""",
+    launch_own,
+    (
+        Fault("waits at its own mbarrier, reads another lane's", "shared-race", "float sum = s[0][lane];", "float sum = s[0][lane] + 0 * s[0][lane ^ 1];"),
+        Fault("sees its own flag, reads another lane's", "shared-race", "sum += s[1][lane];", "sum += s[1][lane] + 0 * s[1][lane ^ 16];"),
+        Fault("the phase ends with the first half of the arrivals", "shared-race", "    arrive(all);", "    arrive_many(all, lane < 16 ? 2 : 1);"),
+        Fault("all see the flag of one lane", "shared-race", "get(flags + lane)", "get(flags)"),
+        Fault("the last to add has met nobody", "shared-race", "s[2][lane] = x[lane];\n    arrive(all);", "u32 before;\n"
+              '    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(flags + 32) : "memory");\n'
+              "    if (before < 31) x += s[0][(lane + 1) % 32] * 0 > 1;\n    s[2][lane] = x[lane];\n    arrive(all);"),
+    ),
+)  # fmt: skip
+
+PROGRAMS = (WARP_COPIES, UNEVEN, HALVES, GROUPS, SIGNAL, ARRIVALS, FLAG, MET, READERS, OWN_SIGNALS)
