@@ -101,9 +101,10 @@ u8* resolve_global(Exec& x, const Op& op, u32 lane, u64 address, u32 bytes, Acce
   const Region* r = allowed_region(x, op, lane, address, bytes, kind);
   if (!r) return nullptr;
   if (x.cluster->global && r->writable && !r->heap && kind == AccessKind::read) {
-    const Accessor a = accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op));
+    Accessor a = accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op));
+    a.non_coherent = flags & kNonCoherent;
     touch_global(a, address, bytes, kind, flags & kStrong, nullptr);
-    if (flags & kNonCoherent) check_never_written(a, address, bytes);
+    if (a.non_coherent) check_never_written(a, address, bytes);
   }
   return reinterpret_cast<u8*>(address);
 }

@@ -38,6 +38,12 @@ void for_member_sets(Exec& x, const Op& op, u32 mask, u32 members_slot, Fn body,
   }
 }
 
+// The lanes that the warp had when the kernel began.
+u32 started(const Exec& x) {
+  const u64 threads = x.launch->config->block.count() - u64{kLanes} * x.warp->index;
+  return threads >= kLanes ? kFullMask : (1u << threads) - 1;
+}
+
 }  // namespace
 
 void exec_shfl(Exec& x, const Op& op, u32 mask) {
@@ -131,6 +137,13 @@ void exec_redux(Exec& x, const Op& op, u32 mask) {  // a: add min max and or xor
 void exec_elect(Exec& x, const Op& op, u32 mask) {  // the leader is the lowest lane, as on the machine
   for_member_sets(x, op, mask, 1, [&](u32 lanes) {
     const u32 leader = lowest(lanes);
+    // It waits for all threads of its mask, where its like wait for those that have not exited (9.7.13.14 and 9.7.13.10).
+    const u32 gone = x.row<u32>(op.s[1])[leader] & ~lanes & started(x);
+    if (gone) {
+      x.report(Check::invalid_instruction, op, leader, "waits for lane " + std::to_string(lowest(gone)) +
+                                                           ", which its member mask names and which has left the kernel: elect.sync waits for all");
+      return;
+    }
     u32* d = x.row<u32>(op.d[0]);
     for (u32 rest = lanes; rest; rest &= rest - 1) d[lowest(rest)] = leader;
     if (op.d[1] != kNone) x.preds[op.d[1]] = (x.preds[op.d[1]] & ~lanes) | 1u << leader;

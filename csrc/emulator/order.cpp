@@ -14,6 +14,15 @@ void join(Times& into, const Times& from) {
   for (std::size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
 }
 
+void join(Abroad& into, const Abroad& from) { join(into.seen, from.seen), join(into.fenced, from.fenced); }
+
+// A proxy fence shows what is seen.
+void show(Clock& c, Times Clock::*fenced, const Clock& seen) {
+  join(c.*fenced, seen.seen);
+  if (fenced != &Clock::fenced_global) return;
+  for (const auto& [cluster, abroad] : seen.others) join(c.others[cluster].fenced, abroad.seen);
+}
+
 bool below(const Times& a, const Times& b) {
   for (std::size_t i = 0; i < a.size(); ++i)
     if (a[i] > (i < b.size() ? b[i] : 0)) return false;
@@ -136,18 +145,19 @@ void join(Clock& into, const Clock& from) {
   join(into.seen, from.seen);
   join(into.fenced, from.fenced);
   join(into.fenced_global, from.fenced_global);
-  for (const auto& [cluster, seen] : from.others) join(into.others[cluster], seen);
+  for (const auto& [cluster, abroad] : from.others) join(into.others[cluster], abroad);
 }
 
 void publish_abroad(u32 cluster, const Clock& from, Clock& into) {
-  for (const auto& [other, seen] : from.others) join(into.others[other], seen);
-  join(into.others[cluster], from.seen);
+  for (const auto& [other, abroad] : from.others) join(into.others[other], abroad);
+  join(into.others[cluster], Abroad{from.seen, from.fenced_global});
 }
 
 Clock from_abroad(u32 cluster, const Clock& from) {
   Clock c = from;
   if (const auto own = c.others.find(cluster); own != c.others.end()) {
-    c.seen = std::move(own->second);
+    c.seen = std::move(own->second.seen);
+    c.fenced_global = std::move(own->second.fenced);
     c.others.erase(own);
   }
   return c;
@@ -321,27 +331,27 @@ void publish_fenced(Warp& w, u32 mask, bool gpu, Clock& into) {
 void proxy_fence(Warp& w, u32 mask, u32 spaces) {
   WarpOrder& o = w.order;
   const bool whole = is_whole(w, mask);
-  auto show = [&](Times Clock::*fenced) {
+  auto show_all = [&](Times Clock::*fenced) {
     if (whole) {
-      join(o.clock.*fenced, o.clock.seen);
+      show(o.clock, fenced, o.clock);
       raise(o.clock.*fenced, w.id, o.now);
       if (o.copies_done) raise(o.clock.*fenced, o.copy_component, o.copies_done);
       for (u32 rest = o.apart_lanes; rest; rest &= rest - 1) {
         Clock& c = *o.apart[std::countr_zero(rest)];
-        join(c.*fenced, c.seen);
+        show(c, fenced, c);
       }
       return;
     }
     for (u32 rest = mask; rest; rest &= rest - 1) {
       const u32 lane = static_cast<u32>(std::countr_zero(rest));
       Clock& c = own_clock(o, lane);
-      join(c.*fenced, o.clock.seen);
-      join(c.*fenced, c.seen);
+      show(c, fenced, o.clock);
+      show(c, fenced, c);
       raise_own(w, 1u << lane, c.*fenced);
     }
   };
-  if (spaces & kFenceShared) show(&Clock::fenced);
-  if (spaces & kFenceGlobal) show(&Clock::fenced_global);
+  if (spaces & kFenceShared) show_all(&Clock::fenced);
+  if (spaces & kFenceGlobal) show_all(&Clock::fenced_global);
   ++o.now;
 }
 

@@ -28,13 +28,18 @@ using Times = std::vector<u32>;  // by component; components beyond its end are 
 inline bool covers(const Times& t, u32 component, u32 time) { return component < t.size() && t[component] >= time; }
 void raise(Times& t, u32 component, u32 time);
 
+// What is seen of another cluster, and of that the generic writes to global memory that a proxy fence has shown to the async proxy.
+struct Abroad {
+  Times seen, fenced;
+};
+
 struct Clock {
   Times seen;           // accesses up to these times happen before
   Times fenced;         // of those, generic writes to shared memory that a proxy fence has shown to the async proxy
   Times fenced_global;  // the same for global memory
-  std::map<u32, Times> others;  // of other clusters, what is seen; only where clusters talk to each other
+  std::map<u32, Abroad> others;  // by cluster; only where clusters talk to each other
   bool empty() const { return seen.empty() && others.empty(); }
-  const Times* of(u32 cluster) const {
+  const Abroad* of(u32 cluster) const {
     const auto c = others.find(cluster);
     return c == others.end() ? nullptr : &c->second;
   }
@@ -147,6 +152,7 @@ struct Access {
   u32 atomic : 1 = 0;
   u32 async : 1 = 0;     // by the async proxy
   u32 several : 1 = 0;   // lanes
+  u32 non_coherent : 1 = 0;  // a read by ld.global.nc
   u16 component = 0;
   u16 warp : 11 = 0;     // that issued it
   u16 lane : 5 = 0;
@@ -166,6 +172,7 @@ struct Accessor {
   u32 until = ~u32{0};               // the warp's time then
   bool agent = false;            // has no program order with its issuer's later accesses
   bool async = false;
+  bool non_coherent = false;
 };
 Accessor accessor(Cluster& c, const Warp& w, u32 lane, u32 site);
 

@@ -12,7 +12,7 @@ namespace {
 // Lanes that read the same bytes at one time share a record, and so do several bytes that one lane reads then.
 bool joins(const Access& record, u32 lanes, const Access& now) {
   return record.component == now.component && record.time == now.time && record.atomic == now.atomic &&
-         (record.bytes == now.bytes || lanes == 1u << now.lane);
+         record.non_coherent == now.non_coherent && (record.bytes == now.bytes || lanes == 1u << now.lane);
 }
 
 void join(Access& record, u32& lanes, const Access& now) {
@@ -22,7 +22,9 @@ void join(Access& record, u32& lanes, const Access& now) {
 }
 
 // Whether what conflicts with the record would conflict with the read as well.
-bool as_strict(const Access& now, const Access& record) { return !(record.bytes & ~now.bytes) && (record.atomic || !now.atomic); }
+bool as_strict(const Access& now, const Access& record) {
+  return !(record.bytes & ~now.bytes) && now.atomic <= record.atomic && now.non_coherent >= record.non_coherent;
+}
 
 // Who comes after the read comes after the record too. Lanes of a warp, and their cp.async, have program order each for itself;
 // all other components are chains.
@@ -94,6 +96,14 @@ void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& no
   set.resize(kept);
   if (!joined) set.push_back({now, lane});
   simplify(cell, sets);
+}
+
+const Access* read_non_coherently(const Cell& cell, const ReadSets& sets, u32 bytes) {
+  const auto is = [&](const Access& read) { return read.non_coherent && read.bytes & bytes; };
+  if (!cell.has_set()) return is(cell.read) ? &cell.read : nullptr;
+  for (const ReadSets::Read& read : sets.sets[cell.readers - 1])
+    if (is(read)) return &read;
+  return nullptr;
 }
 
 void forget_some_reads(Cell& cell, ReadSets& sets, u32 bytes) {

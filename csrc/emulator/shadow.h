@@ -38,7 +38,7 @@ void touch(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, Acc
 // The record of an access by `a` to some bytes of a cell. Made of whole words (the fields of Access from the lowest bit up):
 // field by field, each copy of it would wait for the narrow stores before it, which costs more than the check.
 inline Access record_of(const Accessor& a, bool atomic, u32 bytes) {
-  const u32 what = (a.site & 0xffffff) | bytes << 24 | u32{atomic} << 28 | u32{a.async} << 29;
+  const u32 what = (a.site & 0xffffff) | bytes << 24 | u32{atomic} << 28 | u32{a.async} << 29 | u32{a.non_coherent} << 31;
   const u64 head = u64{what} << 32 | a.time;
   const u32 who = (a.component & 0xffff) | (a.warp_id & 0x7ff) << 16 | a.lane << 27;
   Access now;
@@ -55,6 +55,8 @@ inline u32 cell_bytes(u64 at, u64 first, u64 last) {
 }
 
 void record_read(const Accessor& a, Cell& cell, ReadSets& sets, const Access& now, bool global);
+// A read of these bytes by ld.global.nc, if there is one.
+const Access* read_non_coherently(const Cell& cell, const ReadSets& sets, u32 bytes);
 void forget_some_reads(Cell& cell, ReadSets& sets, u32 bytes);
 
 // These bytes have been written: whoever comes after the write comes after their reads.

@@ -36,9 +36,22 @@ constexpr const char* kAcross =
     " by two CTAs with nothing between them that orders them; needed: another kernel, or a release by one and an acquire by the "
     "other at gpu scope (a fence and an atomic)";
 
+constexpr const char* kUnfenced =
+    " by two CTAs: the first is in the generic proxy, the second in the async proxy, and no fence.proxy.async lies between them; the "
+    "writer executes it before it releases, or the issuer after it has acquired";
+constexpr const char* kWrittenAfter =
+    ", a read through the non-coherent cache: its data are taken to stay as they are while the kernel runs, so that the load may be "
+    "made late or again, whatever orders the two; needed: a plain load";
+
 Site site_of(const Launch& launch, u32 cluster, const Access& access) {
   const u32 warps = static_cast<u32>((launch.config->block.count() + kLanes - 1) / kLanes);
   return make_site(launch, launch.linked->site(access.site), cta_linear(launch, cluster, access.warp / warps), access.warp % warps, access.lane);
+}
+
+// What ld.global.nc has read is written.
+void report_written_after(const Accessor& a, u64 address, AccessKind kind, const Access& now, const Access& read) {
+  a.cluster->report_pair(Check::non_coherent_read, a.site, *a.warp, a.lane, read.site, *a.cluster->warps[read.warp], read.lane,
+                         [&] { return describe(address, kind, now, read, false) + kWrittenAfter; });
 }
 
 }  // namespace
@@ -72,6 +85,8 @@ void touch_global(const Accessor& a, u64 address, u64 bytes, AccessKind kind, bo
     GlobalCell& cell = c.global->cells.at(at);
     // Against the last values written, not all of them: an older write of another value has been compared already.
     const bool same = kind == AccessKind::write && !written.varied && ((cell.written.value ^ written.value) & byte_mask(now.bytes & cell.written.bytes)) == 0;
+    const Access* nc = kind == AccessKind::read || !cell.readers ? nullptr : read_non_coherently(cell, c.global->read_sets, now.bytes);
+    if (nc) report_written_after(a, at, kind, now, *nc);
     touch(a, cell, c.global->read_sets, now, kind, same, true,
           [&](const Access& before, bool writes, Relation r) { report(a, at, kind, now, before, writes, r); });
     if (kind != AccessKind::read) cell.written.add(written);
@@ -115,27 +130,40 @@ const Access* AcrossClusters::written_abroad(u32 cluster, u64 address, u32 bytes
 }
 
 template <class Relate, class Race>
-void AcrossClusters::touch(u32 cluster, AcrossCell& cell, const Access& now, AccessKind kind, const Written& written, Relate&& ordered, Race&& race) {
-  auto conflicts = [&](const Access& before, u32 other) {
-    return before.time && other != cluster && (before.bytes & now.bytes) && !(before.atomic && now.atomic);
+void AcrossClusters::touch(u32 cluster, AcrossCell& cell, const Access& now, AccessKind kind, const Written& written, Relate&& relate, Race&& race) {
+  auto check = [&](const Access& before, u32 other, bool writes) {
+    if (!before.time || other == cluster || !(before.bytes & now.bytes) || (before.atomic && now.atomic)) return;
+    const Relation r = relate(before, other, writes);
+    if (r != Relation::ordered || (kind != AccessKind::read && before.non_coherent)) race(before, other, writes, r);
   };
-  const bool same_value = kind == AccessKind::write && cell.written.same(written);
-  if (conflicts(cell.write, cell.write_cluster) && !same_value && !ordered(cell.write, cell.write_cluster))
-    race(cell.write, cell.write_cluster, true);
+  if (kind != AccessKind::write || !cell.written.same(written)) check(cell.write, cell.write_cluster, true);
   if (kind == AccessKind::read) {
     u32 slot = 0;
     while (slot < 2 && cell.read[slot].time && cell.read_cluster[slot] != cluster) ++slot;
-    if (slot == 2) slot = ordered(cell.read[0], cell.read_cluster[0]) ? 0 : 1;
+    if (slot == 2) slot = relate(cell.read[0], cell.read_cluster[0], false) == Relation::ordered ? 0 : 1;
     cell.read[slot] = now;
     cell.read_cluster[slot] = cluster;
     return;
   }
-  for (u32 i = 0; i < 2; ++i)
-    if (conflicts(cell.read[i], cell.read_cluster[i]) && !ordered(cell.read[i], cell.read_cluster[i]))
-      race(cell.read[i], cell.read_cluster[i], false);
+  for (u32 i = 0; i < 2; ++i) check(cell.read[i], cell.read_cluster[i], false);
   cell.written.add(written);
   cell.write = now;
   cell.write_cluster = cluster;
+}
+
+std::optional<Finding> AcrossClusters::finding(const Launch& launch, u32 cluster, const Pair& p) {
+  const auto [check, why] = p.relation == Relation::unordered  ? std::pair{Check::global_race, kAcross}
+                            : p.relation == Relation::unfenced ? std::pair{Check::proxy_fence, kUnfenced}
+                                                               : std::pair{Check::non_coherent_read, kWrittenAfter};
+  if (!(launch.config->checks >> static_cast<u32>(check) & 1)) return std::nullopt;
+  if (std::exchange(reported_[u64{p.now.site} << 32 | p.before.site], true)) return std::nullopt;
+  Finding f;
+  f.check = check;
+  f.message = describe(p.address, p.kind, p.now, p.before, p.writes) + why;
+  f.site = site_of(launch, cluster, p.now);
+  f.has_other = true;
+  f.other = site_of(launch, p.other, p.before);
+  return f;
 }
 
 void AcrossClusters::add(const Launch& launch, u32 cluster, GlobalMemory& memory, std::vector<Finding>& findings) {
@@ -143,16 +171,10 @@ void AcrossClusters::add(const Launch& launch, u32 cluster, GlobalMemory& memory
   memory.cells.for_each([&](u64 address, GlobalCell& own) {
     auto add_one = [&](const Access& now, AccessKind kind) {
       if (!now.time) return;
-      touch(cluster, cells_.at(address), now, kind, kind == AccessKind::read ? Written{} : own.written, [](const Access&, u32) { return false; },
-            [&](const Access& before, u32 other, bool writes) {
-              if (std::exchange(reported_[u64{now.site} << 32 | before.site], true)) return;
-              Finding f;
-              f.check = Check::global_race;
-              f.message = describe(address, kind, now, before, writes) + kAcross;
-              f.site = site_of(launch, cluster, now);
-              f.has_other = true;
-              f.other = site_of(launch, other, before);
-              findings.push_back(std::move(f));
+      touch(cluster, cells_.at(address), now, kind, kind == AccessKind::read ? Written{} : own.written,
+            [](const Access&, u32, bool) { return Relation::unordered; },
+            [&](const Access& before, u32 other, bool writes, Relation r) {
+              if (auto f = finding(launch, cluster, {address, kind, now, before, other, writes, r})) findings.push_back(std::move(*f));
             });
     };
     add_one(own.read, AccessKind::read);
@@ -165,29 +187,26 @@ void AcrossClusters::add(const Launch& launch, u32 cluster, GlobalMemory& memory
 
 void AcrossClusters::access(const Accessor& a, u64 address, const Access& now, AccessKind kind, const Written& written) {
   Cluster& c = *a.cluster;
-  auto ordered = [&](const Access& before, u32 other) {
-    if (!before.time || other == c.linear) return true;
+  auto comes_after = [&](const Access& before, u32 other, Times Abroad::*which) {
     for (const Clock* clock : {a.clock, a.apart}) {
-      const Times* seen = clock ? clock->of(other) : nullptr;
-      if (!seen) continue;
-      if (covers(*seen, before.component, before.time)) return true;
+      const Abroad* abroad = clock ? clock->of(other) : nullptr;
+      if (!abroad) continue;
+      if (covers(abroad->*which, before.component, before.time)) return true;
       const bool copy = before.component != before.warp && !before.async;  // cp.async
       if (before.component != before.warp && !copy) continue;
       const auto lane = c.launch->lane_components.find(lane_key(other, before.warp, before.lane) | (copy ? kCopiesOfLane : 0));
-      if (lane != c.launch->lane_components.end() && !before.several && covers(*seen, lane->second, before.time)) return true;
+      if (lane != c.launch->lane_components.end() && !before.several && covers(abroad->*which, lane->second, before.time)) return true;
     }
     return false;
   };
-  touch(c.linear, cells_.at(address), now, kind, written, ordered, [&](const Access& before, u32 other, bool writes) {
-    if (!(c.launch->config->checks >> static_cast<u32>(Check::global_race) & 1)) return;
-    if (std::exchange(reported_[u64{now.site} << 32 | before.site], true)) return;
-    Finding f;
-    f.check = Check::global_race;
-    f.message = describe(address, kind, now, before, writes) + kAcross;
-    f.site = site_of(*c.launch, c.linear, now);
-    f.has_other = true;
-    f.other = site_of(*c.launch, other, before);
-    c.add_finding(std::move(f), "across/" + std::to_string(now.site) + "/" + std::to_string(before.site));
+  auto relate = [&](const Access& before, u32 other, bool writes) {
+    if (!before.time || other == c.linear) return Relation::ordered;
+    if (!comes_after(before, other, &Abroad::seen)) return Relation::unordered;
+    return !a.async || !writes || before.async || comes_after(before, other, &Abroad::fenced) ? Relation::ordered : Relation::unfenced;
+  };
+  touch(c.linear, cells_.at(address), now, kind, written, relate, [&](const Access& before, u32 other, bool writes, Relation r) {
+    if (auto f = finding(*c.launch, c.linear, {address, kind, now, before, other, writes, r}))
+      c.add_finding(std::move(*f), "across/" + std::to_string(now.site) + "/" + std::to_string(before.site));
   });
 }
 

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 
+#include "findings.h"
 #include "shadow.h"
 
 namespace tkpy::emulator {
@@ -67,7 +69,6 @@ struct AcrossCell {
 };
 
 struct Launch;
-struct Finding;
 struct Cluster;
 
 // Clusters that cannot talk to each other have no order. They run in any order, and what each did is added here in theirs,
@@ -82,8 +83,18 @@ class AcrossClusters {
   const Access* written_abroad(u32 cluster, u64 address, u32 bytes, u32& by);
 
  private:
+  struct Pair {  // of accesses by two clusters
+    u64 address;
+    AccessKind kind;
+    const Access &now, &before;
+    u32 other;
+    bool writes;  // before
+    Relation relation;
+  };
+  // None when it is not wanted or has been reported.
+  std::optional<Finding> finding(const Launch& launch, u32 cluster, const Pair& p);
   template <class Relate, class Race>
-  void touch(u32 cluster, AcrossCell& cell, const Access& now, AccessKind kind, const Written& written, Relate&& ordered, Race&& race);
+  void touch(u32 cluster, AcrossCell& cell, const Access& now, AccessKind kind, const Written& written, Relate&& relate, Race&& race);
   Pages<AcrossCell> cells_;
   std::unordered_map<u64, bool> reported_;
 };

@@ -46,6 +46,8 @@ extern "C" __global__ void k(float* out, float* scratch, __half* halves, float* 
         Fault("a read through the non-coherent cache", "non-coherent-read", "s[i] = scratch[at + 63 - i]", "s[i] = __ldg(scratch + at + 63 - i)"),
         Fault("the same of what the lane itself has written", "non-coherent-read", "s[i] = scratch[at + 63 - i]", "s[i] = scratch[at + 63 - i] + 0 * __ldg(scratch + at + i)"),
         Fault("the same of one half", "non-coherent-read", "  flags[0] = 7;", "  s[i] += 0 * __half2float(__ldg(halves + at + i));\n  flags[0] = 7;"),
+        Fault("a write of what the lane has read through the non-coherent cache", "non-coherent-read", "  flags[0] = 7;", "  ((float*)x)[at + i] = s[i];\n  flags[0] = 7;"),
+        Fault("a write by another lane, after a barrier", "non-coherent-read", "__syncthreads();  // filled", "__syncthreads();\n  ((float*)x)[at + 63 - i] = s[i];"),
         Fault("pieces overlap by one", "global-race", "halves[at + i] =", "halves[at + i + (i == 63 && blockIdx.x < 2)] ="),
         Fault("all write to one place, each its own", "global-race", "flags[0] = 7;", "flags[0] = blockIdx.x;"),
         Fault("all write to one place, and one reads it", "global-race", "flags[0] = 7;", "if (i < 32) flags[0] = 7; else flags[1] = flags[0];"),
@@ -141,8 +143,61 @@ extern "C" __global__ void k(float* out, u32* flags, const float* x) {
         Fault("flag raised by a plain store", "global-race", "raise_flag(flags + b);", "flags[b] = 1;"),
         Fault("lanes read before the one that waits", "global-race", "    __syncwarp();  // all know\n"),
         Fault("flag raised before all have written", "global-race", "  __syncwarp();  // all have written\n"),
+        Fault("writes what the one before has read through the non-coherent cache", "non-coherent-read", "before + x[32 * b + i];", "before + __ldg(x + 32 * b + i);\n  if (b) ((float*)x)[32 * b - 32 + i] = 0;"),
         Fault("waits for the wrong flag", "global-race", "read_flag(flags + b - 1)", "read_flag(flags)"),
     ),
 )  # fmt: skip
 
-PROGRAMS = (APART, LAST, CHAIN)
+
+# ---- bulk copies of what another CTA has written -------------------------------------------------------------------------
+def launch_handed() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    x, out = ramp(64), aligned(np.zeros(64, np.float32))
+    args = [out, aligned(np.zeros(64, np.float32)), aligned(np.zeros(1, np.uint32)), x]
+    return {"grid": 2, "block": 32, "args": args}, out, x
+
+
+HANDED = Program(
+    "handed to a copy",
+    r"""
+DEVICE u32 read_flag(const u32* p) { u32 v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v; }
+DEVICE void raise_flag(u32* p) { asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(p) : "memory"); }
+DEVICE void fence_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+extern "C" __global__ void k(float* out, float* between, u32* flag, const float* x) {
+  __shared__ __align__(128) float s[64];
+  __shared__ u64 bar;
+  u32 i = threadIdx.x;
+  if (blockIdx.x == 0) {
+    between[i] = x[i];
+    fence_global();  // by the writers
+    between[32 + i] = x[32 + i];
+    __syncwarp();
+    if (i == 0) raise_flag(flag);
+    return;
+  }
+  if (i == 0) {
+    init(smem(&bar), 1);
+    while (!read_flag(flag)) {}
+    expect(smem(&bar), 256);
+    bulk_load(smem(s), between, 128, smem(&bar));
+    fence_global();  // by the issuer
+    bulk_load(smem(s + 32), between + 32, 128, smem(&bar));
+    wait(smem(&bar), 0);
+  }
+  __syncwarp();
+  out[i] = s[i], out[32 + i] = s[32 + i];
+}""",
+    launch_handed,
+    (
+        Fault("the writers do not fence", "proxy-fence", "    fence_global();  // by the writers\n"),
+        Fault("the writers fence before they write", "proxy-fence", "    between[i] = x[i];\n    fence_global();  // by the writers", "    fence_global();\n    between[i] = x[i];"),
+        Fault("one of the writers fences", "proxy-fence", "fence_global();  // by the writers", "if (i == 0) fence_global();"),
+        Fault("the writers fence shared memory", "proxy-fence", "fence_global();  // by the writers", "fence_async();"),
+        Fault("the issuer does not fence", "proxy-fence", "    fence_global();  // by the issuer\n"),
+        Fault("the issuer fences before it knows", "proxy-fence", "    while (!read_flag(flag)) {}\n    expect(smem(&bar), 256);\n    bulk_load(smem(s), between, 128, smem(&bar));\n    fence_global();",
+              "    fence_global();\n    while (!read_flag(flag)) {}\n    expect(smem(&bar), 256);\n    bulk_load(smem(s), between, 128, smem(&bar));"),
+        Fault("the issuer fences after the copy", "proxy-fence", "    fence_global();  // by the issuer\n    bulk_load(smem(s + 32), between + 32, 128, smem(&bar));", "    bulk_load(smem(s + 32), between + 32, 128, smem(&bar));\n    fence_global();"),
+        Fault("the issuer does not know", "global-race", "while (!read_flag(flag)) {}", "read_flag(flag);"),
+    ),
+)  # fmt: skip
+
+PROGRAMS = (APART, LAST, CHAIN, HANDED)
