@@ -31,7 +31,8 @@
 //           4 D L, weights and their gradients once; the gradients are read and written again by every step, in L2. For 8,192
 //           lags, D = 768, W = 128 that is 26 MB, 8 us at 3.35 TB/s, and 19 Gflop, 39 us of the tensor cores at 494 Tflop/s.
 //           A turn goes on in three trips to L2 (release, acquire, load) and some barriers, an assumed 2,000 clocks: of steps that
-//           start together each ends that much after the one before, all of 16 a tenth of what a step is predicted to take.
+//           start together each ends that much after the one before, the last of 16 by an eighth of the 247,000 that the model
+//           of time predicts for a step, most of them latency of arithmetic between products: 8 warps an SM.
 //           224 KB of shared memory: one CTA an SM
 #include "network.cuh"
 
@@ -51,7 +52,7 @@ static_assert(sizeof(Shared) == kBackwardBytes && sizeof(Turned) == 4 * kWidth *
 // What a CTA is to its cluster, which 512 lags they have, how many gradients they have added to; and to how many the CTA
 // of this rank in the step before, as far as thread 0 has seen.
 struct Team {
-  int rank, size, step, added;
+  int rank, size, log, step, added;  // size: 2^log
   u32 seen;
   TK_DEVICE bool fresh() const { return step == 0; }
 };
@@ -90,25 +91,14 @@ TK_DEVICE void end_turn(const Params& p, Team& team) {
   if (p.progress && threadIdx.x == 0) pass_turn(progress(p, team, team.step));
 }
 
-TK_DEVICE void put(Straight& b, const Result& d) {
-#pragma unroll
-  for (int e = 0; e < Result::elements; ++e) {
-    const int row = first_row() + Result::row(0, e), lag = place(Result::col(0, e));
-    tf32 hi, lo;
-    write(&hi, d.get(0, e));
-    write(&lo, d.get(0, e) - read(&hi));
-    b.hi.at(row, lag) = hi;
-    b.lo.at(row, lag) = lo;
-  }
-}
-
 // b = a^t.
 TK_DEVICE void turn(Turned& b, const Straight& a) {
+  const Places from(a.hi);
+  const Places to(b.hi);
 #pragma unroll
   for (int e = 0; e < Result::elements; ++e) {
-    const int row = first_row() + Result::row(0, e), lag = Result::col(0, e);
-    b.hi.at(lag, place(row)) = a.hi.at(row, place(lag));
-    b.lo.at(lag, place(row)) = a.lo.at(row, place(lag));
+    ptx::st_shared(to[e], ptx::ld_shared(from[e]));
+    ptx::st_shared(to[e] + sizeof(b.hi), ptx::ld_shared(from[e] + sizeof(a.hi)));
   }
 }
 
@@ -139,32 +129,39 @@ TK_DEVICE void add_rows(float* share, int length, const Result::per_row& x, int 
 
 // Half of the columns of a sum to the CTAs that own them: elements 4 q .. 4 q + 3 to CTA q % size, each thread's beside
 // those of its neighbours.
-TK_DEVICE u32 slot(int half, int rank, int j, int size) { return (half * 8 + rank * (8 / size) + j) * kThreads + threadIdx.x; }
+TK_DEVICE u32 slot(const Team& team, int half, int rank, int j) {
+  return (half * 8 + (rank << 3 - team.log) + j) * kThreads + threadIdx.x;
+}
 TK_DEVICE void send(Shared& s, const Result& sum, int half, const Team& team) {
 #pragma unroll
   for (int q = 0; q < 8; ++q) {
-    const u32 to = ptx::shared_address(&s.turned) + 16 * slot(half, team.rank, q / team.size, team.size);
-    ptx::st_cluster_v4(ptx::mapa(to, q % team.size),
+    const u32 to = ptx::shared_address(&s.turned) + 16 * slot(team, half, team.rank, q >> team.log);
+    ptx::st_cluster_v4(ptx::mapa(to, q & team.size - 1),
                        make_uint4(__float_as_uint(sum.x[0][4 * q]), __float_as_uint(sum.x[0][4 * q + 1]),
                                   __float_as_uint(sum.x[0][4 * q + 2]), __float_as_uint(sum.x[0][4 * q + 3])));
   }
 }
 
-// The parts that came, added in the order of ranks, to the gradient.
+// The parts that came, added in the order of ranks, to the gradient, which is read ahead of any write.
 TK_DEVICE void collect(const Shared& s, const view<float>& gradient, int row, const Team& team) {
   const float4* parts = reinterpret_cast<const float4*>(&s.turned);
-  const int first = row + first_row();
+  const int first = row + first_row() + Result::corner_row(), corner = Result::corner_col();
+  float* const begin[2] = {gradient.at(first, corner), gradient.at(first + 8, corner)};
   for (int col = 8 * team.rank; col < gradient.cols; col += 8 * team.size) {
-    float sum[4] = {};
+    float before[4] = {}, sum[4] = {};
+    bool inside[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      inside[i] = first + Result::row_step(0, i) < gradient.rows && corner + col + Result::col_step(0, i) < gradient.cols;
+      if (inside[i] && !team.fresh()) before[i] = begin[i / 2][col + i % 2];
+    }
     for (int rank = 0; rank < team.size; ++rank) {
-      const float4 part = parts[slot(col / kLags, rank, col % kLags / 8 / team.size, team.size)];
+      const float4 part = parts[slot(team, col / kLags, rank, col % kLags / 8 >> team.log)];
       sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int r = first + Result::row(0, i), c = col + Result::col(0, i);
-      if (r < gradient.rows && c < gradient.cols) *gradient.at(r, c) = team.fresh() ? sum[i] : *gradient.at(r, c) + sum[i];
-    }
+    for (int i = 0; i < 4; ++i)
+      if (inside[i]) begin[i / 2][col + i % 2] = before[i] + sum[i];
   }
 }
 
@@ -334,7 +331,7 @@ TK_DEVICE void store_times(const Params& p, Shared& s, const Result::per_col& dt
 }
 
 TK_DEVICE void backward(const Params& p, Shared& s) {
-  Team team{cluster_rank(), p.team, -1, 0, 0};
+  Team team{cluster_rank(), p.team, 31 - __clz(p.team), -1, 0, 0};
   for (take_step(p, s, team); 1ll * team.step * team.size * kLags < p.lags; take_step(p, s, team)) {
     const int lag = (team.step * team.size + team.rank) * kLags;
     forward(p, s, lag);

@@ -3,11 +3,13 @@
 //   a_0 = W_in x + b_in, a_n = W_n sin(f a_{n-1}) + b_n;  taps = (W_out sin(f a_N)) exp(-|decay| t)
 //
 // data flow  a CTA takes 64 lags through all layers, then W_out by rounds of 128 channels: products of network.cuh
-// barriers  before h is put: all have read the old one; after: all have written, and published it for wgmma
+// barriers  __syncthreads of all 256 threads: before h is put, all have read the old one; after it (publish), all have
+//           written it. Rounds of channels need none: h stays. Warpgroups without rows only take part in these
 // precision network.cuh
 // limits    E, W <= 128; an infinite weight gives NaN (its lo part does)
 // cost      flops 2 L (E + N W + D) W, tensor cores do three times that; bytes 4 D L, weights come from L2 once a CTA.
-//           64 KB of shared memory: two CTAs an SM, one computes while the other waits for weights
+//           For 8,192 lags, D = 768, W = 128: 26 MB, 8 us at 3.35 TB/s; 6.5 Gflop, 13 us of the tensor cores at 494 Tflop/s;
+//           68 MB out of L2. 64 KB of shared memory: two CTAs an SM, one computes while the other waits for weights
 #include "network.cuh"
 
 namespace tkpy::hyena_filter {

@@ -27,7 +27,7 @@ struct Turned {
   st<tf32, kLags, kWidth> hi, lo;
 };
 
-TK_DEVICE constexpr int place(int k) { return (k & ~7) | (k & 7) >> 1 | (k & 1) << 2; }
+TK_HD constexpr int place(int k) { return (k & ~7) | (k & 7) >> 1 | (k & 1) << 2; }
 
 // The first row of the result that this warp holds.
 TK_DEVICE int first_row() { return 16 * warp_index(); }
@@ -58,16 +58,33 @@ TK_DEVICE void split(Operand& hi, Operand& lo, const rt_fl<16, Cols>& x, int fir
   }
 }
 
-// After a barrier, when all have read what was there: b = d^t. To be published.
-TK_DEVICE void put(Turned& b, const Result& d) {
+// Where the elements of a result lie in a tile [lags x rows] or [rows x lags] whose row of the result, or lag, is in the order
+// of `place`. Offsets are linear in bits, those of a thread's corner and of an element have none in common, and tiles begin at
+// multiples of 1024: what an element adds below 1024 is one of few constants to XOR with, the rest to add.
+template <class Tile>
+struct Places {
+  static constexpr TK_HD u32 of(int row, int lag) {
+    const bool turned = Tile::rows == kLags;
+    return tile_offset(Tile::rows, Tile::cols, sizeof(tf32), Tile::swizzle, turned ? lag : row, place(turned ? row : lag));
+  }
+  u32 corner;
+  TK_DEVICE explicit Places(const Tile& tile)
+      : corner(ptx::shared_address(&tile) + of(first_row() + Result::corner_row(), Result::corner_col())) {}
+  TK_DEVICE u32 operator[](int e) const {
+    const u32 own = of(Result::row_step(0, e), Result::col_step(0, e));
+    return (corner ^ own % 1024) + own / 1024 * 1024;
+  }
+};
+
+// After a barrier, when all have read what was there: b = d or, in Turned, d^t. To be published.
+template <class Both>
+TK_DEVICE void put(Both& b, const Result& d) {
+  const Places at(b.hi);
 #pragma unroll
   for (int e = 0; e < Result::elements; ++e) {
-    const int lag = Result::col(0, e), row = place(first_row() + Result::row(0, e));
-    tf32 hi, lo;
-    write(&hi, d.get(0, e));
-    write(&lo, d.get(0, e) - read(&hi));
-    b.hi.at(lag, row) = hi;
-    b.lo.at(lag, row) = lo;
+    const float x = d.get(0, e), hi = ptx::to_tf32(x);
+    ptx::st_shared(at[e], hi);
+    ptx::st_shared(at[e] + sizeof(b.hi), ptx::to_tf32(x - hi));
   }
 }
 
