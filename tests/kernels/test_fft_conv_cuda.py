@@ -18,7 +18,7 @@ from tkpy import conformance, machine  # noqa: E402
 
 CASES = [case for case in OP.cases if not case.bench]
 DTYPES = [torch.bfloat16, torch.float16]
-STEMS = ("kernel", "spectrum", "backward", "cluster", "long", "long_filter", "long_backward")
+STEMS = ("kernel", "spectrum", "backward", "cluster", "cluster_backward", "long", "long_filter", "long_backward")
 EVERYTHING = ("reverse", "skip", "gates")
 cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
 spectra = importlib.import_module("tkpy.ops.fft_conv.spectra")
@@ -117,28 +117,79 @@ def test_rows_on_clusters(clusters, folder, monkeypatch, dtype, length, options,
     assert clusters == [f"fft_conv_long_filter_values_{points}"] + [name] * (3 if "post_gate" in rows else 2)
 
 
-def test_taps_and_channels_of_rows_on_clusters(clusters):
-    """Short and far taps, several channels and batch entries, gradients of the filters through memory."""
-    kwargs = inputs(3, 2, 16500, *EVERYTHING, taps=40, reverse=16700)
+@pytest.mark.parametrize(
+    "dtype, sizes, options, seed",
+    [
+        (torch.bfloat16, (2, 2, 16385), EVERYTHING, 0),
+        (torch.float16, (3, 1, 32767), ("reverse", "pre_gate"), 1),
+        (torch.bfloat16, (2, 1, 32768), EVERYTHING, 2),
+        (torch.bfloat16, (2, 1, 32769), ("skip", "pre_gate"), 1),
+        (torch.float16, (2, 1, 49155), EVERYTHING, 2),
+        (torch.float16, (1, 2, 65536), ("reverse", "post_gate"), 0),
+    ],
+    ids=str,
+)
+def test_all_gradients_of_rows_on_clusters(clusters, folder, monkeypatch, dtype, sizes, options, seed):
+    """One launch, whatever there is, of several rows one after another."""
+    on_machine(monkeypatch, folder, seed)
+    assert disagreement(inputs(*sizes, *options, dtype=dtype, seed=seed)) == ""
+    points = 4096 if sizes[2] <= 32768 else 8192
+    values, convolve = f"fft_conv_long_filter_values_{points}", f"fft_conv_cluster_{points}"
+    assert clusters == [values, convolve, values, f"fft_conv_cluster_backward_{points}"]
+
+
+@pytest.mark.parametrize("taps, reverse", [(40, 16700), (16700, 3), (16499, 16499)])
+def test_taps_and_channels_of_rows_on_clusters(clusters, taps, reverse):
+    """Short and far taps, that begin at 16 bytes and that do not, several channels and batch entries."""
+    kwargs = inputs(3, 2, 16500, "reverse", "skip", taps=taps, reverse=reverse)
     assert disagreement(kwargs, grad=("u", "k", "k_reverse", "skip")) == ""
-    assert clusters[:2] == ["fft_conv_long_filter_values_4096", "fft_conv_cluster_4096"]
-    assert "fft_conv_long_backward_2048" in clusters
-    assert clusters.count("fft_conv_cluster_4096") == 1
+    assert clusters[-1] == "fft_conv_cluster_backward_4096"
+
+
+@pytest.mark.parametrize("needed", ["k", "k_reverse", "skip", "u skip", "pre_gate k", "post_gate k_reverse"])
+def test_some_gradients_of_rows_on_clusters(clusters, needed):
+    """Nothing goes back of u, of dy, of both, and no spectrum is made for that."""
+    kwargs = inputs(2, 1, 17001, *EVERYTHING, taps=300)
+    assert disagreement(kwargs, grad=needed.split()) == ""
+    assert clusters.count("fft_conv_long_filter_values_4096") == len(needed.split())
+    assert clusters[-1] == "fft_conv_cluster_backward_4096"
+
+
+@pytest.mark.parametrize("batch, shares", [(3, 2), (2, 3)])
+def test_parts_of_the_batch_of_rows_on_clusters(clusters, folder, monkeypatch, batch, shares):
+    """Of unequal size, and an empty one; the same bits every time, whatever the schedule."""
+    kwargs, dy = inputs(batch, 1, 16400, "reverse", taps=70), torch.randn(batch, 1, 16400).bfloat16()
+    monkeypatch.setattr(cuda, "shares_on_clusters", lambda *_: shares)
+    found = []
+    for seed in (1, 2):
+        on_machine(monkeypatch, folder, seed)
+        found.append(results(kwargs, "emulator", dy))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert disagreement(kwargs) == ""
 
 
 @pytest.mark.parametrize("length", [17000, 17003])
 def test_what_lies_outside_rows_on_clusters_is_not_looked_at(clusters, length):
-    """NaN past the end of rows and in another row of the batch; the same bits whatever else a batch holds."""
-    kwargs = inputs(2, 1, length, "skip", "gates", taps=500)
-    clean = results(kwargs, "emulator", torch.ones(()), grad=False)["y"]
+    """NaN past the end of rows, in taps that reach nothing and in another row of the batch; the same bits whatever else
+    a batch holds."""
+    kwargs = inputs(2, 1, length, "skip", "gates", "reverse", taps=length + 5, reverse=length + 5)
+    kwargs["k"][:, length:] = kwargs["k_reverse"][:, length - 1 :] = 0.0
+    ones = torch.ones(2, 1, length)
+    clean = results(kwargs, "emulator", ones)
+    kwargs["k"][:, length:] = kwargs["k_reverse"][:, length - 1 :] = float("nan")
     for name in ("u", "pre_gate", "post_gate"):
         wide = torch.full((2, 1, length + 24), float("nan"), dtype=torch.bfloat16)
         wide[..., :length] = kwargs[name]
         kwargs[name] = wide[..., :length]
+    found = results(kwargs, "emulator", ones)
+    assert all(torch.equal(found[name], clean[name]) for name in clean)
     kwargs["u"][1, 0, 3] = float("nan")
-    y = results(kwargs, "emulator", torch.ones(()), grad=False)["y"]
-    assert torch.equal(y[0], clean[0])
-    assert y[1].isnan().all()
+    found = results(kwargs, "emulator", ones)
+    for name in ("y", "du", "dpre_gate", "dpost_gate"):
+        assert torch.equal(found[name][0], clean[name][0]), name
+    assert found["y"][1].isnan().all()
+    assert found["dk"][:, :length].isnan().all()
+    assert not found["du"].isnan().any()  # of dy and taps alone
 
 
 def test_which_rows_go_to_clusters():
@@ -173,6 +224,36 @@ def test_what_a_row_on_a_cluster_costs(clusters, length, requested, flops):
     assert more["global_bytes"] <= requested * length
     moved = 32 * work[f"fft_conv_cluster_{length // 8}"]
     assert moved <= 1.04 * (2 * 8 + 8) * length  # two rows and the spectrum, and tables
+
+
+def test_how_many_clusters_sum():
+    """No more than fit at a time, and none without a row."""
+    cpu = torch.device("cpu")
+    sizes = (8, 1, 4096), (64, 2, 4096), (64, 2, 8192), (5, 8, 4096), (8, 64, 4096), (1, 1, 8192)
+    assert [cuda.shares_on_clusters(*each, cpu) for each in sizes] == [8, 16, 8, 3, 1, 1]
+
+
+@pytest.mark.parametrize("length, flops", [(32768, 4608), (65536, 6144)])
+def test_what_all_gradients_of_a_row_on_a_cluster_cost(clusters, length, flops):
+    """One row more: u and dy there and back once each, each tensor once through memory; V and half the sum written
+    and read in shared memory besides; no bank conflict, nothing through local memory."""
+    counts, work = [], []
+    for batch in (1, 2):
+        kwargs = {name: t.requires_grad_(True) for name, t in inputs(batch, 1, length, "skip", "gates").items()}
+        y = tkpy.fft_conv(**kwargs, backend="emulator")
+        with machine.counting() as counters:
+            y.sum().backward()
+            name = f"fft_conv_cluster_backward_{length // 8}"
+            (found,) = (count for count in counters() if count.kernel == name)
+        counts.append(asdict(found.counters.total))
+        work.append(32 * (found.sectors_read + found.sectors_written))
+    more = {name: counts[1][name] - counts[0][name] for name in counts[0]}
+    assert more["tensor_flops"] == flops * length
+    assert more["flops"] <= 1.06 * more["tensor_flops"]
+    assert more["bank_conflicts"] == more["local_bytes"] == 0
+    assert more["shared_bytes"] == (2 * 96 + 16 + 8) * length
+    assert work[1] - work[0] == 7 * 2 * length
+    assert work[0] <= 1.04 * (7 * 2 + 8 + 4) * length  # and the spectrum, the taps' gradient, tables
 
 
 def test_factors_of_long_rows():
@@ -497,6 +578,30 @@ def test_the_launcher_of_clusters_checks_again(built):
         with pytest.raises(tkpy.InternalError, match=words):
             convolve(**wrong)
     assert convolve() == "fft_conv_cluster_4096"
+
+
+def test_the_launcher_of_gradients_on_clusters_checks_again(built):
+    u, out, spectrum = torch.randn(2, 3, 100).bfloat16(), torch.empty(2, 3, 100).bfloat16(), torch.zeros(3, 8, 4096, 2)
+    tables = importlib.import_module("tkpy.ops.fft_conv.tables").tables(4096, u.device, 0.0)
+    dk, none = torch.empty(1, 3, 100), torch.empty(1, 3, 0)
+
+    def backward(dy=u, du=out, dk=dk, reverse=none, spectrum=spectrum, points=4096, tables=tables):
+        rest = u, None, dy, None, du, None, None, dk, reverse, spectrum, points, tables
+        return machine.launch("fft_conv_cluster_backward", *rest, op="fft_conv")
+
+    for words, wrong in (
+        ("dy: need the shape", {"dy": u[..., :50]}),
+        ("du: need .* the type of u", {"du": out.half()}),
+        ("dk: need .groups, channels, taps", {"dk": dk[0]}),
+        ("dk_reverse: need .groups", {"reverse": torch.empty(2, 3, 4)}),
+        ("spectrum: need .channels, 8, points, 2.", {"spectrum": None}),
+        ("spectrum: need .channels, 8, points, 2.", {"spectrum": spectrum[:2]}),
+        ("tables: need", {"tables": tables[:-1]}),
+        ("points: need 4096 or 8192", {"points": 2048}),
+    ):
+        with pytest.raises(tkpy.InternalError, match=words):
+            backward(**wrong)
+    assert backward() == backward(du=None, spectrum=None) == "fft_conv_cluster_backward_4096"
 
 
 def test_the_launchers_of_long_rows_check_again(built):

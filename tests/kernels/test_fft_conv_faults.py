@@ -33,9 +33,15 @@ KERNELS = {
         "long_backward<2>(p, memory)",
     ),
     "cluster": ("fft_conv_cluster", "fft_conv_cluster_4096", "LongParams", "cluster_row<3>(p, memory)"),
+    "cluster backward": (
+        "fft_conv_cluster_backward",
+        "fft_conv_cluster_backward_4096",
+        "BackwardParams",
+        "cluster_backward<3>(p, memory)",
+    ),
     "taps out": ("fft_conv_long_filter", "fft_conv_long_filter_out", "LongFilterParams", "filter_out(p, memory)"),
 }
-MODULES = ("kernel", "spectrum", "backward", "cluster", "long", "long_filter", "long_backward")
+MODULES = ("kernel", "spectrum", "backward", "cluster", "cluster_backward", "long", "long_filter", "long_backward")
 HEADERS = [f"{name}.cuh" for name in ("transform", "filter", "rows", "outer", "cluster", "backward")]
 FILES = ("params.h", *HEADERS, *(f"{name}.cu" for name in MODULES))
 SHARES = {1: (1, 1), 2: (2, 2), 3: (4, 2), 4: (3, 3), 5: (4, 4)}  # and the cluster, by the batch
@@ -142,12 +148,7 @@ FAULTS = [
     fault("skip at every chunk", "if (i == 0 && n == 0 && p.skip)", "if (i == 0 && p.skip)", "spectrum"),
     fault("values of another unit", "out[F::value_at(unit, b, half)]", "out[F::value_at(i, b, half)]", "spectrum"),
     # The backward
-    fault(
-        "the next row before this one is read",
-        "      } else {\n        __syncthreads();\n",
-        "      } else {\n",
-        "backward",
-    ),
+    fault("the next row before this one is read", "leave() const { __syncthreads(); }", "leave() const {}", "backward"),
     fault("back over what is still read", "    __syncthreads();  // all has been read", "    // all", "backward"),
     fault(
         "v correlated with g",
@@ -212,8 +213,8 @@ FAULTS = [
     fault("samples read before they are there", "low);\n    }\n    cluster_sync();\n", "low);\n    }\n", "cluster"),
     fault(
         "values read before they are there",
-        "rows)[4][8]) const {\n    cluster_sync();\n",
-        "rows)[4][8]) const {\n",
+        "gather(float2 (&z)[4][kRowCluster]) const {\n    cluster_sync();\n",
+        "gather(float2 (&z)[4][kRowCluster]) const {\n",
         "cluster",
     ),
     fault("left before others have read", "finish() { cluster_wait(); }", "finish() {}", "cluster"),
@@ -288,6 +289,99 @@ FAULTS = [
     ),
     fault("taps of one frequency", "(channel) * kRowCluster + rank)", "(channel) * kRowCluster)", "cluster"),
     fault("rows of one batch entry", "batch = task % p.batch, channel", "batch = 0, channel", "cluster"),
+    # The backward of long rows on clusters
+    fault("written before all have begun", "  ClusterRow<Index>::enter();\n", "", "cluster backward"),
+    fault(
+        "the next row with no barrier", "leave() const { cluster_arrive(); }", "leave() const {}", "cluster backward"
+    ),
+    fault("sums over what others still read", "  cluster_wait();\n  of.back", "  of.back", "cluster backward"),
+    fault(
+        "left before others have read", "turned);\n  }\n  cluster.finish();\n", "turned);\n  }\n", "cluster backward"
+    ),
+    fault(
+        "dy without its gate",
+        "here.scatter(Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)})",
+        "here.scatter(Gated{row(g ? p.dy : p.u, batch), row(p.pre, batch)})",
+        "cluster backward",
+    ),
+    fault(
+        "v correlated with itself",
+        "here.scatter(Gated{row(g ? p.dy : p.u, batch)",
+        "here.scatter(Gated{row(p.u, batch)",
+        "cluster backward",
+    ),
+    fault(
+        "the wrong one wanted",
+        "here.first();\n  }\n  TK_DEVICE bool wants(bool g) const { return g ?",
+        "here.first();\n  }\n  TK_DEVICE bool wants(bool g) const { return !g ?",
+        "cluster backward",
+    ),
+    fault(
+        "taps of one frequency",
+        "kRowCluster + rank) * (F::M / 2);\n",
+        "kRowCluster) * (F::M / 2);\n",
+        "cluster backward",
+    ),
+    fault(
+        "taps of one channel",
+        "(static_cast<long long>(channel) * kRowCluster + rank) * (F::M / 2);\n",
+        "rank * (F::M / 2);\n",
+        "cluster backward",
+    ),
+    fault(
+        "gradient of v past its gate",
+        "here.store(out, row(g ? p.pre : p.dy, batch)",
+        "here.store(out, row(p.dy, batch)",
+        "cluster backward",
+    ),
+    fault(
+        "gradient of the gate by the gate",
+        "here.store(row(p.dpre, batch), row(p.u, batch)",
+        "here.store(row(p.dpre, batch), row(p.pre, batch)",
+        "cluster backward",
+    ),
+    fault(
+        "gradients of one batch entry",
+        "row(g ? p.du : p.dpost, batch);",
+        "row(g ? p.du : p.dpost, 0);",
+        "cluster backward",
+    ),
+    fault(
+        "the share of another cluster",
+        "/ kRowCluster, p.channels, p.shares, 1,",
+        "/ kRowCluster, p.channels, p.shares, 2,",
+        "cluster backward",
+    ),
+    fault(
+        "the rest of the sum over V",
+        "sum.shared = Base::memory + 16 * M",
+        "sum.shared = Base::memory + 8 * M",
+        "cluster backward",
+    ),
+    fault(
+        "the rest of the sum past the end",
+        "value_at(unit - Kept * Warps, b, half)",
+        "value_at(unit, b, half)",
+        "cluster backward",
+    ),
+    fault("sums not divided", "of.back(sum, 1.0f / points)", "of.back(sum, 1.0f)", "cluster backward"),
+    fault(
+        "imaginary for real parts",
+        "cluster.as_rows(ahead, z)",
+        "cluster.template as_rows<true>(ahead, z)",
+        "cluster backward",
+    ),
+    fault("reversed taps in order", "turned[e] = behind[i][7 - e]", "turned[e] = behind[i][e]", "cluster backward"),
+    fault("lag of eight taps behind", "points - 8 - cluster.place(i)", "points - cluster.place(i)", "cluster backward"),
+    fault("one tap too many", "if (n + i < used) taps[n + i]", "if (n + i <= used) taps[n + i]", "cluster backward"),
+    fault("eight taps too many", "if (n + 8 <= used &&", "if (n < used &&", "cluster backward"),
+    fault(
+        "vectors of taps that do not begin at one",
+        "reinterpret_cast<unsigned long long>(taps) % 16 == 0",
+        "true",
+        "cluster backward",
+    ),
+    fault("sums of one share", "p.dk + static_cast<long long>(share.slot) * p.used;", "p.dk;", "cluster backward"),
     # Filters of long rows
     fault("taps read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "taps in"),
     fault("taps that reach nothing", "ahead < p.used ?", "ahead < p.taps ?", "taps in"),
@@ -303,7 +397,7 @@ FAULTS = [
     fault(
         "rows of one batch entry", "(static_cast<long long>(batch) * p.rows + channel)", "(channel)", "long backward"
     ),
-    fault("sums not divided", "of.back(sum, p.scale,", "of.back(sum, 1.0f,", "long backward"),
+    fault("sums not divided", "of.back(sum, p.scale)", "of.back(sum, 1.0f)", "long backward"),
     fault("sums of one row", "static_cast<long long>(share.slot) * 2 * B::M", "0LL", "long backward"),
     fault("taps of one frequency", "(channel) * (M / 2);\n  }", "(0) * (M / 2);\n  }", "long backward"),
     fault("imaginary for real parts", "work(batch, g) + im * M + n", "work(batch, g) + n", "long backward"),
@@ -329,6 +423,10 @@ def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
             (inputs(2, 1, LONG, "reverse", "skip", "gates"), False),
             (inputs(1, 2, 17000, "gates", dtype=torch.float16), ("u", "pre_gate")),
         ]
+    if kernel == "cluster backward":  # a cluster of two rows and one of one; taps that reach nothing
+        beyond = inputs(3, 1, 17001, "reverse", "skip", "gates", taps=17100, reverse=17100)
+        beyond["k"][:, 17001:] = beyond["k_reverse"][:, 17000:] = float("nan")
+        return [(beyond, True), (inputs(2, 2, 16400, "reverse", dtype=torch.float16), ("u", "k"))]
     if kernel in ("in", "inner", "out"):
         return [(inputs(2, 1, LONG, "reverse", "skip", "gates"), False)]
     if kernel.startswith("taps"):
@@ -355,9 +453,11 @@ def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
 
 def few_shares(monkeypatch, fault: Fault) -> None:
     """Several shares a cluster, of faults in the backward also several clusters and one that is not a power of two; a
-    few long rows are enough for clusters where these have the fault."""
+    few long rows are enough for clusters where these have the fault, whose batch is in two parts."""
     cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
-    monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1 if fault.kernel == "cluster" else 132)
+    few = fault.kernel.startswith("cluster")
+    monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1 if few else 132)
+    monkeypatch.setattr(cuda, "shares_on_clusters", lambda *_: 2)
     monkeypatch.setattr(cuda, "shares_and_cluster", lambda batch, *_: SHARES[batch])
 
 

@@ -24,8 +24,10 @@ struct Ends {
   int channel;
 
   TK_DEVICE Row row(const Rows& rows, int batch) const { return Row(rows, batch, channel, p.length, p.half != 0); }
-  TK_DEVICE void load(float (&x)[8], int batch, bool g, int, int n) const {
-    Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)}.load(x, n);
+  TK_DEVICE void bring(const Transform<Index>& transform, int batch, bool g) const {
+    transform.template first<false>([&](float(&x)[8], int, int n) {
+      Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)}.load(x, n);
+    });
   }
   TK_DEVICE bool wants(bool g) const { return g ? p.du.data || p.dpre.data : p.dpost.data != nullptr; }
   TK_DEVICE const float4* spectrum() const {
@@ -38,22 +40,24 @@ struct Ends {
       if (n >= p.length) return;
       if (out.data) store_gated(out, gate, x, n);
       if (out2.data) store_gated(out2, gate2, x, n);
-    });
+    });  // a warp's columns, which it alone fills with the next row
   }
+  TK_DEVICE void leave() const { __syncthreads(); }
 };
 
 template <int Index>
 TK_DEVICE void backward(const BackwardParams& p, const void* memory) {
   using B = Backward<Index>;
   const B of(memory, p.tables);
-  const Share share(p.channels, p.shares, p.cluster, p.batch);
+  const Share share(static_cast<int>(blockIdx.x), p.channels, p.shares, p.cluster, p.batch);
   typename B::Sum sum;
-  of.template rows<false>(sum, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
-                          Ends<Index>{p, share.channel});
+  of.rows(sum, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
+          Ends<Index>{p, share.channel});
   if (!of.of_cluster(sum, p.cluster)) return;
   constexpr float scale = 1.0f / B::M;
   const long long slot = share.slot;
-  of.back(sum, scale, [&](const float2(&z)[2], int n) {
+  of.back(sum, scale);
+  of.last([&](const float2(&z)[2], int n) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int lag = n + e, back = B::M - lag;

@@ -1,12 +1,13 @@
-// Both ends of a convolution's gradients, of rows that a CTA holds (backward.cu) and of longer ones (long_backward.cu):
-// v and g are transformed once each. Of their values V and G, and those of the taps K, the gradient of v is that of
-// G conj(K), the gradient of the taps that of the sum over rows of G conj(V), and the convolution itself that of V K.
+// Both ends of a convolution's gradients, of rows that a CTA holds (backward.cu), that a cluster holds (cluster_backward.cu)
+// and of longer ones (long_backward.cu): v and g are transformed once each. Of their values V and G, and those of the taps
+// K, the gradient of v is that of G conj(K), the gradient of the taps that of the sum over rows of G conj(V), and the
+// convolution itself that of V K.
 //
-// A thread keeps V of the row at hand and the sum, its own units of the third pass only. Up to 4096 points V lies in
-// shared memory behind the row and the sum in registers (both there would spill), else both in global memory that L2
-// holds. G and what goes back are in registers a unit at a time. CTAs that sum parts of one channel's rows are a cluster,
-// and add their sums up as a tree: one pushes its sum into the shared memory of another, where the row was, a cluster
-// barrier before (the last one has been read) and after each step.
+// A thread keeps V of the row at hand and the sum, its own units of the third pass only. Up to 4096 points, and of rows on
+// clusters, V lies in shared memory behind the row and the sum in registers (both there would spill), but that of units from
+// `Kept` on behind V; else both in global memory that L2 holds. G and what goes back are in registers a unit at a time. CTAs
+// that sum parts of one channel's rows are a cluster, and add their sums up as a tree: one pushes its sum into the shared
+// memory of another, where the row was, a cluster barrier before (the last one has been read) and after each step.
 #pragma once
 
 #include "filter.cuh"
@@ -18,9 +19,9 @@ namespace tkpy::fft_conv {
 // sum one after another's; the shares of all channels in turn.
 struct Share {
   int channel, begin, end, slot;  // slot: of the cluster's sum, [groups][channels]
-  TK_DEVICE Share(int channels, int shares, int cluster, int rows) {
-    const int each = (rows + shares - 1) / shares, rank = static_cast<int>(blockIdx.x) % cluster;
-    slot = static_cast<int>(blockIdx.x) / cluster;
+  TK_DEVICE Share(int index, int channels, int shares, int cluster, int rows) {
+    const int each = (rows + shares - 1) / shares, rank = index % cluster;
+    slot = index / cluster;
     channel = slot % channels;
     const int share = slot / channels * cluster + rank;
     begin = min(share * each, rows);
@@ -28,43 +29,47 @@ struct Share {
   }
 };
 
-template <int Index>
+template <int Index, bool OnChip = kPlans[Index].points() <= kInRegisters, int Kept = OnChip ? Transform<Index>::units : 0>
 struct Backward : Transform<Index> {
   using Base = Transform<Index>;
   using Base::chunks, Base::units, Base::M, Base::Warps;
   using Values = typename Base::Values;
-  static constexpr bool in_registers = M <= kInRegisters;
-  static constexpr int kept = in_registers ? units : 1;
-  static constexpr int unroll = in_registers ? units : 1;
+  static constexpr int unroll = OnChip ? units : 1;
 
   // Values of all units of this thread, in pairs of complex numbers: the sum, and V.
   struct Sum {
-    float4 x[kept][chunks][2];
+    float4 x[Kept ? Kept : 1][chunks][2];
+    u32 shared;  // of the units from Kept on
     float4* memory;
+    TK_DEVICE u32 place(int unit, int b, int half) const {
+      return shared + 16 * Base::value_at(unit - Kept * Warps, b, half);
+    }
     TK_DEVICE float4 get(int i, int unit, int b, int half) const {
-      if constexpr (in_registers)
-        return x[i][b][half];
-      else
+      if constexpr (!OnChip)
         return memory[Base::value_at(unit, b, half)];
+      else
+        return i < Kept ? x[i][b][half] : as_floats(ptx::ld_shared_v4(place(unit, b, half)));
     }
     TK_DEVICE void set(int i, int unit, int b, int half, float4 value) {
-      if constexpr (in_registers)
+      if constexpr (!OnChip)
+        memory[Base::value_at(unit, b, half)] = value;
+      else if (i < Kept)
         x[i][b][half] = value;
       else
-        memory[Base::value_at(unit, b, half)] = value;
+        ptx::st_shared_v4(place(unit, b, half), as_words(value));
     }
   };
   struct OfV {
     u32 shared;
     float4* memory;
     TK_DEVICE float4 get(int unit, int b, int half) const {
-      if constexpr (in_registers)
+      if constexpr (OnChip)
         return as_floats(ptx::ld_shared_v4(shared + 16 * Base::value_at(unit, b, half)));
       else
         return memory[Base::value_at(unit, b, half)];
     }
     TK_DEVICE void set(int unit, int b, int half, float4 value) const {
-      if constexpr (in_registers)
+      if constexpr (OnChip)
         ptx::st_shared_v4(shared + 16 * Base::value_at(unit, b, half), as_words(value));
       else
         memory[Base::value_at(unit, b, half)] = value;
@@ -97,19 +102,21 @@ struct Backward : Transform<Index> {
   }
 
   // The sum over the rows of a share, v of a row and then its g; what is wanted of them goes back.
-  //   ends.load(x, row, g, im, n)  samples n .. n + 7 of v, or of g, as `first` has them
-  //   ends.wants(g)                is the convolution of v, or the gradient from g, wanted?
-  //   ends.spectrum()              of the taps, then
-  //   ends.take(transform, row, g) by last_real or last
-  template <bool Complex, class Ends>
+  //   ends.bring(transform, row, g) v, or g, through `first`
+  //   ends.wants(g)                 is the convolution of v, or the gradient from g, wanted?
+  //   ends.spectrum()               of the taps, then
+  //   ends.take(transform, row, g)  by `last`, or
+  //   ends.leave()                  where nothing goes back: before the next row comes, this one has been read
+  template <class Ends>
   TK_DEVICE void rows(Sum& sum, float4* scratch, const Share& share, const Ends& ends) const {
     const OfV v{Base::memory + 8 * M, scratch};
+    sum.shared = Base::memory + 16 * M;
     sum.memory = scratch + M / 2;
     each([&](int i, int unit, int b, int half) { sum.set(i, unit, b, half, make_float4(0.0f, 0.0f, 0.0f, 0.0f)); });
 #pragma unroll 1
     for (int task = 2 * share.begin; task < 2 * share.end; ++task) {
       const bool g = task % 2 != 0, back = ends.wants(g);
-      Base::template first<Complex>([&](float(&x)[8], int im, int n) { ends.load(x, task / 2, g, im, n); });
+      ends.bring(*this, task / 2, g);
       Base::to_values();
       const typename Base::Third pass(Base::tables);
 #pragma unroll unroll
@@ -124,9 +131,9 @@ struct Backward : Transform<Index> {
       }
       if (back) {
         Base::from_values();
-        ends.take(*this, task / 2, g);  // a warp's columns, which it alone fills with the next row
+        ends.take(*this, task / 2, g);
       } else {
-        __syncthreads();
+        ends.leave();
       }
     }
   }
@@ -173,9 +180,8 @@ struct Backward : Transform<Index> {
     return rank == 0;
   }
 
-  // The sums times a factor, transformed back: store(z, n) gets complex samples n, n + 1.
-  template <class Store>
-  TK_DEVICE void back(const Sum& sum, float scale, Store store) const {
+  // The sums times a factor, up to `last`.
+  TK_DEVICE void back(const Sum& sum, float scale) const {
     const typename Base::Third pass(Base::tables);
 #pragma unroll unroll
     for (int i = 0; i < units; ++i) {
@@ -191,7 +197,6 @@ struct Backward : Transform<Index> {
       Base::third_back(pass, z, unit);
     }
     Base::from_values();
-    Base::last(store);
   }
 };
 

@@ -34,8 +34,10 @@ TK_DEVICE void cluster_row(const LongParams& p, const void* memory) {
          p.correlate != 0);
   transform.from_values();
   cluster.last();
+  float2 z[4][kRowCluster];
   float x[4][8];
-  cluster.gather(x);
+  cluster.gather(z);
+  cluster.as_rows(x, z);
   cluster.store(row(p.out), row(p.post), x);
   if (p.out2.data) cluster.store(row(p.out2), row(p.post2), x);
   cluster.finish();

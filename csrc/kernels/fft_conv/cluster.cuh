@@ -136,11 +136,9 @@ struct ClusterRow {
     }
   }
 
-  // Rows i of this lane: samples place(i) .. + 7.
-  TK_DEVICE int place(int i) const { return (4 * half + i) * M + 8 * chunk; }
-  TK_DEVICE void gather(float (&rows)[4][8]) const {
+  // What the row is at the columns of one parity of this lane's chunk, for all n0.
+  TK_DEVICE void gather(float2 (&z)[4][kRowCluster]) const {
     cluster_sync();
-    float2 z[4][kRowCluster];  // columns of one parity
 #pragma unroll
     for (int i = 0; i < kRowCluster; ++i) {
       const u32 from = there((rank + i) % kRowCluster) + half * plane;
@@ -167,12 +165,24 @@ struct ClusterRow {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {  // n0 = i here, i + 4 in the other lane, or the other way round
         const float2 low = i % 2 ? odd[i / 2] : even[i / 2], high = i % 2 ? odd[2 + i / 2] : even[2 + i / 2];
-        const float a = low.x * wave[i].x - low.y * wave[i].y, b = high.x * wave[i + 4].x - high.y * wave[i + 4].y;
+        z[e][i] = times(low, wave[i]);
+        z[e][i + 4] = times(high, wave[i + 4]);
+      }
+    }
+  }
+  // Rows i of this lane: samples place(i) .. + 7, the real or the imaginary parts of what two lanes have gathered.
+  TK_DEVICE int place(int i) const { return (4 * half + i) * M + 8 * chunk; }
+  template <bool Imaginary = false>
+  TK_DEVICE void as_rows(float (&rows)[4][8], const float2 (&z)[4][kRowCluster]) const {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float a = Imaginary ? z[e][i].y : z[e][i].x, b = Imaginary ? z[e][i + 4].y : z[e][i + 4].x;
         const float kept = half ? b : a, taken = __shfl_xor_sync(0xffffffffu, half ? a : b, 16);
         rows[i][2 * e] = half ? taken : kept;
         rows[i][2 * e + 1] = half ? kept : taken;
       }
-    }
   }
   // out = gate x, or x, of the rows of `gather`.
   TK_DEVICE void store(const Row& out, const Row& gate, const float (&rows)[4][8]) const {

@@ -87,6 +87,44 @@ inline int check_spectrum(const View& u, const View& spectrum, const View& table
   return plan;
 }
 
+// What all gradients of rows that stay on the chip take, of up to `points` samples; `shares` parts of the batch, of which
+// clusters sum.
+inline BackwardParams backward_params(const View& u, const Optional& pre, const View& dy, const Optional& post,
+                                      const Optional& du, const Optional& dpre, const Optional& dpost, const View& dk,
+                                      const View& dk_reverse, const Optional& spectrum, const View& tables,
+                                      std::int64_t points, int cluster) {
+  check_rows("u", u, u);
+  check_rows("dy", dy, u);
+  check_optional_rows({{"pre", &pre}, {"post", &post}, {"du", &du}, {"dpre", &dpre}, {"dpost", &dpost}}, u);
+  check(u.elements() > 0 && u.shape[2] <= points, "u", "at least one sample and at most as many as points", u);
+  for (const auto& [name, v] : {std::pair{"dk", &dk}, {"dk_reverse", &dk_reverse}}) {
+    check(v->rank == 3 && v->shape[0] == dk.shape[0] && v->shape[0] >= 1 && v->shape[1] == u.shape[1] && v->shape[2] <= points,
+          name, "[groups, channels, taps]", *v);
+    check_dense(name, *v, DType::f32, v->elements(), u);
+  }
+  BackwardParams p{};
+  p.u = rows_of(u);
+  p.pre = rows_of(pre);
+  p.dy = rows_of(dy);
+  p.post = rows_of(post);
+  p.du = rows_of(du);
+  p.dpre = rows_of(dpre);
+  p.dpost = rows_of(dpost);
+  p.dk = static_cast<float*>(dk.data);
+  p.dk_reverse = static_cast<float*>(dk_reverse.data);
+  p.used = static_cast<int>(dk.shape[2]);
+  p.used_reverse = static_cast<int>(dk_reverse.shape[2]);
+  p.spectrum = spectrum ? spectrum->data : nullptr;
+  p.tables = tables.data;
+  p.half = u.dtype == DType::f16;
+  p.batch = static_cast<int>(u.shape[0]);
+  p.channels = static_cast<int>(u.shape[1]);
+  p.length = static_cast<int>(u.shape[2]);
+  p.shares = static_cast<int>(dk.shape[0]) * cluster;
+  p.cluster = cluster;
+  return p;
+}
+
 // CTAs in one dimension, `cluster` of them together.
 struct Grid {
   std::int64_t blocks;

@@ -57,45 +57,16 @@ std::string backward(Machine& machine, void* stream, const View& u, const Option
                      const Optional& du, const Optional& dpre, const Optional& dpost, const View& dk, const View& dk_reverse,
                      const Optional& spectrum, const Optional& scratch, std::int64_t points, int cluster,
                      const View& tables) {
-  check_rows("u", u, u);
-  check_rows("dy", dy, u);
-  check_optional_rows({{"pre", &pre}, {"post", &post}, {"du", &du}, {"dpre", &dpre}, {"dpost", &dpost}}, u);
   const int plan = plan_of(points, tables);
   if (du || dpre || dpost) {
     const View missing{};
     check_spectrum(u, spectrum ? *spectrum : missing, tables);
     check(spectrum->shape[1] == points, "spectrum", std::to_string(points) + " points", *spectrum);
   }
-  check(u.shape[0] > 0 && u.shape[1] > 0 && u.shape[2] > 0 && u.shape[2] <= points, "u",
-        "at least one sample and at most as many as points", u);
-  for (const auto& [name, v] : {std::pair{"dk", &dk}, {"dk_reverse", &dk_reverse}}) {
-    check(v->rank == 3 && v->shape[0] == dk.shape[0] && v->shape[0] >= 1 && v->shape[1] == u.shape[1] && v->shape[2] <= points,
-          name, "[groups, channels, taps]", *v);
-    check_dense(name, *v, DType::f32, v->elements(), u);
-  }
-  const std::int64_t shares = dk.shape[0] * cluster, blocks = shares * u.shape[1];
+  auto p = backward_params(u, pre, dy, post, du, dpre, dpost, dk, dk_reverse, spectrum, tables, points, cluster);
+  const std::int64_t blocks = std::int64_t{p.shares} * p.channels;
   check_sums(cluster, scratch, plan, blocks, u);
-  BackwardParams p{};
-  p.u = rows_of(u);
-  p.pre = rows_of(pre);
-  p.dy = rows_of(dy);
-  p.post = rows_of(post);
-  p.du = rows_of(du);
-  p.dpre = rows_of(dpre);
-  p.dpost = rows_of(dpost);
-  p.dk = static_cast<float*>(dk.data);
-  p.dk_reverse = static_cast<float*>(dk_reverse.data);
-  p.used = static_cast<int>(dk.shape[2]);
-  p.used_reverse = static_cast<int>(dk_reverse.shape[2]);
-  p.spectrum = spectrum ? spectrum->data : nullptr;
   p.scratch = scratch ? scratch->data : nullptr;
-  p.tables = tables.data;
-  p.half = u.dtype == DType::f16;
-  p.batch = static_cast<int>(u.shape[0]);
-  p.channels = static_cast<int>(u.shape[1]);
-  p.length = static_cast<int>(u.shape[2]);
-  p.shares = static_cast<int>(shares);
-  p.cluster = cluster;
   const Grid grid{blocks, kPlans[plan].threads(), backward_shared_bytes(kPlans[plan]), cluster};
   return run(machine, stream, "fft_conv_backward", name_of("fft_conv_backward", plan), grid, p,
              views_of({u, pre, dy, post, spectrum, tables}, {du, dpre, dpost, dk, dk_reverse, scratch}), u.device);

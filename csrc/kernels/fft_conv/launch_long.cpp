@@ -109,6 +109,16 @@ std::string work_to_rows(Machine& machine, void* stream, const View& work, const
   return "fft_conv_long_out";
 }
 
+// The spectrum [channels, 8, points, 2] of rows of u on clusters; its plan.
+int check_cluster_spectrum(const View& u, const View& spectrum, const View& tables) {
+  check(spectrum.rank == 4 && spectrum.shape[0] == u.shape[1] && spectrum.shape[1] == kRowCluster, "spectrum",
+        "[channels, 8, points, 2]", spectrum);
+  check_factors("spectrum", spectrum, spectrum.shape[1], spectrum.shape[2]);
+  const int plan = plan_of(spectrum.shape[2], tables);
+  check_dense("spectrum", spectrum, DType::f32, 2 * u.shape[1] * kRowCluster * spectrum.shape[2], u);
+  return plan;
+}
+
 // out = post conv(pre u), out2 the same with post2, by clusters; correlate: by the adjoint of conv.
 std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, const Optional& pre, const Optional& post,
                                  const Optional& post2, const View& out, const Optional& out2, const View& spectrum,
@@ -116,17 +126,34 @@ std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, 
   check_rows("u", u, u);
   check_rows("out", out, u);
   check_optional_rows({{"pre", &pre}, {"post", &post}, {"post2", &post2}, {"out2", &out2}}, u);
-  check(spectrum.rank == 4 && spectrum.shape[0] == u.shape[1] && spectrum.shape[1] == kRowCluster, "spectrum",
-        "[channels, 8, points, 2]", spectrum);
-  check_factors("spectrum", spectrum, spectrum.shape[1], spectrum.shape[2]);
-  const int plan = plan_of(spectrum.shape[2], tables);
-  const std::int64_t points = kRowCluster * spectrum.shape[2];
-  check_dense("spectrum", spectrum, DType::f32, 2 * u.shape[1] * points, u);
-  check(u.elements() > 0 && u.shape[2] <= points, "u", "at least one sample and at most as many as points", u);
+  const int plan = check_cluster_spectrum(u, spectrum, tables);
+  check(u.elements() > 0 && u.shape[2] <= kRowCluster * spectrum.shape[2], "u",
+        "at least one sample and at most as many as points", u);
   const auto p = conv_params<LongParams>(u, pre, post, post2, out, out2, spectrum, tables, correlate);
   const Grid grid{u.shape[0] * u.shape[1] * kRowCluster, kPlans[plan].threads(), kPlans[plan].shared_bytes(), kRowCluster};
   return run(machine, stream, "fft_conv_cluster", name_of("fft_conv_cluster", plan), grid, p,
              views_of({u, pre, post, post2, spectrum, tables}, {out, out2}), u.device);
+}
+
+// du, dpre and dpost, those that are there, and dk and dk_reverse of a part of the batch each, by clusters whose CTAs hold
+// `points` each.
+std::string backward_on_clusters(Machine& machine, void* stream, const View& u, const Optional& pre, const View& dy,
+                                 const Optional& post, const Optional& du, const Optional& dpre, const Optional& dpost,
+                                 const View& dk, const View& dk_reverse, const Optional& spectrum, std::int64_t points,
+                                 const View& tables) {
+  check(points == 4096 || points == 8192, "points", "4096 or 8192 a CTA of a cluster", tables);
+  const int plan = plan_of(points, tables);
+  if (du || dpre || dpost) {
+    const View missing{};
+    check(check_cluster_spectrum(u, spectrum ? *spectrum : missing, tables) == plan, "spectrum",
+          std::to_string(points) + " points a CTA", *spectrum);
+  }
+  const auto p =
+      backward_params(u, pre, dy, post, du, dpre, dpost, dk, dk_reverse, spectrum, tables, kRowCluster * points, 1);
+  const Grid grid{std::int64_t{p.shares} * p.channels * kRowCluster, kPlans[plan].threads(),
+                  cluster_backward_shared_bytes(kPlans[plan]), kRowCluster};
+  return run(machine, stream, "fft_conv_cluster_backward", name_of("fft_conv_cluster_backward", plan), grid, p,
+             views_of({u, pre, dy, post, spectrum, tables}, {du, dpre, dpost, dk, dk_reverse}), u.device);
 }
 
 std::string spectrum_long(Machine& machine, void* stream, const View& k, const Optional& k_reverse, const Optional& skip,
@@ -220,6 +247,9 @@ const runtime::Launcher registered_spectrum("fft_conv_long_spectrum", spectrum_l
 const runtime::Launcher registered_backward("fft_conv_long_backward", backward_long,
                                             {"v_work", "g_work", "sums", "spectrum", "wants_v", "wants_g", "scratch",
                                              "cluster", "tables"});
+const runtime::Launcher registered_cluster_backward("fft_conv_cluster_backward", backward_on_clusters,
+                                                    {"u", "pre", "dy", "post", "du", "dpre", "dpost", "dk", "dk_reverse",
+                                                     "spectrum", "points", "tables"});
 const runtime::Launcher registered_taps("fft_conv_long_taps", work_to_taps, {"work", "dk", "dk_reverse", "matrix"});
 
 }  // namespace

@@ -22,7 +22,9 @@ struct WorkEnds {
   TK_DEVICE float* work(int batch, bool g) const {
     return (g ? p.g_work : p.v_work) + (static_cast<long long>(batch) * p.rows + channel) * 2 * M;
   }
-  TK_DEVICE void load(float (&x)[8], int batch, bool g, int im, int n) const { load_floats(x, work(batch, g) + im * M + n); }
+  TK_DEVICE void bring(const Transform<Index>& transform, int batch, bool g) const {
+    transform.template first<true>([&](float(&x)[8], int im, int n) { load_floats(x, work(batch, g) + im * M + n); });
+  }
   TK_DEVICE bool wants(bool g) const { return (g ? p.wants_g : p.wants_v) != 0; }
   TK_DEVICE const float4* spectrum() const {
     return static_cast<const float4*>(p.spectrum) + static_cast<long long>(channel) * (M / 2);
@@ -31,19 +33,21 @@ struct WorkEnds {
     float* to = work(batch, g);
     transform.last([&](const float2(&z)[2], int n) { put_complex<M>(to, z, n); });
   }
+  TK_DEVICE void leave() const { __syncthreads(); }
 };
 
 template <int Index>
 TK_DEVICE void long_backward(const LongBackwardParams& p, const void* memory) {
   using B = Backward<Index>;
   const B of(memory, p.tables);
-  const Share share(p.rows, p.shares, p.cluster, p.batch);
+  const Share share(static_cast<int>(blockIdx.x), p.rows, p.shares, p.cluster, p.batch);
   typename B::Sum sum;
-  of.template rows<true>(sum, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
-                         WorkEnds<Index>{p, share.channel});
+  of.rows(sum, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
+          WorkEnds<Index>{p, share.channel});
   if (!of.of_cluster(sum, p.cluster)) return;
   float* to = p.sums + static_cast<long long>(share.slot) * 2 * B::M;
-  of.back(sum, p.scale, [&](const float2(&z)[2], int n) { put_complex<B::M>(to, z, n); });
+  of.back(sum, p.scale);
+  of.last([&](const float2(&z)[2], int n) { put_complex<B::M>(to, z, n); });
 }
 
 }  // namespace tkpy::fft_conv

@@ -64,6 +64,8 @@ struct ConvParams {
 // Rows longer than a CTA holds: N0 M' points, n = n0 M' + n', j = j0 + N0 j'. The passes over n0 are kernels of their own,
 // but for the N0 of a cluster.
 constexpr int kRowCluster = 8;      // N0 of rows that stay on the chip: the CTAs of a cluster that holds one
+constexpr int kUnitsInRegisters = 2;  // of the four whose sums a thread of its backward keeps; the others' lie behind V
+constexpr int cluster_backward_shared_bytes(const Plan& p) { return p.shared_bytes() * (8 + 4 - kUnitsInRegisters) / 4; }
 constexpr int kMostOuter = 256;     // N0 otherwise: 16, 32 .. 256
 constexpr int kOuterColumns = 64;   // n' of a CTA of them
 constexpr int kOuterWarps = 8;
@@ -114,7 +116,7 @@ struct BackwardParams {
   Rows u, pre, dy, post, du, dpre, dpost;
   float *dk, *dk_reverse;  // [groups, channels, used], [groups, channels, used_reverse]
   int used, used_reverse;
-  const void* spectrum;    // [channels, points], where du, dpre or dpost is there
+  const void* spectrum;    // [channels, points], or [channels, 8, points], where du, dpre or dpost is there
   void* scratch;           // [shares, channels, 2, points] complex, where registers do not hold the spectra
   const void* tables;
   int half;

@@ -4,9 +4,10 @@ The spectrum of the filters, to whose first tap the skip is added, is made once 
 float32. One kernel makes all gradients and transforms u and dy once (backward.cu); where none of filters is needed,
 gradients.py has them by the forward's. The order of all sums follows from shapes: the same call gives the same bits.
 
-Rows longer than a CTA holds stay in the shared memory of a cluster's CTAs (cluster.cu) where one is large enough and
-there are rows for a good part of the machine. Others go through an outer factor in global memory (long.cu), as do the
-spectrum of their filters and the filters' gradients (long_filter.cu); long_backward.cu is what lies between.
+Rows longer than a CTA holds stay in the shared memory of a cluster's CTAs (cluster.cu, cluster_backward.cu) where one
+is large enough and there are rows for a good part of the machine. Others go through an outer factor in global memory
+(long.cu), as do their filters' gradients and every long filter's spectrum (long_filter.cu); long_backward.cu is what
+lies between.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ def points_for(length: int) -> int:
     return min(points for points in PLANS if points >= length)
 
 
+def shares_on_clusters(batch: int, channels: int, inner: int, device: torch.device) -> int:
+    """Parts of each channel's batch that clusters sum, none of them empty: as make no more clusters than fit on all
+    multiprocessors at a time, two CTAs each of 4096 points or one of 8192."""
+    shares = shares_for(batch, channels, max(CLUSTERED) // inner * multiprocessors(device) // CLUSTER)
+    return -(-batch // -(-batch // shares))
+
+
 def factors_on_clusters(u: torch.Tensor) -> tuple[int, int] | None:
     """Those of u's rows on clusters: None for rows longer than one holds, or too few to give a quarter of all
     multiprocessors a CTA, where three passes by all of them take no longer."""
@@ -67,14 +75,13 @@ def shares_and_cluster(batch: int, channels: int, points: int, device: torch.dev
 
 
 def _spectrum(
-    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None, summed: bool = False
+    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None
 ) -> torch.Tensor:
-    """[H, points, 2], of long rows [H, outer, inner, 2]; the skip is a part of the tap of lag 0. summed: where the
-    filters' gradients are made too, through memory."""
+    """[H, points, 2], of long rows [H, outer, inner, 2]; the skip is a part of the tap of lag 0."""
     used, channels = reach(u, k, k_reverse), u.shape[1]
     factors: tuple[int, ...]
     if is_long(u.shape[-1]):
-        factors = (None if summed else factors_on_clusters(u)) or factors_for(u.shape[-1])
+        factors = factors_on_clusters(u) or factors_for(u.shape[-1])
     else:
         factors = (points_for(u.shape[-1]),)
     given = [k, k_reverse, skip]
@@ -150,24 +157,30 @@ def _everything(spectrum, u, pre, dy, post, _skip, wanted, used, used_reverse):
     """The gradients of u, pre and post that are wanted; [H, used] and [H, used_reverse]: dy post correlated with u pre,
     over the batch."""
     batch, channels, length = u.shape
-    points = points_for(length)
-    shares, cluster = shares_and_cluster(batch, channels, points, u.device)
+    factors = factors_on_clusters(u)
+    if is_long(length) and factors is None:
+        return _everything_long(spectrum, u, pre, dy, post, wanted, used, used_reverse)
 
     def floats(parts, *shape):
         return torch.empty(parts, channels, *shape, dtype=torch.float32, device=u.device)
 
-    sums = floats(shares // cluster, used), floats(shares // cluster, used_reverse)
-    scratch = floats(shares, 4 * points) if points > IN_REGISTERS else None
-    found = _empty(u, wanted)
-    launch(
-        "fft_conv_backward", u, pre, dy, post, *found, *sums, spectrum, scratch, points, cluster,
-        tables(points, u.device), op="fft_conv",
-    )  # fmt: skip
-    return (*found, *(t[0] if len(t) == 1 else t.sum(0) for t in sums))
+    if factors is None:
+        points = points_for(length)
+        shares, cluster = shares_and_cluster(batch, channels, points, u.device)
+        scratch = floats(shares, 4 * points) if points > IN_REGISTERS else None
+        groups, name = shares // cluster, "fft_conv_backward"
+        how: tuple = (scratch, points, cluster, tables(points, u.device))
+    else:
+        points = factors[1]
+        groups, name = shares_on_clusters(batch, channels, points, u.device), "fft_conv_cluster_backward"
+        how = (points, tables(points, u.device, 0.0))
+    found, sums = _empty(u, wanted), [floats(groups, used), floats(groups, used_reverse)]
+    launch(name, u, pre, dy, post, *found, *sums, spectrum, *how, op="fft_conv")
+    return (*found, *(t[0] if groups == 1 else t.sum(0) for t in sums))
 
 
-def _everything_long(spectrum, u, pre, dy, post, _skip, wanted, used, used_reverse):
-    """The same for long rows, a block of channels at a time, whose work is there at the same time."""
+def _everything_long(spectrum, u, pre, dy, post, wanted, used, used_reverse):
+    """The same through memory, a block of channels at a time, whose work is there at the same time."""
     batch, channels, length = u.shape
     outer, inner = factors_for(length)
     dk, dk_reverse = (torch.empty(channels, n, dtype=torch.float32, device=u.device) for n in (used, used_reverse))
@@ -207,8 +220,7 @@ def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, need
     if dy is None or u.numel() == 0:
         return [None] * 6
     u, dy, pre_gate, post_gate = map(_rows, (u, dy, pre_gate, post_gate))
-    everything = _everything_long if is_long(u.shape[-1]) else _everything
-    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip, summed=any(needs[1:4]))
+    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip)
     return gradients.backward(
-        spectrum, _convolve, everything, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
+        spectrum, _convolve, _everything, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
     )  # fmt: skip
