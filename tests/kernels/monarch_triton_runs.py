@@ -37,12 +37,14 @@ def disagreement_with_h(kwargs: dict, keep: bool) -> str:
 
 
 def everything() -> str:
-    """Small calls that together reach every line of the kernel; the first disagreement."""
+    """Small calls that together reach every line of the kernels; the first disagreement."""
     kwargs, wide = sized(18, 19, 21, 20, 21, 18), sized(5, 3, 8, 40, 4, 7)
+    OP.module("triton").FEWEST_ROWS = 16  # of a share
     return (
         disagreement(OP.name, kwargs)
         or disagreement(OP.name, kwargs, "x")
-        or disagreement_with_h(kwargs, False)
+        or disagreement_with_h(sized(40, 19, 16, 5, 16, 5), False)
         or disagreement_with_h(kwargs, True)
         or disagreement_with_h(wide, False)
+        or disagreement_with_h(wide, True)
     )

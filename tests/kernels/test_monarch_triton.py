@@ -42,9 +42,9 @@ def test_sizes(sizes, dtype, capability):
     "wanted, launches",
     [
         (("x",), ["_both", "_both"]),
-        (("w1",), ["_both", "_blocks", "_blocks"]),
-        (("w2",), ["_both", "_blocks"]),
-        (("x", "w1"), ["_both", "_both", "_blocks"]),
+        (("w1",), ["_both", "_factors"]),
+        (("w2",), ["_both", "_factors"]),
+        (("x", "w1"), ["_both", "_both", "_factors"]),
     ],
     ids=" ".join,
 )
@@ -87,14 +87,22 @@ def test_the_same_bits_and_nothing_from_outside():
 
 
 def test_h_never_goes_to_memory():
-    """Without a factor's gradient a forward moves x and y, a backward dy and dx, the factors and nothing else."""
+    """x and y; dy and dx; x and dy: each launch moves two matrices, and the factors or sums of theirs."""
     kwargs = sized(64, 32, 32, 32, 32, 32, torch.bfloat16)
+    with emulator.emulated() as runs:
+        with_h(kwargs, False, "triton")
     matrix, factors = 2 * 64 * 1024, 2 * 2 * 32**3
-    for wanted, written in ((("x",), [1, 1]), (("x", "w1", "w2"), [2, 2])):
-        with emulator.emulated() as runs:
-            gradients(tkpy.monarch_multiply, kwargs, wanted, "triton")
-        moved = [[32 * sectors for sectors in run.sectors] for run in runs if run.kernel == "_both"]
-        assert moved == [[matrix + factors, n * matrix] for n in written]
+    assert [run.kernel for run in runs] == ["_both", "_both", "_factors"]
+    moved = [[32 * sectors for sectors in run.sectors] for run in runs]
+    assert moved == [[matrix + factors, matrix]] * 2 + [[2 * matrix + factors, 2 * factors]]
+
+
+@pytest.mark.parametrize("capability", [90, 80])
+def test_shares_of_the_rows(monkeypatch, capability):
+    """Three, the last of which is short."""
+    monkeypatch.setattr(OP.module("triton"), "FEWEST_ROWS", 32)
+    with emulator.emulated(capability):
+        assert disagreement(OP.name, sized(100, 6, 9, 4, 9, 5, torch.bfloat16), "w1", "w2") == ""
 
 
 #: What is done to the source.
@@ -107,11 +115,11 @@ FAULTS = {
     "a step of the first product": ("range(0, D, DEPTH)", "range(0, DEPTH, DEPTH)"),
     "a step of the second": ("range(0, A, OF_A)", "range(0, OF_A, OF_A)"),
     "the second begins again": ("w, y, input", "w, tl.zeros_like(y), input"),
-    "h is not permuted": ("(2, 1, 0)", "(0, 1, 2)"),
+    "h is not permuted": ("tl.permute(h, (2, 1, 0)), w", "h, w"),
     "the second factor transposed": ("e * s_e + down * s_a", "e * s_a + down * s_e"),
     "another block's second factor": ("out * s_b + e", "e"),
-    "tiles of rows": ("(tl.program_id(0) // tiles", "(tl.program_id(0) % tiles"),
-    "tiles of blocks": ("(tl.program_id(0) % tiles", "(tl.program_id(0) * 0"),
+    "tiles of rows": ("row = (tl.program_id(0) // tiles", "row = (tl.program_id(0) % tiles"),
+    "tiles of blocks": ("b = (tl.program_id(0) % tiles", "b = (tl.program_id(0) * 0"),
     "the last row": ("(out < B) & (row < M)", "(out < B) & (row < M - 1)"),
     "the last output": ("(row < M) & (e < E)", "(row < M) & (e < E - 1)"),
     "h kept doubled": ("tl.store(at, h,", "tl.store(at, 2 * h,"),
@@ -124,6 +132,18 @@ FAULTS = {
     "dh alone": ("else through + dmiddle", "else through"),
     "h's gradient alone": ("dmiddle if through is None else through + dmiddle", "dmiddle"),
     "dw1 of strided blocks": ("rows, w1, interleaved=False)\n    return", "rows, w1, interleaved=True)\n    return"),
+    "sums of the last rows": ("permute(h, (2, 1, 0)), dsecond,", "permute(h, (2, 1, 0)), tl.zeros_like(dsecond),"),
+    "dfirst of the last rows": ("permute(dh, (2, 1, 0)), dfirst,", "permute(dh, (2, 1, 0)), tl.zeros_like(dfirst),"),
+    "dsecond by dh": ("h = tl.dot(x, first,", "h = tl.dot(dy, second,"),
+    "dfirst by h": ("dh = tl.dot(dy, second,", "dh = tl.dot(x, first,"),
+    "h as it lies": ("tl.permute(h, (2, 1, 0)), dsecond", "h, dsecond"),
+    "dh as it lies": ("tl.permute(dh, (2, 1, 0)), dfirst", "dh, dfirst"),
+    "the place of dfirst": ("(share * A + a_out) * B + b_in", "(share * A + b_in) * B + a_out"),
+    "the place of dsecond": ("(share * B + b_out) * E", "(share * B + b_out * 0) * E"),
+    "shares that overlap": ("tl.minimum(M, (share + 1) * SHARE)", "M"),
+    "all shares at the first": ("range(share * SHARE,", "range(0,"),
+    "rows of another share": ("(row < M) & (e_in < E)", "(row < M - 1) & (e_in < E)"),
+    "the factors' tiles of k": ("a = (tl.program_id(0) // tiles", "a = (tl.program_id(0) * 0"),
 }  # fmt: skip
 
 

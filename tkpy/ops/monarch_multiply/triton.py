@@ -4,14 +4,16 @@
 forward    h[k, q] = sum_p w1[k, q, p] x[k, p], and where q = l, so that h[k, q] is what is read as h[r, l],
            y[s, l] = sum_k w2[l, s, k] h[k, l]: a program has some rows and some of the l and goes through the k, 16 at
            a time, so that h passes from the accumulators of one product to the operand of the other
-backward   the same kernel: dh[l, k] = sum_s w2[l, s, k] dy[s, l], dx[k, p] = sum_l w1[k, l, p] dh[l, k]. h and dh are
-           written only for the factors' gradients, products of blocks, in shares of the rows that torch adds in order
+backward   dx by the same kernel: dh[l, k] = sum_s w2[l, s, k] dy[s, l], dx[k, p] = sum_l w1[k, l, p] dh[l, k]. The
+           factors' gradients in shares of the rows that torch adds in order: of small blocks by a kernel that makes h
+           and dh again in registers, 16 of the k and of the l a program; else by products of blocks, from memory
 shapes     x (rows, k p), h (rows, k q), y (rows, s l); w1 (k, q, p), w2 (l, s, r), any strides
 precision  products of the inputs' dtype (float32: ieee, no tf32), sums in float32; h is rounded to it, as in eager.py
-limits     one program: q = l, all sizes to 32, beyond which a tile reads more of the weights than h would move;
-           compute capability 8.0 or newer
-cost       2 rows (k q p + l s r) flops; x and y moved once (x from L2 again for every 16 of the l), h written where it
-           is kept; by two products h written and read
+limits     one program: q = l, all sizes to 32, beyond which a tile reads more of the weights than h would move (both
+           factors' gradients of float32: p and s to 16); compute capability 8.0 or newer
+cost       2 rows (k q p + l s r) flops, backward twice as many, three times where h and dh are made again. One
+           program moves x and y once (from L2 again for every 16 of the l), and h where it is kept; a backward of small
+           blocks x once, dy twice and dx
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import triton.language as tl
 from tkpy.ops.blockdiag_linear.triton import channels_of, multiply, rows_of, weights_of
 
 WIDEST = 32  # of every size, for one program
+FEWEST_ROWS = 256  # of a share of the factors' gradients
 
 
 @triton.jit
@@ -62,6 +65,44 @@ def _both(
     tl.store(at, y.to(y_ptr.dtype.element_ty), mask=(out < B) & (row < M) & (e < E))
 
 
+@triton.jit
+def _factors(
+    x_ptr, dy_ptr, first_ptr, second_ptr, dfirst_ptr, dsecond_ptr, M, A, B, D, E, SHARE,
+    x_a, x_m, x_d, dy_b, dy_m, dy_e, f_a, f_b, f_d, s_b, s_e, s_a,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr, OF_A: tl.constexpr, OF_B: tl.constexpr,
+    DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Of a share of the rows: dfirst[a, b, d] = sum dh[b, a] x[a, d], dsecond[b, e, a] = sum dy[b, e] h[a, b], where h
+    is as above and dh[b, a] = sum_e second[b, e, a] dy[b, e]."""
+    tiles, share = tl.cdiv(B, OF_B), tl.program_id(1).to(tl.int64)
+    a = (tl.program_id(0) // tiles * OF_A + tl.arange(0, OF_A)).to(tl.int64)
+    b = (tl.program_id(0) % tiles * OF_B + tl.arange(0, OF_B)).to(tl.int64)
+    d, e = tl.arange(0, DEPTH).to(tl.int64), tl.arange(0, WIDTH).to(tl.int64)
+    a_out, b_out, a_in, b_in = a[:, None, None], b[:, None, None], a[None, None, :], b[None, None, :]
+    d_mid, d_in, e_mid, e_in = d[None, :, None], d[None, None, :], e[None, :, None], e[None, None, :]
+    of_first, of_second = (a_out < A) & (d_mid < D) & (b_in < B), (b_out < B) & (e_mid < E) & (a_in < A)
+    first = tl.load(first_ptr + a_out * f_a + b_in * f_b + d_mid * f_d, mask=of_first, other=0.0)
+    second = tl.load(second_ptr + b_out * s_b + e_mid * s_e + a_in * s_a, mask=of_second, other=0.0)
+    dfirst = tl.zeros([OF_A, DEPTH, OF_B], dtype=tl.float32)
+    dsecond = tl.zeros([OF_B, WIDTH, OF_A], dtype=tl.float32)
+    for start in range(share * SHARE, tl.minimum(M, (share + 1) * SHARE), ROWS):
+        row = (start + tl.arange(0, ROWS)).to(tl.int64)[None, :, None]
+        read = (a_out < A) & (row < M) & (d_in < D)
+        x = tl.load(x_ptr + a_out * x_a + row * x_m + d_in * x_d, mask=read, other=0.0)
+        read = (b_out < B) & (row < M) & (e_in < E)
+        dy = tl.load(dy_ptr + b_out * dy_b + row * dy_m + e_in * dy_e, mask=read, other=0.0)
+        if SECOND:
+            h = tl.dot(x, first, input_precision="ieee").to(x_ptr.dtype.element_ty)
+            dsecond = tl.dot(tl.permute(dy, (0, 2, 1)), tl.permute(h, (2, 1, 0)), dsecond, input_precision="ieee")
+        if FIRST:
+            dh = tl.dot(dy, second, input_precision="ieee").to(x_ptr.dtype.element_ty)
+            dfirst = tl.dot(tl.permute(x, (0, 2, 1)), tl.permute(dh, (2, 1, 0)), dfirst, input_precision="ieee")
+    if FIRST:
+        tl.store(dfirst_ptr + ((share * A + a_out) * B + b_in) * D + d_mid, dfirst, mask=of_first)
+    if SECOND:
+        tl.store(dsecond_ptr + ((share * B + b_out) * E + e_mid) * A + a_in, dsecond, mask=of_second)
+
+
 def _at_once(w1: torch.Tensor, w2: torch.Tensor) -> bool:
     """Whether one program makes both products."""
     sizes = (*w1.shape, *w2.shape)
@@ -88,6 +129,28 @@ def _through(x, first, second, y, middle, *, interleaved):
         *read.stride, *first.stride(), *second.stride(), *between, *write.stride,
         KEEP=middle is not None, **tile, num_warps=8, num_stages=1,
     )  # fmt: skip
+
+
+def _sums_fit(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> bool:
+    """Whether a program holds its part of both factors' gradients in registers."""
+    return _at_once(w1, w2) and (x.dtype != torch.float32 or max(w1.shape[2], w2.shape[1]) <= 16)
+
+
+def _sums(dy, x, w1, w2, *, of_first, of_second):
+    """[dw1, dw2] as asked for: h and dh are made again, a share of the rows and 16 x 16 blocks a program."""
+    (a, b, d), e, rows = w1.shape, w2.shape[1], len(x)
+    depth, width = (16 if size <= 16 else 32 for size in (d, e))
+    tiles = triton.cdiv(a, 16) * triton.cdiv(b, 16)
+    tile = {"ROWS": 16 if x.dtype == torch.float32 else 512 // max(depth, width), "OF_A": 16, "OF_B": 16}
+    shares = max(1, min(rows // FEWEST_ROWS, 512 // tiles))
+    share = triton.cdiv(triton.cdiv(rows, shares), tile["ROWS"]) * tile["ROWS"]
+    sums = [x.new_empty(shares, *w.shape, dtype=torch.float32) for w in (w1, w2)]
+    read, write = channels_of(x, a, d)[0], channels_of(dy, b, e, interleaved=True)[0]
+    _factors[(tiles, shares)](
+        x, dy, w1, w2, *sums, rows, a, b, d, e, share, *read.stride, *write.stride, *w1.stride(), *w2.stride(),
+        FIRST=of_first, SECOND=of_second, DEPTH=depth, WIDTH=width, **tile, num_warps=8, num_stages=1,
+    )  # fmt: skip
+    return [s.sum(0).to(x.dtype) if wanted else None for s, wanted in zip(sums, (of_first, of_second), strict=True)]
 
 
 def _product(x, weight, y, *, interleaved):
@@ -123,6 +186,12 @@ def backward(grads, outputs, x, w1, w2, keep, *, needs):
     dy, dmiddle = (None if g is None else rows_of(g) for g in grads)
     rows, width = rows_of(x), w1.shape[0] * w1.shape[1]
     dx = dw1 = dw2 = through = None
+    if dy is not None and dmiddle is None and (needs[1] or needs[2]) and _sums_fit(x, w1, w2):
+        if needs[0]:
+            dx = rows.new_empty(rows.shape)
+            _through(dy, w2.mT, w1.mT, dx, None, interleaved=True)
+        dw1, dw2 = _sums(dy, rows, w1, w2, of_first=needs[1], of_second=needs[2])
+        return [dx if dx is None else dx.view(x.shape), dw1, dw2]
     if dy is not None and needs[2]:
         h = rows_of(outputs[0]) if keep else rows.new_empty(len(rows), width)
         if not keep:
@@ -146,13 +215,22 @@ def backward(grads, outputs, x, w1, w2, keep, *, needs):
     return [dx if dx is None else dx.view(x.shape), dw1, dw2]
 
 
-_SIZES = ("M", "A", "B", "D", "E")
-_POINTERS = ("x_ptr", "first_ptr", "second_ptr", "middle_ptr", "y_ptr")
-_STRIDES = (
-    "x_a", "x_m", "x_d", "f_a", "f_b", "f_d", "s_b", "s_e", "s_a", "h_a", "h_m", "h_b", "y_b", "y_m", "y_e"
-)  # fmt: skip
-_TYPES = dict.fromkeys(_POINTERS, "*bf16") | dict.fromkeys(_SIZES, "i32") | dict.fromkeys(_STRIDES, "i64")
-_TILE = {"ROWS": 32, "OF_A": 16, "OF_B": 16, "DEPTH": 32, "WIDTH": 32}
+_SIZES = ("M", "A", "B", "D", "E", "SHARE")
+_STRIDES = ("x_a", "x_m", "x_d", "f_a", "f_b", "f_d", "s_b", "s_e", "s_a", "h_a", "h_m", "h_b", "y_b", "y_m", "y_e")
+_TYPES = (
+    dict.fromkeys(_SIZES, "i32")
+    | dict.fromkeys((*_STRIDES, "dy_b", "dy_m", "dy_e"), "i64")
+    | dict.fromkeys(("dfirst_ptr", "dsecond_ptr"), "*fp32")
+)
+_TILE = {"OF_A": 16, "OF_B": 16, "DEPTH": 32, "WIDTH": 32}
+_ENTRIES = (
+    (_both, {"KEEP": False, "ROWS": 32} | _TILE),
+    (_both, {"KEEP": True, "ROWS": 32} | _TILE),
+    (_factors, {"FIRST": True, "SECOND": True, "ROWS": 16} | _TILE),
+)
 
 #: What `triton.compile` needs to build each kernel with no GPU: (kernel, argument types, constants).
-AHEAD_OF_TIME = tuple((_both, _TYPES, {"KEEP": keep} | _TILE) for keep in (False, True))
+AHEAD_OF_TIME = tuple(
+    (kernel, {name: _TYPES.get(name, "*bf16") for name in kernel.arg_names if name not in constants}, constants)
+    for kernel, constants in _ENTRIES
+)
