@@ -323,13 +323,14 @@ def test_parts_of_the_batch_sum_on_their_own(built, monkeypatch, shares, cluster
 
 
 def test_how_many_sum():
-    """Two CTAs of every multiprocessor where there are so many rows, eight warps of short ones."""
+    """Two CTAs of every multiprocessor where there are so many rows, sixteen warps of short ones."""
     cpu = torch.device("cpu")
     found = [
         cuda.shares_and_cluster(*sizes, cpu) for sizes in ((64, 768, 4096), (8, 64, 4096), (2, 1, 256), (32, 4, 1024))
     ]
     assert found == [(1, 1), (4, 4), (2, 2), (32, 8)]
     assert cuda.shares_and_cluster(64, 24, 4096, cpu) == (16, 8)  # for 11
+    assert [cuda.shares_and_cluster(64, 64, points, cpu)[0] for points in (256, 1024, 2048)] == [40, 16, 4]
 
 
 @pytest.mark.parametrize("length", [40, 200])

@@ -1,7 +1,8 @@
 """What kernels did in the emulator beside what their op needs: tensor-core flops, bytes of HBM, bank conflicts.
 
 Bytes of HBM are those of the distinct sectors of 32 bytes that each launch reads, and writes: what moves if L2 keeps
-everything until the launch ends, and nothing longer. Requested bytes are what the SMs ask L2 for, re-reads included.
+everything until the launch ends, and nothing longer. Requested bytes are what threads and copies ask for, re-reads
+included, whichever cache gives them.
 Conflicts are passes through shared memory beyond those that the width of an access takes, within the innermost loops
 that hold matrix instructions (anywhere, in a kernel without such); what matrix instructions read is not seen.
 """

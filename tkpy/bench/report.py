@@ -164,7 +164,8 @@ Written by `tkpy bench ops --counters --page docs/COUNTERS.md`, in the emulator,
 - **HBM bytes / needed**: distinct 32-byte sectors that each launch reads and writes (an L2 that keeps all until the
   launch ends, and nothing longer), against the op's `bytes()`: every operand once, in a backward the gradients too.
   Promised at most 1.25.
-- **requested / needed**: bytes that SMs ask L2 for, re-reads included, against the same.
+- **requested / needed**: bytes that threads ask global memory for, re-reads included, whichever cache gives them,
+  against the same.
 - **conflict cycles / product**: passes through shared memory that bank conflicts cost in the main loops, for each wgmma
   of a warpgroup or mma of a warp; in a kernel without such, in all of it. Promised 0.
 """

@@ -69,8 +69,8 @@ TK_DEVICE void backward(const BackwardParams& p, const void* memory) {
 
 }  // namespace tkpy::fft_conv
 
-// As many CTAs on a multiprocessor as make 8 warps, of 255 registers; 16 of 128 where the sums are in memory.
+// 16 warps on a multiprocessor, of 128 registers; 8 of 255 where the sums in registers are long.
 #define TKPY_BACKWARD(M, INDEX)                                                                                         \
   TKPY_ENTRY(fft_conv_backward_##M, BackwardParams, backward<INDEX>(p, memory), TKPY_PLAN_THREADS(INDEX),               \
-             (M > tkpy::fft_conv::kInRegisters ? 512 : 256) / TKPY_PLAN_THREADS(INDEX))
+             (M > tkpy::fft_conv::kInRegisters || M <= 1024 ? 512 : 256) / TKPY_PLAN_THREADS(INDEX))
 TKPY_EVERY_PLAN(TKPY_BACKWARD)

@@ -25,14 +25,18 @@ struct Convolution : Transform<Index> {
   TK_DEVICE void run(const ConvParams& p) const {
     const int channel = static_cast<int>(blockIdx.x) / p.batch, batch = static_cast<int>(blockIdx.x) - channel * p.batch;
     const auto row = [&](const Rows& rows) { return Row(rows, batch, channel, p.length, p.half != 0); };
-    Base::template first<false>([&](float(&x)[8], int, int n) { Gated{row(p.u), row(p.pre)}.load(x, n); });
+    const Gated v{row(p.u), row(p.pre)};
+    Base::template first<false>([&](float(&x)[8], int, int n) {
+      (Base::N1 > 16 ? Gated{row(p.u), row(p.pre)} : v).load(x, n);  // 32 rows leave no registers for what may be made anew
+    });
     Base::to_values();
     const float4* spectrum = static_cast<const float4*>(p.spectrum) + static_cast<long long>(channel) * (M / 2);
     filter(*this, spectrum, p.correlate != 0);
     Base::from_values();
+    const Row out = row(p.out), gate = row(p.post);
     Base::last_real([&](float(&x)[8], int n) {
       if (n >= p.length) return;
-      store_gated(row(p.out), row(p.post), x, n);
+      store_gated(out, gate, x, n);
       if (p.out2.data) store_gated(row(p.out2), row(p.post2), x, n);
     });
   }

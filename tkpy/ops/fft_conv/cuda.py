@@ -67,9 +67,9 @@ def _rows(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def shares_and_cluster(batch: int, channels: int, points: int, device: torch.device) -> tuple[int, int]:
-    """Parts of each channel's batch that CTAs sum, a multiple of how many add their sums up: as many CTAs as make eight
-    warps, or two CTAs, on every multiprocessor."""
-    shares = shares_for(batch, channels, min(8, max(2, 4096 // points)) * multiprocessors(device))
+    """Parts of each channel's batch that CTAs sum, a multiple of how many add their sums up: two CTAs on every
+    multiprocessor, of rows of up to 1024 as many as make sixteen warps."""
+    shares = shares_for(batch, channels, (min(16, 8192 // points) if points <= 1024 else 2) * multiprocessors(device))
     cluster = min(shares, MOST_CLUSTER)
     return -(-shares // cluster) * cluster, cluster
 
