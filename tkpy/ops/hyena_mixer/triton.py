@@ -27,7 +27,8 @@ programs   128 channels (fewer: 32, 64) x a tile x a sequence
 precision  everything float32, nothing rounded between filter and output; dz once, to z's dtype; what passes from tile
            to tile float64. No sum passes between threads, so products may be fused with them
 limits     up to 16 modes, then by the Triton kernels of short_conv and modal_conv; B, and tiles, below 65536; compute
-           capability 8.0 or newer; with more than 8 modes _mix over all tiles and _ahead with its sums spill registers
+           capability 8.0 or newer; with more than 8 modes _mix over all tiles and _ahead with its sums spill registers,
+           with more than 3 taps the latter up to five
 cost       elements moved a sample and channel: 4, by tiles at once 6; backward 15: 2 + 5 ahead, 2 + 6 back
 """
 
@@ -44,7 +45,7 @@ from tkpy.ops.rows import multiprocessors
 from tkpy.ops.short_conv import triton as short
 from tkpy.ops.short_conv.eager import final_state
 
-TILE, UNROLLED = 256, (4, 2)  # samples at a time: with up to 4 taps and 8 modes, with more
+TILE, UNROLLED = 256, (4, 2)  # samples of a tile; at a time, with up to 8 modes and with more
 TAPS = (3, 4, 8)  # of a compiled kernel
 MOST_MODES = 16
 RESIDENT = 256  # channels a multiprocessor needs before one program goes through all tiles of its channels
@@ -80,7 +81,7 @@ class _Sweep:
         warps = min(4, triton.next_power_of_2(-(-self.width // 32)))
         slots = max(8, triton.next_power_of_2(self.modes))
         self.options = {
-            "K": taps, "T": TILE, "U": UNROLLED[taps > 4 or slots > 8], "CH": 32 * warps, "SP": slots,
+            "K": taps, "T": TILE, "U": UNROLLED[slots > 8], "CH": 32 * warps, "SP": slots,
             "num_warps": warps, "num_stages": 1,
         }  # fmt: skip
 

@@ -72,24 +72,26 @@ def _source(z_ptr, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, L,
         _taps(weight_ptr, bias_ptr, column + part, 3 * W, live, K),
         _taps(weight_ptr, bias_ptr, column + 2 * part, 3 * W, live, K),
     )
-    return z_ptr + column, before_ptr + b * (K - 1) * 3 * W + column, z_t, 3 * W, part, L, live, taps
+    return z_ptr, before_ptr + b * (K - 1) * 3 * W, z_t, 3 * W, part, L, live, taps, column
 
 
 @triton.jit
 def _inputs(z, PART: tl.constexpr, t, K: tl.constexpr, U: tl.constexpr):
     """What the filters of x2, x1 or v meet at samples t .. t + U - 1, K - 1 + U times (1, CH). With U > 1 none of it
     lies in `before`; with U = 1 the sample may itself lie outside of the sequence, where all is 0."""
-    z_ptr, before_ptr, z_t, columns, part, length, live, _ = z
+    z_ptr, before_ptr, z_t, columns, part, length, live, _, column = z
     met = ()
     for i in tl.static_range(K - 1 + U):
         at = t + i - (K - 1)
-        x_ptr = z_ptr + PART * part + at * z_t
+        x_ptr = z_ptr + (PART * part + at * z_t) + column
         if U > 1:
             x = tl.load(x_ptr, mask=live, other=0.0).to(tl.float32)
         else:
             x = tl.load(x_ptr, mask=live & (at >= 0) & (at < length), other=0.0).to(tl.float32)
             old = live & (at < 0) & (at >= 1 - K)
-            x += tl.load(before_ptr + PART * part + (at + K - 1) * columns, mask=old, other=0.0).to(tl.float32)
+            x += tl.load(before_ptr + (PART * part + (at + K - 1) * columns) + column, mask=old, other=0.0).to(
+                tl.float32
+            )
         met += (x,)
     return met
 
@@ -194,10 +196,10 @@ def _mix(
 
 # ---------------------------------------------------------------------------------------------- back through a filter
 @triton.jit
-def _behind(dz_ptr, dbefore_ptr, after_ptr, b, column, part, W, L, K: tl.constexpr):
+def _behind(dz_ptr, dbefore_ptr, after_ptr, b, part, W, L, K: tl.constexpr):
     """Where gradients of z, and of what lies before it, go; and what comes back from those who read its last inputs."""
-    near = b * (K - 1) * 3 * W + column
-    return dz_ptr + b * L * 3 * W + column, dbefore_ptr + near, after_ptr + near, 3 * W, part, L
+    near = b * (K - 1) * 3 * W
+    return dz_ptr + b * L * 3 * W, dbefore_ptr + near, after_ptr + near, 3 * W, part, L
 
 
 @triton.jit
@@ -208,7 +210,7 @@ def _filter_back(z, behind, PART: tl.constexpr, d, kept, t, first, last, BACK: t
     With all of these it is known what z's gradient is from sample t on (BACK), or from t - (K - 1): it is written as
     far as it lies in first .. last - 1, or in `before`. Returns what the next block keeps."""
     dz_ptr, dbefore_ptr, after_ptr, columns, part, length = behind
-    taps, live, from_part = z[7][PART], z[6], PART * part
+    taps, live, column, from_part = z[7][PART], z[6], z[8], PART * part
     rows, start = d + kept, t
     if not BACK:
         rows, start = kept + d, t - (K - 1)
@@ -218,9 +220,11 @@ def _filter_back(z, behind, PART: tl.constexpr, d, kept, t, first, last, BACK: t
             dz += taps[K - lag] * rows[i + lag]
         if U == 1:
             k = at - (length - (K - 1))
-            dz += tl.load(after_ptr + from_part + k * columns, mask=live & (k >= 0), other=0.0).to(tl.float32)
-            _write(dbefore_ptr, columns, at + (K - 1), from_part, live & (at < 0), dz)
-        _write(dz_ptr, columns, at, from_part, live & (at >= first) & (at < last), dz)
+            dz += tl.load(after_ptr + (from_part + k * columns) + column, mask=live & (k >= 0), other=0.0).to(
+                tl.float32
+            )
+            _write(dbefore_ptr + from_part, columns, at + (K - 1), column, live & (at < 0), dz)
+        _write(dz_ptr + from_part, columns, at, column, live & (at >= first) & (at < last), dz)
     return rows[: K - 1] if BACK else rows[U:]
 
 
@@ -299,7 +303,7 @@ def _ahead(
     c, column = _channels(part, CH)
     z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, L, c < W, K)
     dy = (dy_ptr + b * d_b, d_t)
-    behind = _behind(dz_ptr, dbefore_ptr, after_ptr, b, column, part, W, L, K)
+    behind = _behind(dz_ptr, dbefore_ptr, after_ptr, b, part, W, L, K)
     modes = _modes(poles_ptr, residues_ptr, skip_ptr, c, W, S, SP)
     zero = tl.zeros([SP, CH], tl.float32)
     states, sums = (zero, zero, zero, zero), (zero, zero, zero, zero, tl.zeros([1, CH], tl.float32))
@@ -375,7 +379,7 @@ def _back(
     c, column = _channels(part, CH)
     z = _source(z_ptr + b * z_b, before_ptr, weight_ptr, bias_ptr, z_t, b, column, part, W, L, c < W, K)
     dy = (dy_ptr + b * d_b, d_t)
-    behind = _behind(dz_ptr, dbefore_ptr, after_ptr, b, column, part, W, L, K)
+    behind = _behind(dz_ptr, dbefore_ptr, after_ptr, b, part, W, L, K)
     modes = _modes(poles_ptr, residues_ptr, skip_ptr, c, W, S, SP)
     states = (tl.zeros([SP, CH], tl.float32), tl.zeros([SP, CH], tl.float32))
     x1_filters, v_filters = _nothing(CH, K + 1), _nothing(CH, K + 1)
