@@ -75,18 +75,8 @@ struct MixerBackward {
 
   // ---- Rows and work ----------------------------------------------------------------------------------------------
   TK_DEVICE void fetch_dy(int slot, int tile) const {
-    const T* const from = static_cast<const T*>(p.dy) + b * p.dy_batch + first;
-#pragma unroll 1
-    for (int r = static_cast<int>(threadIdx.x); r < kSamples; r += kThreads) {
-      const int t = kSamples * tile + r;
-      uint4& to = shared.row[slot][Inputs::place(kHalo + r)];
-      if (p.dy_vectors)
-        ptx::cp_async_16(ptx::shared_address(&to), t < p.mix.length ? from + t * p.dy_time : p.dy, t < p.mix.length ? kRowBytes : 0);
-      else
-        Inputs::gather(to, [&](int e) {
-          return t < p.mix.length && first + e < p.conv.channels ? from[t * p.dy_time + e] : T{};
-        });
-    }
+    const T* const from = static_cast<const T*>(p.dy) + b * p.dy_batch + inputs.asked(p.dy_vectors);
+    inputs.fetch(shared.row[slot], from, p.dy_time, p.dy_vectors, tile);
   }
   // What u, or g, of a tile is made of; `other`: to the rows of the other pair.
   template <Which W>

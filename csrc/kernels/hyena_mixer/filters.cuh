@@ -42,38 +42,40 @@ struct Filters {
   }
 
   // ---- Rows -------------------------------------------------------------------------------------------------------
-  // The row whose element e is f(e).
-  template <class F>
-  TK_DEVICE static void gather(uint4& to, F f) {
-    T each[kChannels];
+  // Of rows that are gathered a thread takes one channel, neighbours the next.
+  TK_DEVICE static int own() { return static_cast<int>(threadIdx.x) % kChannels; }
+  TK_DEVICE static T& element(uint4& row) { return reinterpret_cast<T*>(&row)[own()]; }
+  // The channel (of the output) whose part a thread asks for: the first of 16 bytes, or its own, which may not be there.
+  TK_DEVICE int asked(bool vectors) const { return first + (vectors ? 0 : own()); }
+
+  // A tile's samples to `to`; those past the end are 0. Sample t of what this thread asks for is from[t time].
+  TK_DEVICE void fetch(Rows& to, const T* from, long long time, bool vectors, int tile) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int r = vectors ? thread : thread / kChannels, t = kSamples * tile + r;
+    from += t * time;
+    if (vectors) {
+      const u32 at = ptx::shared_address(&to[place(kHalo + r)]);  // place() moves rows within 32
 #pragma unroll
-    for (int e = 0; e < kChannels; ++e) each[e] = f(e);
-    Row row;
-#pragma unroll
-    for (int i = 0; i < Row::words; ++i) {
-      if constexpr (is_16bit<T>)
-        row.word[i] = each[2 * i].bits | static_cast<u32>(each[2 * i + 1].bits) << 16;
-      else
-        row.word[i] = __float_as_uint(each[i]);
+      for (int k = 0; k < kSamples; k += kThreads)
+        ptx::cp_async_16(at + k * kRowBytes, from + k * time, t + k < p.length ? kRowBytes : 0);
+      return;
     }
-    ptx::st_shared_v4(ptx::shared_address(&to), make_uint4(row.word[0], row.word[1], row.word[2], row.word[3]));
+    const int count = asked(false) < p.conv.channels ? p.length - t : 0;
+#pragma unroll 4
+    for (int k = 0; k < kSamples; k += kThreads / kChannels) element(to[place(kHalo + r + k)]) = k < count ? from[k * time] : T{};
   }
-  // The rows of a tile and of its halo, to slots[slot]; those past the end are 0. Eight neighbouring threads begin at a
-  // multiple of 8.
+  // A part of z, and the K - 1 samples before, to slots[slot].
   TK_DEVICE void fetch(int part, int slot, int tile) const {
-    const T* const from = static_cast<const T*>(p.z) + b * p.z_batch + input(part, first);
-#pragma unroll 1
-    for (int r = static_cast<int>(threadIdx.x); r < kHalo + kSamples; r += kThreads) {
-      if (r < kHalo - kept) continue;
-      const int t = kSamples * tile + r - kHalo;
-      uint4& to = slots[slot][place(r)];
-      if (p.vectors && t >= 0)
-        ptx::cp_async_16(ptx::shared_address(&to), t < p.length ? from + t * p.z_time : p.z, t < p.length ? kRowBytes : 0);
-      else
-        gather(to, [&](int e) {
-          return t < p.length && first + e < p.conv.channels ? sample(t, input(part, first + e)) : T{};
-        });
-    }
+    const T* const from = static_cast<const T*>(p.z) + b * p.z_batch + input(part, asked(p.vectors));
+    fetch(slots[slot], from, p.z_time, p.vectors, tile);
+    const bool copied = p.vectors && tile > 0;
+    const int back = kept - static_cast<int>(threadIdx.x) / (copied ? 1 : kChannels), t = kSamples * tile - back;
+    if (back <= 0) return;
+    uint4& to = slots[slot][place(kHalo - back)];
+    if (copied)
+      ptx::cp_async_16(ptx::shared_address(&to), from + t * p.z_time, kRowBytes);
+    else
+      element(to) = asked(false) < p.conv.channels ? sample(t, input(part, asked(false))) : T{};
   }
   TK_DEVICE Row row(int slot, int r) const {
     const uint4 x = ptx::ld_shared_v4(ptx::shared_address(&slots[slot][place(r)]));
@@ -105,21 +107,36 @@ struct Filters {
       to[e + 2] = __uint_as_float(x.z), to[e + 3] = __uint_as_float(x.w);
     }
   }
-  // A part's filter at samples at .. at + 3 of the tile whose rows are slots[slot].
+  // A part's filter at samples at .. at + 3 of the tile whose rows are slots[slot]. Of the usual number of taps each row is
+  // read once.
   TK_DEVICE void apply(float (&out)[kRun][kChannels], int part, int slot, int at) const {
     const Filter& own = filter[part];
 #pragma unroll
     for (int i = 0; i < kRun; ++i) load(out[i], own.bias);
+    const auto add = [&](int i, const float (&tap)[kChannels], const float (&value)[kChannels]) {
+#pragma unroll
+      for (int e = 0; e < kChannels; ++e) out[i][e] = fmaf(tap[e], value[e], out[i][e]);
+    };
+    float tap[kUsualTaps][kChannels], value[kChannels];
+    if (p.taps == kUsualTaps) {
+#pragma unroll
+      for (int j = 0; j < kUsualTaps; ++j) load(tap[j], own.tap[j]);
+#pragma unroll
+      for (int r = 1 - kUsualTaps; r < kRun; ++r) {
+        row(slot, kHalo + at + r).get(value);
+#pragma unroll
+        for (int j = 0; j < kUsualTaps; ++j)
+          if (const int i = r + kUsualTaps - 1 - j; i >= 0 && i < kRun) add(i, tap[j], value);
+      }
+      return;
+    }
 #pragma unroll 1
     for (int j = 0; j < p.taps; ++j) {
-      float tap[kChannels];
-      load(tap, own.tap[j]);
+      load(tap[0], own.tap[j]);
 #pragma unroll
       for (int i = 0; i < kRun; ++i) {
-        float value[kChannels];
         row(slot, kHalo + at + i + j - kept).get(value);
-#pragma unroll
-        for (int e = 0; e < kChannels; ++e) out[i][e] = fmaf(tap[e], value[e], out[i][e]);
+        add(i, tap[0], value);
       }
     }
   }

@@ -95,13 +95,21 @@ struct Mixer {
 #pragma unroll
         for (int i = 0; i < kRun; ++i) out[i][e] *= __uint_as_float(word[i]);
       }
+      const int left = p.length - (kSamples * tile + at);
+      T* to = static_cast<T*>(p.y) + (static_cast<long long>(b) * p.length + kSamples * tile + at) * p.conv.channels;
+      Row row[kRun];
 #pragma unroll
-      for (int i = 0; i < kRun; ++i) {
-        const long long t = static_cast<long long>(kSamples) * tile + at + i;
-        if (t >= p.length) break;
-        Row row;
-        row.put(out[i]);
-        row.store(static_cast<T*>(p.y) + (static_cast<long long>(b) * p.length + t) * p.conv.channels, first, p.conv.channels, p.grain);
+      for (int i = 0; i < kRun; ++i) row[i].put(out[i]);
+      if (p.grain == kRowBytes) {
+#pragma unroll
+        for (int i = 0; i < kRun && i < left; ++i) row[i].store(to + i * p.conv.channels, first, p.conv.channels, kRowBytes);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < kRun && i < left; ++i, to += p.conv.channels) {
+          row[0].store(to, first, p.conv.channels, p.grain);
+#pragma unroll
+          for (int k = 1; k < kRun; ++k) row[k - 1] = row[k];  // the next one's turn
+        }
       }
     }
   }
@@ -161,22 +169,21 @@ struct Mixer {
     Conv::make_tables(tables(), reinterpret_cast<modal_conv::Powers*>(shared.row[kX2])[warp_index()], p.conv, channel());
     Conv::find_carry(tables(), p.conv, segment, b, channel());
     inputs.fetch_filters();
-    inputs.fetch(kX1, kX1, begin);
-    inputs.fetch(kV, kV, begin);
-    commit_loads();
 #pragma unroll 1
-    for (int tile = begin; tile < end; ++tile) {
-      wait_loads<0>();
-      __syncthreads();
-      if (speaks) inputs.fetch(kX2, kX2, tile);
-      commit_loads();
-      gate();
-      __syncthreads();
-      if (tile + 1 < end) {
-        inputs.fetch(kX1, kX1, tile + 1);
-        inputs.fetch(kV, kV, tile + 1);
+    for (int tile = begin - 1; tile < end; ++tile) {
+      const bool here = tile >= begin;  // else: only ask for the first
+      if (here) {
+        wait_loads<0>();
+        __syncthreads();
+        if (speaks) inputs.fetch(kX2, kX2, tile);
+        commit_loads();
+        gate();
+        __syncthreads();
       }
+#pragma unroll 1
+      for (int part = kX1; part <= kV && tile + 1 < end; ++part) inputs.fetch(part, part, tile + 1);
       commit_loads();
+      if (!here) continue;
       convolve(tile, speaks);
       if (!speaks) continue;
       wait_loads<1>();

@@ -6,7 +6,7 @@
 
 namespace tkpy::hyena_mixer {
 
-constexpr int kMostTaps = 8;
+constexpr int kMostTaps = 8, kUsualTaps = 3;                           // those of StripedHyena and Evo have code of their own
 constexpr int kRowBytes = 16;                                         // of z: one sample of neighbouring channels
 constexpr int kSamples = modal_conv::kRows * modal_conv::kChunk;      // of a tile
 constexpr int kHalo = 8;                                              // rows before a tile, of which taps - 1 are used
