@@ -15,10 +15,11 @@ from tkpy import conformance, numerics  # noqa: E402
 
 SLOW = (0.999, 0.9999)  # radii of poles whose states outlast a tile
 SYNC = "      __syncthreads();\n"
-REAR = SYNC + "      gate<kRear>(0);\n"
+GATES = "        __syncthreads();\n        gate(which =="
 FAULTS = [
-    Fault("x2 and dy not waited for", "      wait_loads<1>();\n" + REAR, REAR),
-    Fault("rows of others not waited for", REAR, REAR.replace(SYNC, "")),
+    Fault("x2 and dy not waited for", "wait_loads<1>();\n#pragma", "#pragma"),
+    Fault("x1 and v not waited for", "if (which == kForth) wait_loads<0>();", ""),
+    Fault("rows of others not waited for", GATES, "        gate(which =="),
     Fault("u and g not waited for", SYNC + "      convolve(tile);", "      convolve(tile);"),
     Fault("y not waited for", "convolve(tile);\n" + SYNC, "convolve(tile);\n"),
     Fault("d not waited for", "        __syncthreads();\n        filter_back", "        filter_back"),
@@ -32,7 +33,7 @@ FAULTS = [
     Fault("dz past the end", "if (t >= p.mix.length) break;", ""),
     Fault("dz of no channel", "if (first + e < p.conv.channels) tk::write", "tk::write"),
     Fault("a border's own share forgotten", "border(1, part, e)[t - (last - kept)] = dz[i][e];", ";"),
-    Fault("parameters of a channel that is not there", "if (!live) return;", ""),
+    Fault("parameters of a channel that is not there", "if (!live()) return;", ""),
     Fault("every segment's start", "p.conv.dstart && segment == 0", "p.conv.dstart"),
     Fault("states of another tile", "modal.find_starts(tile)", "modal.find_starts(begin)"),
     Fault("a tap too few", "if (lag >= taps) break;", "if (lag >= kept) break;"),

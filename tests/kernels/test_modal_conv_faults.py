@@ -88,7 +88,7 @@ FAULTS = [
         ("a slope's factor", "static_cast<float>(15 - j)", "static_cast<float>(j)"),
         ("the transpose forgotten", "multiply_transposed(dv[c], dy,", "multiply(dv[c], dy,"),
         ("x of the block after", "      found[c] = x;\n      x = next;", "      x = next;\n      found[c] = x;"),
-        ("lags of another tile", "    if (g != 0) return;\n", "    if (g != 0 || i != begin) return;\n"),
+        ("lags of another tile", "correlated = g == 0 && p", "correlated = g == 0 && i == begin && p"),
         ("lags read before they are there", LAGS, LAGS.replace(SYNC, "")),
         ("Horner's rule in another order", "slope = pole * slope + value;\n        value", "value"),
         ("every share in one place", "share = segment * p.batch + b;", "share = 0;"),

@@ -67,7 +67,7 @@ struct MixerBackward {
   Shared& shared;
   const int b, first, segment;
   const int channel = min(first + warp_index(), p.conv.channels - 1);
-  const bool live = first + warp_index() < p.conv.channels;
+  TK_DEVICE bool live() const { return first + warp_index() < p.conv.channels; }
   const Inputs inputs{p.mix, shared.row, shared.filter, b, first};
   const Modal modal{p.conv, reinterpret_cast<typename Modal::Tile*>(shared.work[warp_index()]), shared.tables[warp_index()],
                     b, channel, segment};
@@ -79,14 +79,14 @@ struct MixerBackward {
     inputs.fetch(shared.row[slot], from, p.dy_time, p.dy_vectors, tile);
   }
   // What u, or g, of a tile is made of; `other`: to the rows of the other pair.
-  template <Which W>
-  TK_DEVICE void fetch(int tile, int other) const {
-    if constexpr (W == kForth) {
-      inputs.fetch(kX1, kX1 ^ other, tile);
-      inputs.fetch(kV, kV ^ other, tile);
-    } else {
-      inputs.fetch(kX2, kX2 ^ other, tile);
-      fetch_dy(kDy ^ other, tile);
+  TK_DEVICE void fetch(Which which, int tile, int other) const {
+#pragma unroll 1
+    for (int k = 0; k < 2; ++k) {
+      const int slot = which == kForth ? kX1 + k : kDy * k;  // x1, v or x2, dy
+      if (slot == kDy)
+        fetch_dy(slot ^ other, tile);
+      else
+        inputs.fetch(slot, slot ^ other, tile);
     }
   }
   TK_DEVICE void get_dy(Values& to, int slot, int at) const {
@@ -148,16 +148,16 @@ struct MixerBackward {
     }
   }
   // u = c v, or g = a dy, of a tile.
-  template <Which W>
-  TK_DEVICE void gate(int other) const {
+  TK_DEVICE void gate(Which which, int other) const {
+    const int part = which == kForth ? kX1 : kX2;
     each_run([&](int at) {
       Values x, y;
-      inputs.apply(x, W == kForth ? kX1 : kX2, (W == kForth ? kX1 : kX2) ^ other, at);
-      if constexpr (W == kForth)
+      inputs.apply(x, part, part ^ other, at);
+      if (which == kForth)
         inputs.apply(y, kV, kV ^ other, at);
       else
         get_dy(y, kDy ^ other, at);
-      leave_pieces(W, at, x, y);
+      leave_pieces(which, at, x, y);
     });
   }
   TK_DEVICE void behind_x2() const {
@@ -172,10 +172,11 @@ struct MixerBackward {
     each_run([&](int at) {
       Values x, du;
       get_work(du, kForth, at);
-      inputs.apply(x, kV, kV, at);
-      leave(kRear, at, x, du);
-      inputs.apply(x, kX1, kX1, at);
-      leave(kForth, at, x, du);
+#pragma unroll 1
+      for (int part = kV; part >= kX1; --part) {
+        inputs.apply(x, part, part, at);
+        leave(part == kV ? kRear : kForth, at, x, du);
+      }
     });
   }
 
@@ -324,39 +325,31 @@ struct MixerBackward {
     };
   }
   // The states alone, of u forwards or of g backwards. The last tile forwards stays in its rows.
-  template <Which W>
-  TK_DEVICE void sweep() const {
+  TK_DEVICE void sweep(Which which) const {
     const int count = end - begin;
 #pragma unroll 1
     for (int n = -1; n < count; ++n) {
-      const int tile = W == kForth ? begin + n : end - 1 - n, other = (count - 1 - n) & 1;
-      if (n + 1 < count) fetch<W>(W == kForth ? tile + 1 : tile - 1, other ^ 1);
+      const int tile = which == kForth ? begin + n : end - 1 - n, other = (count - 1 - n) & 1;
+      if (n + 1 < count) fetch(which, which == kForth ? tile + 1 : tile - 1, other ^ 1);
       commit_loads();
       if (n < 0) continue;
       wait_loads<1>();
       __syncthreads();
       if (!p.conv.only_local) {
-        if (live) modal.leave_starts(tile);
+        if (live()) modal.leave_starts(tile);
         if (n + 1 == count) break;
       }
-      gate<W>(other);
+      gate(which, other);
       __syncthreads();
-      modal.template pass<W == kRear>(tile, from_work());
-    }
-  }
-  TK_DEVICE void leave_local() const {
-    if (segment + 1 < p.conv.segments) {
-      sweep<kForth>();
-      if (live) modal.leave_carry(p.conv.local, &Modal::Group::forth, segment);
-    }
-    if (segment > 0) {
-      sweep<kRear>();
-      if (live) modal.leave_carry(p.conv.local, &Modal::Group::rear, p.conv.segments + segment);
+      if (which == kForth)
+        modal.template pass<false>(tile, from_work());
+      else
+        modal.template pass<true>(tile, from_work());
     }
   }
   // B of a tile.
   TK_DEVICE void convolve(int tile) const {
-    if (live) modal.find_starts(tile);
+    if (live()) modal.find_starts(tile);
     typename Modal::Sum y[Modal::kBlocks], du[Modal::kBlocks];
 #pragma unroll
     for (int c = 0; c < Modal::kBlocks; ++c) zero(y[c]), zero(du[c]);
@@ -377,19 +370,27 @@ struct MixerBackward {
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < kZeros; i += kThreads) zeros[i] = 0.0f;
     __syncthreads();
-    if (p.conv.only_local) return leave_local();
-    sweep<kForth>();
-    fetch<kRear>(end - 1, 0);
+    const bool local = p.conv.only_local;
+#pragma unroll 1
+    for (int rear = 0; rear <= local; ++rear) {
+      if (local && segment == (rear ? 0 : p.conv.segments - 1)) continue;  // nobody asks what it adds to the states there
+      sweep(rear ? kRear : kForth);
+      if (local && live())
+        modal.leave_carry(p.conv.local, rear ? &Modal::Group::rear : &Modal::Group::forth, rear * p.conv.segments + segment);
+    }
+    if (local) return;
+    fetch(kRear, end - 1, 0);
     commit_loads();
     commit_loads();  // x1 and v: there already
 #pragma unroll 1
     for (int tile = end - 1; tile >= begin; --tile) {
       wait_loads<1>();
-      __syncthreads();
-      gate<kRear>(0);
-      wait_loads<0>();
-      __syncthreads();
-      gate<kForth>(0);
+#pragma unroll 1
+      for (int which = kRear; which >= kForth; --which) {
+        if (which == kForth) wait_loads<0>();
+        __syncthreads();
+        gate(which == kRear ? kRear : kForth, 0);
+      }
       __syncthreads();
       convolve(tile);
       __syncthreads();
@@ -402,14 +403,13 @@ struct MixerBackward {
         if (p.dweight) sum_products(part, part == kV ? kForth : kRear);
         if (part == kX1) continue;
         __syncthreads();
-        if (tile > begin && part == kX2) fetch<kRear>(tile - 1, 0);
-        if (tile > begin && part == kV) fetch<kForth>(tile - 1, 0);
+        if (tile > begin) fetch(part == kX2 ? kRear : kForth, tile - 1, 0);
         commit_loads();
       }
     }
     leave_border();
     if (p.dweight) leave_sums();
-    if (!live) return;
+    if (!live()) return;
     if (p.conv.parameters) modal.finish();
     if (p.conv.dstart && segment == 0) modal.leave_carry(p.conv.dstart, &Modal::Group::rear, 0);
   }

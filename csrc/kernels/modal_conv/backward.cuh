@@ -349,13 +349,26 @@ struct Backward {
 #pragma unroll
     for (int c = 0; c < kBlocks; ++c) zero(found[c]);
     if (p.forth) {
+      const bool correlated = g == 0 && p.parameters;
+      Sum lags;
+      zero(lags);
 #pragma unroll
       for (int c = 0; c < kBlocks; ++c) {
         Operand v;
         form(v, 0, c);
         if (g == 0) multiply(y[c], v, shared.toeplitz);
         multiply(found[c], v, group.near);
-        fill(x, [&](int m, int half) { return modes.step[m] * at(x, m, half) + at(found[c], m, half); });
+        if (correlated) {
+          Operand dy;
+          form(dy, 2, c);
+          correlate(lags, v, dy);
+        }
+        fill(x, [&](int m, int half) { return madd(modes.step[m], at(x, m, half), at(found[c], m, half)); });
+      }
+      if (correlated) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          grow(shared.lags[k][lane_index()], lags.x[0][4 * k], lags.x[0][4 * k + 1], lags.x[0][4 * k + 2], lags.x[0][4 * k + 3]);
       }
       scan<false>(x, group.forth, 0);
     }
@@ -376,9 +389,9 @@ struct Backward {
       multiply_transposed(y[c], read, group.far);
       fill(next, [&](int m, int half) {
         const float2 here = at(x, m, half);
-        sums[0][m] = sums[0][m] + conj(here) * at(adjoint[c], m, half);
-        sums[1][m] = sums[1][m] + conj(here) * at(slope, m, half);
-        return modes.step[m] * here + at(found[c], m, half);
+        sums[0][m] = madd(conj(here), at(adjoint[c], m, half), sums[0][m]);
+        sums[1][m] = madd(conj(here), at(slope, m, half), sums[1][m]);
+        return madd(modes.step[m], here, at(found[c], m, half));
       });
       found[c] = x;
       x = next;
@@ -387,42 +400,31 @@ struct Backward {
     Sum l;
     zero(l);
 #pragma unroll
-    for (int c = kBlocks - 1; c >= 0; --c)
-      fill(l, [&](int m, int half) { return conj(modes.step[m]) * at(l, m, half) + at(adjoint[c], m, half); });
-    fill(l, [&](int m, int half) { return conj(modes.residue[m]) * at(l, m, half); });
+    for (int c = kBlocks - 1; c >= 0; --c) {
+      fill(adjoint[c], [&](int m, int half) { return conj(modes.residue[m]) * at(adjoint[c], m, half); });
+      fill(l, [&](int m, int half) { return madd(conj(modes.step[m]), at(l, m, half), at(adjoint[c], m, half)); });
+    }
     scan<true>(l, group.rear, kRows - chunks_of(i));
-    Sum lags;
-    zero(lags);
 #pragma unroll
     for (int c = kBlocks - 1; c >= 0; --c) {
       Operand piece;
       cut(piece, l);
       multiply_transposed(dv[c], piece, group.near);
-      if constexpr (Parts > 2) __syncwarp();  // f32: what is loaded sooner does not fit beside the products
-      const Modes again = modes_of(group);
       zero(slope);
       if (p.parameters) {
         Operand v;
         form(v, 0, c);
         multiply(slope, v, group.near_slope);
-        if (g == 0) {
-          form(piece, 2, c);
-          correlate(lags, v, piece);
-        }
       }
-      if constexpr (Parts > 2) __syncwarp();
+      const Modes again = modes_of(group);
       fill(l, [&](int m, int half) {
         const float2 here = at(l, m, half);
-        sums[0][m] = sums[0][m] + here * conj(at(found[c], m, half));
-        sums[1][m] = sums[1][m] + here * conj(at(slope, m, half));
-        return conj(again.step[m]) * here + conj(again.residue[m]) * at(adjoint[c], m, half);
+        sums[0][m] = madd(here, conj(at(found[c], m, half)), sums[0][m]);
+        sums[1][m] = madd(here, conj(at(slope, m, half)), sums[1][m]);
+        return madd(conj(again.step[m]), here, at(adjoint[c], m, half));
       });
     }
     grow(group, 2, sums);
-    if (g != 0) return;
-#pragma unroll
-    for (int k = 0; k < 2; ++k)
-      grow(shared.lags[k][lane_index()], lags.x[0][4 * k], lags.x[0][4 * k + 1], lags.x[0][4 * k + 2], lags.x[0][4 * k + 3]);
   }
 
   // The lanes' sums joined, and from them this segment's share of the gradients.
