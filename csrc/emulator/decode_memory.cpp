@@ -105,12 +105,18 @@ bool Decoder::decode_memory() {
       // Without a space it concerns all of them.
       const bool alias = has("alias"), one_way = has("async::generic");
       has("async");
-      const bool tensormap = has("tensormap::generic");
-      has("acquire"), has("release");
+      const bool tensormap = has("tensormap::generic"), acquire = has("acquire");
+      has("release");
       has("sync_restrict::shared::cta"), has("sync_restrict::shared::cluster");
       const Space space = take_space(in_->modifiers, taken_, Space::generic);
       for (std::string_view scope : {"cta", "gpu", "sys", "cluster"}) has(scope);
-      op.fn = alias || tensormap ? exec_nothing : exec_proxy_fence;
+      op.fn = alias ? exec_nothing : tensormap && acquire ? exec_tensormap_acquire : exec_proxy_fence;
+      arity(tensormap && acquire ? 2 : 0, tensormap && acquire ? 2 : 0);
+      if (tensormap) {
+        if (acquire) address_row(op, 0, arg(0));
+        op.a = kFenceMaps;
+        return finish(op), true;
+      }
       if (space != Space::global) op.a |= kFenceShared;
       if (space == Space::global || (space == Space::generic && !one_way)) op.a |= kFenceGlobal;
       return finish(op), true;

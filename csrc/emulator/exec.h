@@ -29,7 +29,7 @@ void exec_nothing(Exec& x, const Op& op, u32 mask);
 // atomics (exec_atomic.cpp): a element bytes, b elements, d[0]/list results, s[1] list of operands; imm offset; e Base
 void exec_atomic(Exec& x, const Op& op, u32 mask);
 void exec_fence(Exec& x, const Op& op, u32 mask);        // a: of gpu or system scope
-void exec_proxy_fence(Exec& x, const Op& op, u32 mask);  // a: kFenceShared, kFenceGlobal
+void exec_proxy_fence(Exec& x, const Op& op, u32 mask);  // a: kFenceShared, kFenceGlobal, kFenceMaps
 // warp (exec_warp.cpp)
 void exec_shfl(Exec& x, const Op& op, u32 mask);
 void exec_vote(Exec& x, const Op& op, u32 mask);
@@ -83,6 +83,9 @@ void exec_bulk_copy(Exec& x, const Op& op, u32 mask);     // a BulkKind; b multi
 void exec_bulk_tensor(Exec& x, const Op& op, u32 mask);   // a: 0 load, 1 store, 2 reduce; list: coordinates
 void exec_tensormap_replace(Exec& x, const Op& op, u32 mask);
 void exec_tensormap_copy(Exec& x, const Op& op, u32 mask);
+// the tensormap proxy (tensormap_proxy.cpp)
+void exec_tensormap_acquire(Exec& x, const Op& op, u32 mask);
+void check_map_acquired(Exec& x, const Op& op, u32 lane, u64 address);  // a copy is about to use it
 void exec_store_async(Exec& x, const Op& op, u32 mask);
 enum class BulkKind : u8 { global_to_shared, shared_to_shared, shared_to_global };
 

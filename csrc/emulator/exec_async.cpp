@@ -377,7 +377,9 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
   for (u32 rest = mask; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     tensor::TensorMap map;
-    if (!read_map(x, op, lane, operand(x, op, load ? 1 : 0, lane), &map)) continue;
+    const u64 map_address = operand(x, op, load ? 1 : 0, lane);
+    if (!read_map(x, op, lane, map_address, &map)) continue;
+    check_map_acquired(x, op, lane, map_address);
     if (map.rank != op.list_size) {
       x.report(Check::tensor_map, op, lane, "a copy of " + std::to_string(op.list_size) + " dimensions with a tensor map of " + std::to_string(map.rank));
       continue;
@@ -453,6 +455,13 @@ void exec_bulk_tensor(Exec& x, const Op& op, u32 mask) {
   }
 }
 
+// A map in global memory is written as a whole (9.7.9.27).
+void touch_map(Exec& x, const Op& op, u32 lane, u8* at) {
+  if (x.checked && x.cluster->global)
+    touch_global(accessor(*x.cluster, *x.warp, lane, x.cluster->site(x, op)), reinterpret_cast<u64>(at), tensor::kTensorMapBytes,
+                 AccessKind::write, false, at);
+}
+
 // tensormap.replace.tile (PTX ISA 9.7.9.27): a field, c ordinal; s[3] value (b: an immediate in imm).
 void exec_tensormap_replace(Exec& x, const Op& op, u32 mask) {
   for (u32 rest = mask; rest; rest &= rest - 1) {
@@ -469,6 +478,7 @@ void exec_tensormap_replace(Exec& x, const Op& op, u32 mask) {
     if (!at) continue;
     const std::string why = tensor::replace_tensor_map(at, static_cast<tensor::MapField>(op.a), op.c, operand(x, op, 3, lane));
     if (!why.empty()) x.report(Check::tensor_map, op, lane, why);
+    if (!op.e) touch_map(x, op, lane, at);
   }
 }
 
@@ -476,7 +486,10 @@ void exec_tensormap_copy(Exec& x, const Op& op, u32 mask) {
   const u32 lane = static_cast<u32>(std::countr_zero(mask));  // .sync.aligned: the warp copies once
   u8* to = global_place(x, op, lane, operand(x, op, 0, lane), tensor::kTensorMapBytes, true, "tensormap.cp_fenceproxy");
   const SharedPlace from = shared_place(x, op, lane, operand(x, op, 1, lane), tensor::kTensorMapBytes, "tensormap.cp_fenceproxy");
-  if (to && from.at) std::memcpy(to, from.at, tensor::kTensorMapBytes);
+  if (!to || !from.at) return;
+  std::memcpy(to, from.at, tensor::kTensorMapBytes);
+  touch_map(x, op, lane, to);
+  if (x.checked) proxy_fence(*x.warp, mask, kFenceMaps);
 }
 
 // st.async and red.async (PTX ISA 9.7.9.12, 9.7.13.6): a element bytes, list values, c reduction + 1, e type.

@@ -243,6 +243,12 @@ struct Warpgroup {
   u16 component = 0;
 };
 
+// fence.proxy.tensormap::generic.acquire of a tensor map: who, and the writes of its words that a release had shown by then.
+struct MapAcquire {
+  Access by;
+  std::array<Access, 32> shown;
+};
+
 struct Cta {
   Cluster* cluster = nullptr;
   u32 rank = 0;         // in the cluster
@@ -333,6 +339,7 @@ struct Cluster {
   std::vector<InstrCount>* counts = nullptr;
   // barrier.cluster: arrivals per phase
   std::unordered_map<u64, Clock> released;  // location -> what strong writes to it have published
+  std::unordered_map<u64, std::vector<MapAcquire>> map_acquires;  // by address, of each lane the last
   u32 cluster_arrived = 0;
   u64 cluster_phase = 0;
   Clock cluster_clock, cluster_done_clock;

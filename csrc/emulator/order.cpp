@@ -124,12 +124,14 @@ void fold(Warp& w) {
   for (u32 rest = w.alive; rest; rest &= rest - 1) {
     const Clock& lane = *o.apart[std::countr_zero(rest)];
     meet(common.seen, lane.seen), meet(common.fenced, lane.fenced), meet(common.fenced_global, lane.fenced_global);
+    meet(common.fenced_maps, lane.fenced_maps);
   }
   join(o.clock, common);
   for (u32 rest = o.apart_lanes; rest; rest &= rest - 1) {
     const u32 lane = static_cast<u32>(std::countr_zero(rest));
     const Clock& c = *o.apart[lane];
-    if (c.others.empty() && below(c.seen, o.clock.seen) && below(c.fenced, o.clock.fenced) && below(c.fenced_global, o.clock.fenced_global))
+    if (c.others.empty() && below(c.seen, o.clock.seen) && below(c.fenced, o.clock.fenced) && below(c.fenced_global, o.clock.fenced_global) &&
+        below(c.fenced_maps, o.clock.fenced_maps))
       drop(o, 1u << lane);
   }
 }
@@ -145,6 +147,7 @@ void join(Clock& into, const Clock& from) {
   join(into.seen, from.seen);
   join(into.fenced, from.fenced);
   join(into.fenced_global, from.fenced_global);
+  join(into.fenced_maps, from.fenced_maps);
   for (const auto& [cluster, abroad] : from.others) join(into.others[cluster], abroad);
 }
 
@@ -352,6 +355,7 @@ void proxy_fence(Warp& w, u32 mask, u32 spaces) {
   };
   if (spaces & kFenceShared) show_all(&Clock::fenced);
   if (spaces & kFenceGlobal) show_all(&Clock::fenced_global);
+  if (spaces & kFenceMaps) show_all(&Clock::fenced_maps);
   ++o.now;
 }
 
@@ -442,6 +446,10 @@ bool comes_after(const Accessor& a, Times Clock::*which, const Access& before, b
 }
 
 }  // namespace
+
+bool released_to_maps(const Accessor& a, const Access& write) {
+  return clocks_cover(a, &Clock::fenced_maps, write.component, a.cluster->warps[write.warp]->order.lane_component[write.lane], write.time);
+}
 
 Relation relate_in_full(const Accessor& a, const Access& before, bool before_writes, bool global, u32 lanes) {
   if (!comes_after(a, &Clock::seen, before, before_writes, lanes)) return Relation::unordered;

@@ -37,6 +37,7 @@ struct Clock {
   Times seen;           // accesses up to these times happen before
   Times fenced;         // of those, generic writes to shared memory that a proxy fence has shown to the async proxy
   Times fenced_global;  // the same for global memory
+  Times fenced_maps;    // of writes to global memory, what a release has shown to the tensormap proxy, once it acquires
   std::map<u32, Abroad> others;  // by cluster; only where clusters talk to each other
   bool empty() const { return seen.empty() && others.empty(); }
   const Abroad* of(u32 cluster) const {
@@ -113,7 +114,7 @@ struct WarpOrder {
 };
 
 // Spaces of a proxy fence.
-enum : u32 { kFenceShared = 1, kFenceGlobal = 2 };
+enum : u32 { kFenceShared = 1, kFenceGlobal = 2, kFenceMaps = 4 };
 
 // Adds to `into` all that happens before this moment in lanes `mask` of the warp.
 void publish(Warp& w, u32 mask, Clock& into);
@@ -193,6 +194,9 @@ inline Relation relate(const Accessor& a, const Access& before, bool before_writ
     return Relation::ordered;
   return relate_in_full(a, before, before_writes, global, lanes);
 }
+
+// Whether a release to the tensormap proxy, of what this lane has seen, came after the write.
+bool released_to_maps(const Accessor& a, const Access& write);
 
 // An asynchronous operation between its issue and its effect: what came before it, and who issued it.
 struct Issue {

@@ -49,7 +49,7 @@ Site site_of(const Launch& launch, u32 cluster, const Access& access) {
 }
 
 // What ld.global.nc has read is written.
-void report_written_after(const Accessor& a, u64 address, AccessKind kind, const Access& now, const Access& read) {
+[[gnu::noinline, gnu::cold]] void report_written_after(const Accessor& a, u64 address, AccessKind kind, const Access& now, const Access& read) {
   a.cluster->report_pair(Check::non_coherent_read, a.site, *a.warp, a.lane, read.site, *a.cluster->warps[read.warp], read.lane,
                          [&] { return describe(address, kind, now, read, false) + kWrittenAfter; });
 }
@@ -85,8 +85,8 @@ void touch_global(const Accessor& a, u64 address, u64 bytes, AccessKind kind, bo
     GlobalCell& cell = c.global->cells.at(at);
     // Against the last values written, not all of them: an older write of another value has been compared already.
     const bool same = kind == AccessKind::write && !written.varied && ((cell.written.value ^ written.value) & byte_mask(now.bytes & cell.written.bytes)) == 0;
-    const Access* nc = kind == AccessKind::read || !cell.readers ? nullptr : read_non_coherently(cell, c.global->read_sets, now.bytes);
-    if (nc) report_written_after(a, at, kind, now, *nc);
+    if (kind != AccessKind::read && (cell.read.non_coherent || cell.has_set())) [[unlikely]]
+      if (const Access* read = read_non_coherently(cell, c.global->read_sets, now.bytes)) report_written_after(a, at, kind, now, *read);
     touch(a, cell, c.global->read_sets, now, kind, same, true,
           [&](const Access& before, bool writes, Relation r) { report(a, at, kind, now, before, writes, r); });
     if (kind != AccessKind::read) cell.written.add(written);
