@@ -42,7 +42,6 @@ def _rotate(
     batch = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     pair = tl.arange(0, BLOCK)
-    mask = (row < S)[:, None] & (pair < HALF)[None, :]
     place = row.to(tl.int64)
 
     at = tl.load(position_ptr + batch * position_b + place * position_s, mask=row < S, other=0).to(tl.float64)
@@ -56,7 +55,8 @@ def _rotate(
 
     for i in range(HEADS):
         head = (tl.program_id(1) * HEADS + i).to(tl.int64)
-        inside = mask & (head < H)
+        pairs = tl.where(head < H, HALF, 0)
+        inside = (row < S)[:, None] & (pair < pairs)[None, :]
         source = x_ptr + batch * x_b + place[:, None] * x_s + head * x_h + pair[None, :] * x_d
         left = tl.load(source, mask=inside, other=0.0).to(tl.float32)
         right = tl.load(source + HALF * x_d, mask=inside, other=0.0).to(tl.float32)
