@@ -32,7 +32,7 @@ KERNELS = {
         "LongBackwardParams",
         "long_backward<2>(p, memory)",
     ),
-    "cluster": ("fft_conv_cluster", "fft_conv_cluster_4096", "LongParams", "cluster_row<3>(p, memory)"),
+    "cluster": ("fft_conv_cluster", "fft_conv_cluster_4096", "ClusterParams", "cluster_rows<3>(p, memory)"),
     "cluster backward": (
         "fft_conv_cluster_backward",
         "fft_conv_cluster_backward_4096",
@@ -222,7 +222,7 @@ FAULTS = [
     fault("all from one CTA", "there((rank + i) % kRowCluster)", "there(rank)", "cluster"),
     fault(
         "shifted in order only",
-        "powers(wave, -static_cast<float>(4 * begin + 1)",
+        "powers(wave, -static_cast<float>(4 * begin() + 1)",
         "powers(wave, -static_cast<float>(1)",
         "cluster",
     ),
@@ -266,9 +266,7 @@ FAULTS = [
     fault("the same columns in every CTA", "(rank * F::Warps + warp_index()) * 16", "warp_index() * 16", "cluster"),
     fault("four turned one way only", "Back ? float2{-d.y, d.x} :", "false ? float2{-d.y, d.x} :", "cluster"),
     fault("an eighth of a turn too many", "{-root, root}};", "{root, -root}};", "cluster"),
-    fault(
-        "upper rows by the factors of lower ones", "x[i + 4][e] * wave[i + 4].x", "x[i + 4][e] * wave[i].x", "cluster"
-    ),
+    fault("upper rows by the factors of lower ones", "x[j + 2][e] * high.x", "x[j + 2][e] * low.x", "cluster"),
     fault(
         "rows of a strip over each other",
         "row_place(strip, u) + m * strip.eight_rows(), words);\n        }\n      }\n    }",
@@ -283,14 +281,16 @@ FAULTS = [
     fault("no gate behind", "y[e] = gate.data ? y[e] * rows[i][e] :", "y[e] = false ? y[e] * rows[i][e] :", "cluster"),
     fault(
         "both outputs through one gate",
-        "cluster.store(row(p.out2), row(p.post2)",
-        "cluster.store(row(p.out2), row(p.post)",
+        "back.store(row(p.out2), row(p.post2)",
+        "back.store(row(p.out2), row(p.post)",
         "cluster",
     ),
-    fault("taps of one frequency", "(channel) * kRowCluster + rank)", "(channel) * kRowCluster)", "cluster"),
+    fault("taps of one frequency", "(channel) * kRowCluster + cluster.rank)", "(channel) * kRowCluster)", "cluster"),
     fault("rows of one batch entry", "batch = task % p.batch, channel", "batch = 0, channel", "cluster"),
     # The backward of long rows on clusters
-    fault("written before all have begun", "  ClusterRow<Index>::enter();\n", "", "cluster backward"),
+    fault(
+        "written before all have begun", "Sum sum;\n  ClusterRow<Index>::enter();\n", "Sum sum;\n", "cluster backward"
+    ),
     fault(
         "the next row with no barrier", "leave() const { cluster_arrive(); }", "leave() const {}", "cluster backward"
     ),
@@ -300,14 +300,14 @@ FAULTS = [
     ),
     fault(
         "dy without its gate",
-        "here.scatter(Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)})",
-        "here.scatter(Gated{row(g ? p.dy : p.u, batch), row(p.pre, batch)})",
+        "here.fold(z, Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)})",
+        "here.fold(z, Gated{row(g ? p.dy : p.u, batch), row(p.pre, batch)})",
         "cluster backward",
     ),
     fault(
         "v correlated with itself",
-        "here.scatter(Gated{row(g ? p.dy : p.u, batch)",
-        "here.scatter(Gated{row(p.u, batch)",
+        "here.fold(z, Gated{row(g ? p.dy : p.u, batch)",
+        "here.fold(z, Gated{row(p.u, batch)",
         "cluster backward",
     ),
     fault(
@@ -382,6 +382,33 @@ FAULTS = [
         "cluster backward",
     ),
     fault("sums of one share", "p.dk + static_cast<long long>(share.slot) * p.used;", "p.dk;", "cluster backward"),
+    # .. and their spectra on the chip
+    fault("taps of the channel before", "task == tasks.begin || batch == 0", "task == tasks.begin", "cluster"),
+    fault("written before the spectrum is made", "    cluster.enter();\n  }\n", "  }\n", "cluster"),
+    fault("a row over the spectrum", "memory(transform.memory + 8 * F::M)", "memory(transform.memory)", "cluster"),
+    fault("units over each other", "((3 * unit + i) * 32", "((2 * unit + i) * 32", "cluster"),
+    fault("the upper byte of another", "rounded(pair.z), 0x7653)", "rounded(pair.z), 0x7652)", "cluster"),
+    fault("bytes in another order", "__byte_perm(a, b, 0x0400)", "__byte_perm(b, a, 0x0400)", "cluster"),
+    fault("the fourth for the third", "of_upper(c), of_upper(fourth)", "of_upper(fourth), of_upper(c)", "cluster"),
+    fault("not divided by the number of points", "1.0f / (kRowCluster * F::M)", "1.0f / F::M", "cluster"),
+    fault("kept values of another unit", "kept[F::value_at(unit, ", "kept[F::value_at(i, ", "cluster"),
+    fault("values of another unit", "Taps<Index>(spectrum, unit).x", "Taps<Index>(spectrum, i).x", "cluster"),
+    fault("taps of one channel", "k(p.k + static_cast<long long>(channel) * p.taps)", "k(p.k)", "cluster"),
+    fault("taps that reach nothing", "used(p.used),", "used(p.taps),", "cluster"),
+    fault("reversed taps out of reach", "used_reverse(p.used_reverse),", "used_reverse(p.taps_reverse),", "cluster"),
+    fault("vectors of taps that do not begin at one", "(taps) % 16 == 0", "(taps) % 4 == 0", "cluster"),
+    fault("a tap past the end", "i + e < count ? __ldg", "i + e <= count ? __ldg", "cluster"),
+    fault("lag of a tap behind", "z[0] = {ahead.x, back.w}", "z[0] = {ahead.x, back.z}", "cluster"),
+    fault("reversed taps from the start", "k_reverse, points - n - 4,", "k_reverse, n,", "cluster"),
+    fault("skip of one channel", "p.skip + channel : nullptr", "p.skip : nullptr", "cluster"),
+    fault(
+        "skip of every row of columns",
+        "if (n == 0 && skip) ahead",
+        "if (n % (points / 8) == 0 && skip) ahead",
+        "cluster",
+    ),
+    fault("upper taps by the factors of lower ones", "times(x[e], wave[n0])", "times(x[e], wave[n0 % 4])", "cluster"),
+    fault("upper taps only", "n0 < 4 ? y :", "true ? y :", "cluster"),
     # Filters of long rows
     fault("taps read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "taps in"),
     fault("taps that reach nothing", "ahead < p.used ?", "ahead < p.taps ?", "taps in"),
@@ -418,10 +445,12 @@ def unit(kernel: str) -> Unit:
 
 def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
     """Arguments, and whose gradients are looked at."""
-    if kernel == "cluster":  # rows that do not begin at 16 bytes; the adjoint, with two outputs
+    if kernel == "cluster":  # rows and taps that do not begin at 16 bytes; the adjoint, with two outputs
+        beyond = inputs(2, 1, LONG, "reverse", "skip", "gates", taps=LONG + 9, reverse=LONG + 9)
+        beyond["k"][:, LONG:] = beyond["k_reverse"][:, LONG - 1 :] = float("nan")
         return [
-            (inputs(2, 1, LONG, "reverse", "skip", "gates"), False),
-            (inputs(1, 2, 17000, "gates", dtype=torch.float16), ("u", "pre_gate")),
+            (beyond, ("u",)),  # whose spectrum is read again where it was left
+            (inputs(1, 2, 17000, "reverse", "skip", "gates", taps=9001, dtype=torch.float16), ("u", "pre_gate")),
         ]
     if kernel == "cluster backward":  # a cluster of two rows and one of one; taps that reach nothing
         beyond = inputs(3, 1, 17001, "reverse", "skip", "gates", taps=17100, reverse=17100)
@@ -453,12 +482,15 @@ def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
 
 def few_shares(monkeypatch, fault: Fault) -> None:
     """Several shares a cluster, of faults in the backward also several clusters and one that is not a power of two; a
-    few long rows are enough for clusters where these have the fault, whose batch is in two parts."""
+    few long rows are enough for clusters where these have the fault, whose batch is in two parts for gradients and
+    elsewhere all of them by one, and the spectrum of several channels is not kept."""
     cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
     few = fault.kernel.startswith("cluster")
     monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1 if few else 132)
     monkeypatch.setattr(cuda, "shares_on_clusters", lambda *_: 2)
     monkeypatch.setattr(cuda, "shares_and_cluster", lambda batch, *_: SHARES[batch])
+    if fault.kernel == "cluster":
+        monkeypatch.setattr(cuda, "keepable", lambda filters: len(filters[0]) == 1)
 
 
 def wrong(call: tuple[dict, bool | tuple[str, ...]]) -> str:
@@ -473,5 +505,6 @@ test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(
     calls,
     wrong,
     right=[f"fft_conv/{name}.cu" for name in MODULES],
+    multiprocessors=1,
     arrange=few_shares,
 ).tests()

@@ -1,7 +1,8 @@
 // The outer factor of a row of 8 M' points that the 8 CTAs of a cluster hold, M' of Transform<Index> each; cluster.cu is
 // the whole. n = n0 M' + n', j = j0 + 8 j':
-//   scatter  CTA r reads the columns n' of its eighth of M' for all n0, makes their transforms of 8 over n0 at the
-//            frequencies j0 + 1/4, times w^(n' (j0 + 1/4)), and writes those of j0 into CTA j0, where `first` reads them
+//   fold     CTA r reads the columns n' of its eighth of M' for all n0, samples of a row or a channel's taps, and makes the
+//            first step of their transforms of 8 over n0 at the frequencies j0 + 1/4, those of its lanes' parity of j0
+//   scatter  makes the second, times w^(n' (j0 + 1/4)), and writes those of j0 into CTA j0, where `first` reads them
 //   first .. last  of CTA j0, at whole frequencies
 //   last     leaves its samples in place, times the conjugate factors, as floats: planes re of even columns, of odd ones,
 //            im of even ones, of odd ones. stmatrix takes a float for a pair of 16 bits, so `place` holds for them as well
@@ -10,12 +11,15 @@
 // columns. CTAs begin at different j0, or all would write into one at a time: such a shift is a factor of a power before
 // the transform, of which the shift of 1/4 takes one anyway.
 //
-// cluster barriers  `enter` arrives at the first, `scatter` waits before it writes: all CTAs have begun. A second one after
-//   its writes, a third between `last` and `gather`. `gather` arrives at the last when it has read, `finish` waits: nobody
-//   reads the memory of a CTA that has gone
+// ClusterSpectrum is what such a transform of the taps leaves: in CTA j0 its frequencies' values, for all rows of the channel.
+//
+// cluster barriers  who `enter`s lets others write into its memory: when it begins, when it has made the spectrum of
+//   what they wrote, and `gather` when it has read. `scatter` waits for all before it writes, and has a barrier after its
+//   writes; another is between `last` and `gather`. `finish` waits too: nobody reads the memory of a CTA that has gone
 // bytes  7/8 of 8 a point there and 7/8 of 8 back between CTAs, 16 bytes an access, 16 neighbours of a warp side by side
 #pragma once
 
+#include "filter.cuh"
 #include "rows.cuh"
 #include "tk/ptx_micro.cuh"
 
@@ -40,6 +44,39 @@ TK_DEVICE void powers(float2 (&wave)[kRowCluster], float half_turns) {
 #pragma unroll
   for (int i = 2; i < kRowCluster; ++i) wave[i] = times(wave[i - 1], wave[1]);
 }
+
+// The taps of a channel as complex samples of a circle of `points`: one of lag j is the real part of sample j, one of lag -j
+// the imaginary part of sample points - j (spectrum.cu). The skip is added to that of lag 0.
+struct ChannelTaps {
+  const float *k, *k_reverse;
+  const float* skip;  // this channel's, or null
+  int used, used_reverse, points;
+
+  TK_DEVICE ChannelTaps(const SpectrumParams& p, int channel, int of_circle)
+      : k(p.k + static_cast<long long>(channel) * p.taps),
+        k_reverse(p.k_reverse + static_cast<long long>(channel) * p.taps_reverse),
+        skip(p.skip ? p.skip + channel : nullptr),
+        used(p.used),
+        used_reverse(p.used_reverse),
+        points(of_circle) {}
+
+  // Taps i .. i + 3 of a filter, zero past the end; i is a multiple of 4.
+  TK_DEVICE static float4 load(const float* taps, int i, int count) {
+    if (i + 4 <= count && reinterpret_cast<unsigned long long>(taps) % 16 == 0)
+      return __ldg(reinterpret_cast<const float4*>(taps + i));
+    float x[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) x[e] = i + e < count ? __ldg(taps + i + e) : 0.0f;
+    return make_float4(x[0], x[1], x[2], x[3]);
+  }
+  // Samples n .. n + 3; n is a multiple of 4, so that those of lags below 0 are taps of a multiple of 4 as well.
+  TK_DEVICE void samples(float2 (&z)[4], int n) const {
+    float4 ahead = load(k, n, used);
+    const float4 back = load(k_reverse, points - n - 4, used_reverse);
+    if (n == 0 && skip) ahead.x += *skip;
+    z[0] = {ahead.x, back.w}, z[1] = {ahead.y, back.z}, z[2] = {ahead.z, back.y}, z[3] = {ahead.w, back.x};
+  }
+};
 
 template <int Index>
 struct ClusterRow {
@@ -67,23 +104,50 @@ struct ClusterRow {
   TK_DEVICE static void enter() { cluster_arrive(); }
   TK_DEVICE static void finish() { cluster_wait(); }
 
-  TK_DEVICE void scatter(const Gated& v) const {
-    float x[kRowCluster][8];
-    v.load(x, [&](int n0) { return n0 * M + 8 * chunk; });
-    const int begin = (half + 2 * rank) % kRowCluster;  // j0 = begin, begin + 2, ..
-    float2 wave[kRowCluster], z[8][4];
-    powers(wave, -static_cast<float>(4 * begin + 1) / (2 * kRowCluster));
+  TK_DEVICE int begin() const { return (half + 2 * rank) % kRowCluster; }  // j0 = begin, begin + 2, ..
+  TK_DEVICE void shifts(float2 (&wave)[kRowCluster]) const {
+    powers(wave, -static_cast<float>(4 * begin() + 1) / (2 * kRowCluster));
+  }
+  TK_DEVICE void fold(float2 (&z)[8][4], const Gated& v) const {
+    float2 wave[kRowCluster];
+    shifts(wave);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
+    for (int i = 0; i < 4; i += 2) {  // n0 = i, i + 1, i + 4, i + 5: of all at once registers would not hold the gates too
+      float x[4][8];
+      v.load(x, [&](int j) { return (i + j % 2 + j / 2 * 4) * M + 8 * chunk; });
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        z[e][i] = {x[i][e] * wave[i].x + x[i + 4][e] * wave[i + 4].x, x[i][e] * wave[i].y + x[i + 4][e] * wave[i + 4].y};
-      transform_four<false>(z[e]);
+      for (int e = 0; e < 8; ++e)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float2 &low = wave[i + j], &high = wave[i + j + 4];
+          z[e][i + j] = {x[j][e] * low.x + x[j + 2][e] * high.x, x[j][e] * low.y + x[j + 2][e] * high.y};
+        }
     }
+  }
+  TK_DEVICE void fold(float2 (&z)[8][4], const ChannelTaps& taps) const {
+    float2 wave[kRowCluster];
+    shifts(wave);
+#pragma unroll
+    for (int i = 0; i < 2 * kRowCluster; ++i) {  // 4 columns of all n0, then the other 4
+      const int first = i / kRowCluster * 4, n0 = i % kRowCluster;
+      float2 x[4];
+      taps.samples(x, n0 * M + 8 * chunk + first);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float2& sum = z[first + e][n0 % 4];
+        const float2 y = times(x[e], wave[n0]);
+        sum = n0 < 4 ? y : float2{sum.x + y.x, sum.y + y.y};
+      }
+    }
+  }
+
+  TK_DEVICE void scatter(float2 (&z)[8][4]) const {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) transform_four<false>(z[e]);
     cluster_wait();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int j0 = (begin + 2 * k) % kRowCluster;
+      const int j0 = (begin() + 2 * k) % kRowCluster;
       const float2 step = factor(1, j0);
       float2 turn = factor(8 * chunk, j0);
       float re[8], im[8];
@@ -107,6 +171,15 @@ struct ClusterRow {
 
   TK_DEVICE void first() const {
     transform.template first_of<true>([](const typename F::Strip&) {});
+  }
+  // All that comes before the third pass, of a row or of taps.
+  template <class Samples>
+  TK_DEVICE void to_values(const Samples& samples) const {
+    float2 z[8][4];
+    fold(z, samples);
+    scatter(z);
+    first();
+    transform.to_values();
   }
   TK_DEVICE void last() const {
     constexpr int rows = F::N1 / 8;
@@ -146,7 +219,7 @@ struct ClusterRow {
 #pragma unroll
       for (int e = 0; e < 4; ++e) z[e][i] = {__uint_as_float(re.x[e]), __uint_as_float(im.x[e])};
     }
-    cluster_arrive();
+    enter();
     constexpr float root = 0.707106781186547524f;
     const float2 eighths[4] = {{1.0f, 0.0f}, {root, root}, {0.0f, 1.0f}, {-root, root}};
     float2 wave[kRowCluster];
@@ -186,20 +259,98 @@ struct ClusterRow {
   }
   // out = gate x, or x, of the rows of `gather`.
   TK_DEVICE void store(const Row& out, const Row& gate, const float (&rows)[4][8]) const {
-    uint4 gates[4];
+    uint4 gates[4] = {};
     if (gate.data)
 #pragma unroll
       for (int i = 0; i < 4; ++i) gates[i] = gate.words(place(i));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (place(i) >= out.length) continue;
-      float y[8];
+      float y[8] = {};
       if (gate.data) gate.floats(y, gates[i]);
 #pragma unroll
       for (int e = 0; e < 8; ++e) y[e] = gate.data ? y[e] * rows[i][e] : rows[i][e];
       out.store(y, place(i));
     }
   }
+};
+
+// The values of a channel's taps at the frequencies of a CTA, in its shared memory behind the row. Floats of 24 bits, of
+// which 16 are the mantissa's, as in the two bf16 terms of an operand: four take three words, whose last bytes are the upper
+// ones of the fourth. A lane reads what it wrote itself.
+template <int Index>
+struct ClusterSpectrum {
+  using F = Transform<Index>;
+  using Values = typename F::Values;
+  static_assert(F::chunks == 2, "16 floats of a lane's unit are 12 words");
+  u32 memory;
+
+  TK_DEVICE explicit ClusterSpectrum(const F& transform) : memory(transform.memory + 8 * F::M) {}
+
+  TK_DEVICE u32 place(int unit, int i) const { return memory + 16 * ((3 * unit + i) * 32 + lane_index()); }
+  TK_DEVICE static u32 rounded(float x) {  // NaN stays one
+    return x == x ? __float_as_uint(x) + 0x80u : __float_as_uint(x);
+  }
+  TK_DEVICE static float of_upper(u32 word) { return __uint_as_float(word & 0xffffff00u); }
+
+  TK_DEVICE void put(int unit, const float4 (&pairs)[2][2]) const {
+    u32 words[12];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4& pair = pairs[i / 2][i % 2];
+      const u32 fourth = rounded(pair.w);
+      words[3 * i] = __byte_perm(fourth, rounded(pair.x), 0x7651);
+      words[3 * i + 1] = __byte_perm(fourth, rounded(pair.y), 0x7652);
+      words[3 * i + 2] = __byte_perm(fourth, rounded(pair.z), 0x7653);
+    }
+#pragma unroll
+    for (int i = 0; i < 3; ++i)
+      ptx::st_shared_v4(place(unit, i), make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]));
+  }
+  TK_DEVICE void get(float4 (&pairs)[2][2], int unit) const {
+    u32 words[12];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const uint4 x = ptx::ld_shared_v4(place(unit, i));
+      words[4 * i] = x.x, words[4 * i + 1] = x.y, words[4 * i + 2] = x.z, words[4 * i + 3] = x.w;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 a = words[3 * i], b = words[3 * i + 1], c = words[3 * i + 2];
+      const u32 fourth = __byte_perm(__byte_perm(a, b, 0x0400), c, 0x4210);
+      pairs[i / 2][i % 2] = make_float4(of_upper(a), of_upper(b), of_upper(c), of_upper(fourth));
+    }
+  }
+
+  // Of taps, by all CTAs of the cluster; to global memory too where `kept` is there, in float, as `load` reads it.
+  TK_DEVICE void make(const ClusterRow<Index>& cluster, const ChannelTaps& taps, float4* kept) const {
+    const F& transform = cluster.transform;
+    cluster.to_values(taps);
+    const typename F::Third pass(transform.tables);
+#pragma unroll 1
+    for (int i = 0; i < F::units; ++i) {
+      const int unit = warp_index() + i * F::Warps;
+      Values z;
+      transform.third(pass, z, unit);
+      float4 pairs[2][2];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float4& pair = pairs[j / 2][j % 2];
+        pair = pair_of(z, j / 2, j % 2, scale);
+        if (kept) kept[F::value_at(unit, j / 2, j % 2)] = pair;
+      }
+      put(unit, pairs);
+    }
+    cluster.enter();
+  }
+  TK_DEVICE void load(const float4* spectrum) const {
+#pragma unroll 1
+    for (int i = 0; i < F::units; ++i) {
+      const int unit = warp_index() + i * F::Warps;
+      put(unit, Taps<Index>(spectrum, unit).x);
+    }
+  }
+  static constexpr float scale = 1.0f / (kRowCluster * F::M);  // of the inverse transform
 };
 
 }  // namespace tkpy::fft_conv

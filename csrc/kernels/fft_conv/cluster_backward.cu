@@ -42,7 +42,9 @@ struct ClusterEnds {
   TK_DEVICE Row row(const Rows& rows, int batch) const { return Row(rows, batch, channel, p.length, p.half != 0); }
   TK_DEVICE void bring(const F& transform, int batch, bool g) const {
     const ClusterRow<Index> here = cluster(transform);
-    here.scatter(Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)});
+    float2 z[8][4];
+    here.fold(z, Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)});
+    here.scatter(z);
     here.first();
   }
   TK_DEVICE bool wants(bool g) const { return g ? p.du.data || p.dpre.data : p.dpost.data != nullptr; }

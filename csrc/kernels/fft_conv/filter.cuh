@@ -6,7 +6,15 @@
 
 namespace tkpy::fft_conv {
 
-// Values of the taps at those of a unit, as fft_conv_spectrum leaves them: on their way while the unit is transformed.
+// A pair of neighbouring values of a unit, times a factor.
+template <class Values>
+TK_DEVICE float4 pair_of(const Values& z, int b, int half, float scale) {
+  return make_float4(scale * z.re[b][2 * half], scale * z.im[b][2 * half], scale * z.re[b][2 * half + 1],
+                     scale * z.im[b][2 * half + 1]);
+}
+
+// Values of the taps at those of a unit, as fft_conv_spectrum leaves them, or what a spectrum elsewhere `get`s: on their way
+// while the unit is transformed.
 template <int Index>
 struct Taps {
   float4 x[Transform<Index>::chunks][2];
@@ -15,6 +23,10 @@ struct Taps {
     for (int b = 0; b < Transform<Index>::chunks; ++b)
 #pragma unroll
       for (int half = 0; half < 2; ++half) x[b][half] = __ldg(spectrum + Transform<Index>::value_at(unit, b, half));
+  }
+  template <class Spectrum>
+  TK_DEVICE Taps(const Spectrum& spectrum, int unit) {
+    spectrum.get(x, unit);
   }
 };
 
@@ -33,8 +45,9 @@ TK_DEVICE void times_taps(const Transform<Index>&, typename Transform<Index>::Va
     }
 }
 
-template <int Index>
-TK_DEVICE void filter(const Transform<Index>& transform, const float4* spectrum, bool conjugate) {
+// Spectrum: of the row's channel, what Taps are read from.
+template <int Index, class Spectrum>
+TK_DEVICE void filter(const Transform<Index>& transform, const Spectrum& spectrum, bool conjugate) {
   using F = Transform<Index>;
   const float sign = conjugate ? -1.0f : 1.0f;
   const typename F::Third pass(transform.tables);
@@ -62,10 +75,7 @@ TK_DEVICE void put_values(const Transform<Index>& transform, float4* out, float 
 #pragma unroll
     for (int b = 0; b < F::chunks; ++b)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        out[F::value_at(unit, b, half)] =
-            make_float4(scale * z.re[b][2 * half], scale * z.im[b][2 * half], scale * z.re[b][2 * half + 1],
-                        scale * z.im[b][2 * half + 1]);
+      for (int half = 0; half < 2; ++half) out[F::value_at(unit, b, half)] = pair_of(z, b, half, scale);
   }
 }
 

@@ -51,10 +51,10 @@ inline Rows rows_of(const View& v) {
 inline Rows rows_of(const Optional& v) { return v ? rows_of(*v) : Rows{}; }
 inline const float* floats_of(const Optional& v) { return v ? static_cast<const float*>(v->data) : nullptr; }
 
-// What a convolution of whole rows takes, ConvParams or LongParams.
+// What a convolution of whole rows takes but for its filter, ConvParams or ClusterParams.
 template <class P>
 P conv_params(const View& u, const Optional& pre, const Optional& post, const Optional& post2, const View& out,
-              const Optional& out2, const View& spectrum, const View& tables, bool correlate) {
+              const Optional& out2, const View& tables, bool correlate) {
   P p{};
   p.u = rows_of(u);
   p.pre = rows_of(pre);
@@ -62,7 +62,6 @@ P conv_params(const View& u, const Optional& pre, const Optional& post, const Op
   p.post2 = rows_of(post2);
   p.out = rows_of(out);
   p.out2 = rows_of(out2);
-  p.spectrum = spectrum.data;
   p.tables = tables.data;
   p.batch = static_cast<int>(u.shape[0]);
   p.channels = static_cast<int>(u.shape[1]);
@@ -125,6 +124,33 @@ inline BackwardParams backward_params(const View& u, const Optional& pre, const 
   return p;
 }
 
+// The taps of filters for circles of so many points.
+inline SpectrumParams filter_params(const View& k, const Optional& k_reverse, const Optional& skip, std::int64_t used,
+                                    std::int64_t used_reverse, std::int64_t points) {
+  const std::int64_t channels = k.shape[0];
+  check(k.rank == 2 && channels > 0, "k", "at least one channel", k);
+  check_dense("k", k, DType::f32, channels * k.shape[1], k);
+  check(used >= 0 && used <= k.shape[1] && used <= points, "k", "the taps that count", k);
+  check(used_reverse >= 0 && used_reverse < points, "k_reverse", "the taps that count", k);
+  if (used_reverse > 0) {
+    const View missing{};
+    const View& reverse = k_reverse ? *k_reverse : missing;
+    check(reverse.rank == 2 && reverse.shape[0] == channels && used_reverse <= reverse.shape[1], "k_reverse",
+          "the taps that count", reverse);
+    check_dense("k_reverse", reverse, DType::f32, channels * reverse.shape[1], k);
+  }
+  if (skip) check_dense("skip", *skip, DType::f32, channels, k);
+  SpectrumParams p{};
+  p.k = floats_of(k);
+  p.k_reverse = floats_of(k_reverse);
+  p.skip = floats_of(skip);
+  p.taps = static_cast<int>(k.shape[1]);
+  p.taps_reverse = k_reverse ? static_cast<int>(k_reverse->shape[1]) : 0;
+  p.used = static_cast<int>(used);
+  p.used_reverse = static_cast<int>(used_reverse);
+  return p;
+}
+
 // CTAs in one dimension, `cluster` of them together.
 struct Grid {
   std::int64_t blocks;
@@ -133,19 +159,32 @@ struct Grid {
 };
 
 template <class P>
-std::string run(Machine& machine, void* stream, const char* module, const std::string& name, const Grid& grid, const P& params,
-                const std::vector<View>& views, int device) {
+runtime::LaunchSpec spec_of(void* stream, const Grid& grid, const P& params, const std::vector<View>& views, int device) {
   if (grid.blocks > std::numeric_limits<int>::max())
     throw std::invalid_argument("fft_conv: need fewer than 2^31 blocks, got " + std::to_string(grid.blocks));
-  runtime::LaunchSpec spec{.grid = {static_cast<std::uint32_t>(grid.blocks), 1, 1},
-                       .block = {static_cast<std::uint32_t>(grid.threads), 1, 1},
-                       .cluster = {static_cast<std::uint32_t>(grid.cluster), 1, 1},
-                       .shared = static_cast<std::uint32_t>(grid.shared),
-                       .params = runtime::bytes_of(params),
-                       .views = views,
-                       .stream = stream,
-                       .device = device};
-  machine.launch(machine.kernel(module, name), spec);
+  return {.grid = {static_cast<std::uint32_t>(grid.blocks), 1, 1},
+          .block = {static_cast<std::uint32_t>(grid.threads), 1, 1},
+          .cluster = {static_cast<std::uint32_t>(grid.cluster), 1, 1},
+          .shared = static_cast<std::uint32_t>(grid.shared),
+          .params = runtime::bytes_of(params),
+          .views = views,
+          .stream = stream,
+          .device = device};
+}
+template <class P>
+std::string run(Machine& machine, void* stream, const char* module, const std::string& name, const Grid& grid, const P& params,
+                const std::vector<View>& views, int device) {
+  machine.launch(machine.kernel(module, name), spec_of(stream, grid, params, views, device));
+  return name;
+}
+// As many clusters as run at once, or as there are tasks; `grid` has no blocks yet.
+template <class P>
+std::string run_clusters(Machine& machine, void* stream, const char* module, const std::string& name, std::int64_t tasks,
+                         Grid grid, const P& params, const std::vector<View>& views, int device) {
+  const runtime::Kernel& kernel = machine.kernel(module, name);
+  const int at_once = machine.resident_clusters(kernel, spec_of(stream, grid, params, views, device));
+  grid.blocks = grid.cluster * std::min<std::int64_t>(tasks, at_once);
+  machine.launch(kernel, spec_of(stream, grid, params, views, device));
   return name;
 }
 // The name of a kernel by the points of its plan.

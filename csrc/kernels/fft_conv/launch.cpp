@@ -13,7 +13,8 @@ std::string convolve(Machine& machine, void* stream, const View& u, const Option
   check_rows("out", out, u);
   check_optional_rows({{"pre", &pre}, {"post", &post}, {"post2", &post2}, {"out2", &out2}}, u);
   const int plan = check_spectrum(u, spectrum, tables);
-  const auto p = conv_params<ConvParams>(u, pre, post, post2, out, out2, spectrum, tables, correlate);
+  auto p = conv_params<ConvParams>(u, pre, post, post2, out, out2, tables, correlate);
+  p.spectrum = spectrum.data;
   const Grid grid{u.shape[0] * u.shape[1], kPlans[plan].threads(), kPlans[plan].shared_bytes()};
   return run(machine, stream, "fft_conv", name_of("fft_conv", plan), grid, p,
              views_of({u, pre, post, post2, spectrum, tables}, {out, out2}), u.device);
@@ -24,27 +25,8 @@ std::string spectrum(Machine& machine, void* stream, const View& k, const Option
   check(out.rank == 3 && k.rank == 2 && out.shape[0] == k.shape[0], "spectrum", "[channels, points, 2]", out);
   const int plan = plan_of(out.shape[1], tables);
   const std::int64_t channels = k.shape[0], points = out.shape[1];
-  check(channels > 0, "k", "at least one channel", k);
-  check_dense("k", k, DType::f32, channels * k.shape[1], k);
+  SpectrumParams p = filter_params(k, k_reverse, skip, used, used_reverse, points);
   check_dense("spectrum", out, DType::f32, 2 * channels * points, k);
-  check(used >= 0 && used <= k.shape[1] && used <= points, "k", "the taps that count", k);
-  check(used_reverse >= 0 && used_reverse < points, "k_reverse", "the taps that count", k);
-  if (used_reverse > 0) {
-    const View missing{};
-    const View& reverse = k_reverse ? *k_reverse : missing;
-    check(reverse.rank == 2 && reverse.shape[0] == channels && used_reverse <= reverse.shape[1], "k_reverse",
-          "the taps that count", reverse);
-    check_dense("k_reverse", reverse, DType::f32, channels * reverse.shape[1], k);
-  }
-  if (skip) check_dense("skip", *skip, DType::f32, channels, k);
-  SpectrumParams p{};
-  p.k = floats_of(k);
-  p.k_reverse = floats_of(k_reverse);
-  p.skip = floats_of(skip);
-  p.taps = static_cast<int>(k.shape[1]);
-  p.taps_reverse = k_reverse ? static_cast<int>(k_reverse->shape[1]) : 0;
-  p.used = static_cast<int>(used);
-  p.used_reverse = static_cast<int>(used_reverse);
   p.spectrum = out.data;
   p.tables = tables.data;
   const Grid grid{channels, kPlans[plan].threads(), kPlans[plan].shared_bytes()};

@@ -6,19 +6,16 @@ namespace tkpy::fft_conv {
 
 namespace {
 
-// Those of a cluster have an outer factor of its size.
-void check_factors(const char* what, const View& v, std::int64_t outer, std::int64_t inner) {
-  if (outer == kRowCluster) {
-    check(inner == 4096 || inner == 8192, what, "an inner size of 4096 or 8192", v);
-    return;
-  }
-  check(inner == 2048 || inner == 4096 || inner == 16384, what, "an inner size of 2048, 4096 or 16384", v);
-  check(outer % 16 == 0 && outer >= 16 && outer <= kMostOuter, what, "an outer size of 8, or 16, 32 .. 256", v);
-}
-// [batch or groups, channels, outer, 2, inner]
+// [batch or groups, channels, outer, 2, inner]; that of a spectrum for a cluster has an outer factor of its size.
 void check_work(const char* what, const View& v, const View& other) {
   check(v.rank == 5 && v.shape[3] == 2 && v.elements() > 0, what, "[rows, channels, outer, 2, inner]", v);
-  check_factors(what, v, v.shape[2], v.shape[4]);
+  const std::int64_t outer = v.shape[2], inner = v.shape[4];
+  if (outer == kRowCluster) {
+    check(inner == 4096 || inner == 8192, what, "an inner size of 4096 or 8192", v);
+  } else {
+    check(inner == 2048 || inner == 4096 || inner == 16384, what, "an inner size of 2048, 4096 or 16384", v);
+    check(outer % 16 == 0 && outer >= 16 && outer <= kMostOuter, what, "an outer size of 8, or 16, 32 .. 256", v);
+  }
   check_dense(what, v, DType::f32, v.elements(), other);
 }
 void check_matrix(const char* what, const View& v, std::int64_t outer, bool complex, const View& other) {
@@ -109,30 +106,41 @@ std::string work_to_rows(Machine& machine, void* stream, const View& work, const
   return "fft_conv_long_out";
 }
 
-// The spectrum [channels, 8, points, 2] of rows of u on clusters; its plan.
-int check_cluster_spectrum(const View& u, const View& spectrum, const View& tables) {
-  check(spectrum.rank == 4 && spectrum.shape[0] == u.shape[1] && spectrum.shape[1] == kRowCluster, "spectrum",
-        "[channels, 8, points, 2]", spectrum);
-  check_factors("spectrum", spectrum, spectrum.shape[1], spectrum.shape[2]);
-  const int plan = plan_of(spectrum.shape[2], tables);
-  check_dense("spectrum", spectrum, DType::f32, 2 * u.shape[1] * kRowCluster * spectrum.shape[2], u);
-  return plan;
+// The spectrum [channels, 8, points, 2] of rows of u on clusters.
+void check_cluster_spectrum(const View& u, const Optional& spectrum, std::int64_t points) {
+  const View missing{};
+  const View& v = spectrum ? *spectrum : missing;
+  check(v.rank == 4 && v.shape[0] == u.shape[1] && v.shape[1] == kRowCluster && v.shape[2] == points, "spectrum",
+        "[channels, 8, points, 2]", v);
+  check_dense("spectrum", v, DType::f32, 2 * u.shape[1] * kRowCluster * points, u);
 }
 
-// out = post conv(pre u), out2 the same with post2, by clusters; correlate: by the adjoint of conv.
+// out = post conv(pre u), out2 the same with post2, by as many clusters as run at once, whose CTAs hold `points` each;
+// correlate: by the adjoint of conv. Of a spectrum, or of k, whose spectrum is then left in it where it is given too.
 std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, const Optional& pre, const Optional& post,
-                                 const Optional& post2, const View& out, const Optional& out2, const View& spectrum,
-                                 const View& tables, bool correlate) {
+                                 const Optional& post2, const View& out, const Optional& out2, const Optional& spectrum,
+                                 const Optional& k, const Optional& k_reverse, const Optional& skip, std::int64_t used,
+                                 std::int64_t used_reverse, std::int64_t points, const View& tables, bool correlate) {
   check_rows("u", u, u);
   check_rows("out", out, u);
   check_optional_rows({{"pre", &pre}, {"post", &post}, {"post2", &post2}, {"out2", &out2}}, u);
-  const int plan = check_cluster_spectrum(u, spectrum, tables);
-  check(u.elements() > 0 && u.shape[2] <= kRowCluster * spectrum.shape[2], "u",
-        "at least one sample and at most as many as points", u);
-  const auto p = conv_params<LongParams>(u, pre, post, post2, out, out2, spectrum, tables, correlate);
-  const Grid grid{u.shape[0] * u.shape[1] * kRowCluster, kPlans[plan].threads(), kPlans[plan].shared_bytes(), kRowCluster};
-  return run(machine, stream, "fft_conv_cluster", name_of("fft_conv_cluster", plan), grid, p,
-             views_of({u, pre, post, post2, spectrum, tables}, {out, out2}), u.device);
+  check(points == 4096 || points == 8192, "points", "4096 or 8192 a CTA of a cluster", tables);
+  const int plan = plan_of(points, tables);
+  check(u.elements() > 0 && u.shape[2] <= kRowCluster * points, "u", "at least one sample and at most as many as points", u);
+  if (spectrum || !k) check_cluster_spectrum(u, spectrum, points);
+  auto p = conv_params<ClusterParams>(u, pre, post, post2, out, out2, tables, correlate);
+  if (k) {
+    check(k->shape[0] == u.shape[1] && k->device == u.device, "k", "the channels and the device of u", *k);
+    p.filter = filter_params(*k, k_reverse, skip, used, used_reverse, kRowCluster * points);
+    p.filter.spectrum = spectrum ? spectrum->data : nullptr;
+  } else {
+    p.spectrum = spectrum->data;
+  }
+  const Plan& of = kPlans[plan];
+  const Optional none, &given = k ? none : spectrum, &left = k ? spectrum : none;
+  return run_clusters(machine, stream, "fft_conv_cluster", name_of("fft_conv_cluster", plan), u.shape[0] * u.shape[1],
+                      {0, of.threads(), row_cluster_bytes(of), kRowCluster}, p,
+                      views_of({u, pre, post, post2, given, k, k_reverse, skip, tables}, {out, out2, left}), u.device);
 }
 
 // du, dpre and dpost, those that are there, and dk and dk_reverse of a part of the batch each, by clusters whose CTAs hold
@@ -143,11 +151,7 @@ std::string backward_on_clusters(Machine& machine, void* stream, const View& u, 
                                  const View& tables) {
   check(points == 4096 || points == 8192, "points", "4096 or 8192 a CTA of a cluster", tables);
   const int plan = plan_of(points, tables);
-  if (du || dpre || dpost) {
-    const View missing{};
-    check(check_cluster_spectrum(u, spectrum ? *spectrum : missing, tables) == plan, "spectrum",
-          std::to_string(points) + " points a CTA", *spectrum);
-  }
+  if (du || dpre || dpost) check_cluster_spectrum(u, spectrum, points);
   const auto p =
       backward_params(u, pre, dy, post, du, dpre, dpost, dk, dk_reverse, spectrum, tables, kRowCluster * points, 1);
   const Grid grid{std::int64_t{p.shares} * p.channels * kRowCluster, kPlans[plan].threads(),
@@ -240,7 +244,8 @@ const runtime::Launcher registered_rows("fft_conv_long_rows", rows_to_work, {"u"
 const runtime::Launcher registered_inner("fft_conv_long_inner", inner, {"work", "spectrum", "tables", "correlate"});
 const runtime::Launcher registered_out("fft_conv_long_out", work_to_rows, {"work", "matrix", "post", "post2", "out", "out2"});
 const runtime::Launcher registered_cluster("fft_conv_cluster", convolve_on_clusters,
-                                           {"u", "pre", "post", "post2", "out", "out2", "spectrum", "tables", "correlate"});
+                                           {"u", "pre", "post", "post2", "out", "out2", "spectrum", "k", "k_reverse", "skip",
+                                            "used", "used_reverse", "points", "tables", "correlate"});
 const runtime::Launcher registered_spectrum("fft_conv_long_spectrum", spectrum_long,
                                             {"k", "k_reverse", "skip", "used", "used_reverse", "work", "spectrum", "matrix",
                                              "tables"});

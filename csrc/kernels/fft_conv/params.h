@@ -66,12 +66,15 @@ struct ConvParams {
 constexpr int kRowCluster = 8;      // N0 of rows that stay on the chip: the CTAs of a cluster that holds one
 constexpr int kUnitsInRegisters = 2;  // of the four whose sums a thread of its backward keeps; the others' lie behind V
 constexpr int cluster_backward_shared_bytes(const Plan& p) { return p.shared_bytes() * (8 + 4 - kUnitsInRegisters) / 4; }
+constexpr int row_cluster_resident(const Plan& p) { return 16 / p.warps; }  // CTAs of it that a multiprocessor holds
+constexpr int row_cluster_bytes(const Plan& p) { return p.shared_bytes() + 6 * p.points(); }  // a row, and a spectrum
+constexpr bool row_cluster_fits(const Plan& p) { return row_cluster_resident(p) * (row_cluster_bytes(p) + 1024) <= 228 * 1024; }
+static_assert(row_cluster_fits(kPlans[3]) && row_cluster_fits(kPlans[4]), "a multiprocessor's shared memory, 1 KiB a CTA the system's");
 constexpr int kMostOuter = 256;     // N0 otherwise: 16, 32 .. 256
 constexpr int kOuterColumns = 64;   // n' of a CTA of them
 constexpr int kOuterWarps = 8;
 constexpr int outer_shared_bytes(int outer, bool complex) { return 2 * kOuterColumns * outer * (complex ? 4 : 2); }
 
-// Rows on clusters have the same parameters but no work and no matrix, and know their factors.
 struct LongParams {
   Rows u, pre, post, post2, out, out2;
   float* work;            // [batch, channels, N0, 2, M']: real parts, imaginary parts
@@ -91,6 +94,15 @@ struct SpectrumParams {
   int used, used_reverse;  // how many of them count
   void* spectrum;
   const void* tables;
+};
+
+// Rows on clusters, and where the spectrum of their filters comes from.
+struct ClusterParams {
+  Rows u, pre, post, post2, out, out2;
+  const void* spectrum;   // [channels, 8, M'], or null: of the filter
+  SpectrumParams filter;
+  const void* tables;     // those of M', at whole frequencies
+  int batch, channels, length, half, correlate;
 };
 
 // The filter of rows of N0 M' points: its taps to work and to values, and work of sums over the batch back to taps.

@@ -68,7 +68,7 @@ struct Gated {
   // Several rows of 8 samples, from at(i) on, all under way at once.
   template <int N, class At>
   TK_DEVICE void load(float (&x)[N][8], At at) const {
-    uint4 words[N], gates[N];
+    uint4 words[N], gates[N] = {};  // not left open: in a loop ptxas would keep what is not set from one turn to the next
 #pragma unroll
     for (int i = 0; i < N; ++i) words[i] = u.words(at(i));
     if (gate.data)

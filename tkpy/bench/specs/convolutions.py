@@ -182,7 +182,7 @@ FFT_CONV = OpRows(
         Counted({"b": 4, "h": 1, "length": 65536}, *LONG_FFT_PROMISES),
         Counted(
             {"b": 8, "h": 1, "length": 32768},
-            Promise(flops=None, bytes=1.5, why=f"{DFT}; {ON_CLUSTERS}"),
+            FFT_PROMISES[0],
             Promise(flops=None, bytes=1.6, why=f"{DFT}; {ON_CLUSTERS}; {SUMS}"),
         ),
     ),

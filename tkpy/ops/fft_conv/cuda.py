@@ -5,21 +5,24 @@ float32. One kernel makes all gradients and transforms u and dy once (backward.c
 gradients.py has them by the forward's. The order of all sums follows from shapes: the same call gives the same bits.
 
 Rows longer than a CTA holds stay in the shared memory of a cluster's CTAs (cluster.cu, cluster_backward.cu) where one
-is large enough and there are rows for a good part of the machine. Others go through an outer factor in global memory
-(long.cu), as do their filters' gradients and every long filter's spectrum (long_filter.cu); long_backward.cu is what
-lies between.
+is large enough and there are rows for a good part of the machine. Beside them lies the spectrum of their filter, made
+there by every launch where none is kept; for the filters' gradients it is made in memory. Others go through an outer
+factor in global memory (long.cu), as do their filters' gradients and their spectrum (long_filter.cu); long_backward.cu
+is what lies between.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from tkpy.machine import launch
 from tkpy.ops.fft_conv import eager, gradients
 from tkpy.ops.fft_conv.gradients import multiprocessors, reach, shares_for
-from tkpy.ops.fft_conv.spectra import kept
+from tkpy.ops.fft_conv.spectra import keepable, kept
 from tkpy.ops.fft_conv.tables import PLANS, outer_matrices, tables
 
 INNER = (2048, 4096, 16384)  # of long rows, and
@@ -74,31 +77,51 @@ def shares_and_cluster(batch: int, channels: int, points: int, device: torch.dev
     return -(-shares // cluster) * cluster, cluster
 
 
+class Filters(NamedTuple):
+    """Of rows on clusters, which make the spectrum of them themselves where none is kept."""
+
+    k: torch.Tensor
+    k_reverse: torch.Tensor | None
+    skip: torch.Tensor | None
+    used: int
+    used_reverse: int
+
+    def given(self) -> list[torch.Tensor]:
+        return [t for t in self[:3] if t is not None]
+
+    def taps(self) -> tuple[torch.Tensor | int | None, ...]:
+        """As kernels take them."""
+        return *(None if t is None else t.float().contiguous() for t in self[:3]), self.used, self.used_reverse
+
+    def kept(self, factors: tuple[int, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return kept(self.given(), (*factors, *self[3:], self.k_reverse is None, self.skip is None), make)
+
+
 def _spectrum(
-    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None
-) -> torch.Tensor:
-    """[H, points, 2], of long rows [H, outer, inner, 2]; the skip is a part of the tap of lag 0."""
-    used, channels = reach(u, k, k_reverse), u.shape[1]
+    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None, summed: bool = False
+) -> torch.Tensor | Filters:
+    """[H, points, 2], of long rows [H, outer, inner, 2], of those on clusters what it is made of; the skip is a part of
+    the tap of lag 0. summed: where the filters' gradients are made too, and the spectrum in memory."""
+    filters, channels = Filters(k, k_reverse, skip, *reach(u, k, k_reverse)), u.shape[1]
     factors: tuple[int, ...]
-    if is_long(u.shape[-1]):
-        factors = factors_on_clusters(u) or factors_for(u.shape[-1])
+    if clustered := factors_on_clusters(u):
+        if not summed:
+            return filters
+        factors = clustered
     else:
-        factors = (points_for(u.shape[-1]),)
-    given = [k, k_reverse, skip]
+        factors = factors_for(u.shape[-1]) if is_long(u.shape[-1]) else (points_for(u.shape[-1]),)
 
     def make() -> torch.Tensor:
         spectrum = torch.empty(channels, *factors, 2, dtype=torch.float32, device=u.device)
-        taps = [None if t is None else t.float().contiguous() for t in given]
         if len(factors) == 1:
-            launch("fft_conv_spectrum", *taps, *used, spectrum, tables(*factors, u.device), op="fft_conv")
+            launch("fft_conv_spectrum", *filters.taps(), spectrum, tables(*factors, u.device), op="fft_conv")
         else:
             work, there = _work(u, 1, channels, factors), outer_matrices(factors[0], u.device, False)[0]
             constants = (there, tables(factors[1], u.device, 0.0))
-            launch("fft_conv_long_spectrum", *taps, *used, work, spectrum, *constants, op="fft_conv")
+            launch("fft_conv_long_spectrum", *filters.taps(), work, spectrum, *constants, op="fft_conv")
         return spectrum
 
-    key = (*factors, *used, k_reverse is None, skip is None)
-    return kept([t for t in given if t is not None], key, make)
+    return filters.kept(factors, make)
 
 
 def _work(u: torch.Tensor, rows: int, channels: int, factors: tuple[int, ...]) -> torch.Tensor:
@@ -132,18 +155,38 @@ def _convolve(u, pre, post, _skip, spectrum, *, correlate=False, post2=None, wan
     """[post (conv(pre u)), the same with post2], those that are wanted; the skip is in the spectrum."""
     results = _empty(u, wanted)
     gates, outs = _in_order((post, results[0]), (post2, results[1]))
-    if spectrum.dim() == 3:
+    if isinstance(spectrum, Filters):
+        _on_clusters(u, pre, gates, outs, spectrum, factors_on_clusters(u), correlate)
+    elif spectrum.dim() == 3:
         constants = (tables(spectrum.shape[1], u.device), correlate)
         launch("fft_conv", u, pre, *gates, *outs, spectrum, *constants, op="fft_conv")
-    elif spectrum.shape[1] == CLUSTER:
-        constants = (tables(spectrum.shape[2], u.device, 0.0), correlate)
-        launch("fft_conv_cluster", u, pre, *gates, *outs, spectrum, *constants, op="fft_conv")
     else:
         work = _to_work(u, pre)
         constants = (tables(work.shape[4], u.device, 0.0), correlate)
         launch("fft_conv_long_inner", work, spectrum, *constants, op="fft_conv")
         _from_work(work, gates, outs)
     return results
+
+
+def _on_clusters(u, pre, gates, outs, filters, factors, correlate) -> None:
+    constants = (factors[1], tables(factors[1], u.device, 0.0), correlate)
+    made = False
+
+    def convolve(spectrum, taps) -> None:
+        launch("fft_conv_cluster", u, pre, *gates, *outs, spectrum, *taps, *constants, op="fft_conv")
+
+    def make() -> torch.Tensor:  # by the convolution, which leaves it there
+        nonlocal made
+        spectrum, made = torch.empty(u.shape[1], *factors, 2, dtype=torch.float32, device=u.device), True
+        convolve(spectrum, filters.taps())
+        return spectrum
+
+    if not keepable(filters.given()):
+        convolve(None, filters.taps())
+        return
+    spectrum = filters.kept(factors, make)
+    if not made:
+        convolve(spectrum, (None, None, None, 0, 0))
 
 
 def forward(u, k, k_reverse, skip, pre_gate, post_gate):
@@ -220,7 +263,7 @@ def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, need
     if dy is None or u.numel() == 0:
         return [None] * 6
     u, dy, pre_gate, post_gate = map(_rows, (u, dy, pre_gate, post_gate))
-    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip)
+    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip, summed=any(needs[1:4]))
     return gradients.backward(
         spectrum, _convolve, _everything, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
     )  # fmt: skip

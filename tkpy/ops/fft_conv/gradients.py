@@ -46,7 +46,7 @@ def of_rows(convolve: Callable[..., Any], values, u, pre, dy, post, skip, wanted
 
 
 def backward(
-    spectrum: Callable[[], torch.Tensor], convolve: Callable[..., Any], everything: Callable[..., Any],
+    spectrum: Callable[[], Any], convolve: Callable[..., Any], everything: Callable[..., Any],
     dy, u, k, k_reverse, skip, pre, post, needs,
 ):  # fmt: skip
     """The gradients: where none of filters is needed by `convolve` as in `of_rows`, else by `everything(values, u, pre,

@@ -25,7 +25,7 @@ def forget() -> None:
         _kept.clear()
 
 
-def _keepable(filters: list[torch.Tensor]) -> bool:
+def keepable(filters: list[torch.Tensor]) -> bool:
     if any(t.requires_grad or t.is_inference() for t in filters):  # the latter have no version counter
         return False
     # A graph replays with the addresses it was captured with: what it reads must be its own.
@@ -40,7 +40,7 @@ def _state(filters: list[torch.Tensor], key: tuple[Any, ...]) -> tuple[Any, ...]
 
 def kept(filters: list[torch.Tensor], key: tuple[Any, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
     """make(), or what it gave for these filters in this state before. `key`: what else the spectrum depends on."""
-    if not _keepable(filters):
+    if not keepable(filters):
         return make()
     state, first = _state(filters, key), id(filters[0])
     with _lock:
