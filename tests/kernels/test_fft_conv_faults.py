@@ -158,7 +158,7 @@ FAULTS = [
     ),
     fault("the last row only", "s.x + p.x, s.y + p.y, s.z + q.x, s.w + q.y", "p.x, p.y, q.x, q.y", "backward"),
     fault("sums that do not begin at zero", "make_float4(0.0f, 0.0f,", "make_float4(0.0f, 1.0f,", "backward"),
-    fault("values kept where the row is", "v{Base::memory + 8 * M,", "v{Base::memory,", "backward"),
+    fault("values kept where the row is", "v{Base::memory + behind,", "v{Base::memory,", "backward"),
     fault("values of v kept for every unit", "v.set(unit, b, half, x)", "v.set(0, b, half, x)", "backward"),
     fault("a share beyond the batch", "end = min(begin + each, rows)", "end = begin + each", "backward"),
     fault("shares of the wrong size", "begin = min(share * each, rows)", "begin = min(share, rows)", "backward"),
@@ -287,12 +287,45 @@ FAULTS = [
     ),
     fault("taps of one frequency", "(channel) * kRowCluster + cluster.rank)", "(channel) * kRowCluster)", "cluster"),
     fault("rows of one batch entry", "batch = task % p.batch, channel", "batch = 0, channel", "cluster"),
+    # .. and their spectra on the chip
+    fault("taps of the channel before", "task == tasks.begin || batch == 0", "task == tasks.begin", "cluster"),
+    fault("written before the spectrum is made", "    cluster.open();\n  }\n", "  }\n", "cluster"),
+    fault("a row over the spectrum", "memory(transform.memory + 8 * F::M)", "memory(transform.memory)", "cluster"),
+    fault("units over each other", "((3 * unit + i) * 32", "((2 * unit + i) * 32", "cluster"),
+    fault("the upper byte of another", "rounded(pair.z), 0x7653)", "rounded(pair.z), 0x7652)", "cluster"),
+    fault("bytes in another order", "__byte_perm(a, b, 0x0400)", "__byte_perm(b, a, 0x0400)", "cluster"),
+    fault("the fourth for the third", "of_upper(c), of_upper(fourth)", "of_upper(fourth), of_upper(c)", "cluster"),
+    fault("not divided by the number of points", "1.0f / (kRowCluster * F::M)", "1.0f / F::M", "cluster"),
+    fault("kept values of another unit", "kept[F::value_at(unit, ", "kept[F::value_at(i, ", "cluster"),
+    fault("values of another unit", "Taps<Index>(spectrum, unit).x", "Taps<Index>(spectrum, i).x", "cluster"),
+    fault("taps of one channel", "k(p.k + static_cast<long long>(channel) * p.taps)", "k(p.k)", "cluster"),
+    fault("taps that reach nothing", "used(p.used),", "used(p.taps),", "cluster"),
+    fault("reversed taps out of reach", "used_reverse(p.used_reverse),", "used_reverse(p.taps_reverse),", "cluster"),
+    fault("vectors of taps that do not begin at one", "(taps) % 16 == 0", "(taps) % 4 == 0", "cluster"),
+    fault("a tap past the end", "i + e < count ? __ldg", "i + e <= count ? __ldg", "cluster"),
+    fault("lag of a tap behind", "z[0] = {ahead.x, back.w}", "z[0] = {ahead.x, back.z}", "cluster"),
+    fault("reversed taps from the start", "k_reverse, points - n - 4,", "k_reverse, n,", "cluster"),
+    fault("skip of one channel", "p.skip + channel : nullptr", "p.skip : nullptr", "cluster"),
+    fault(
+        "skip of every row of columns",
+        "if (n == 0 && skip) ahead",
+        "if (n % (points / 8) == 0 && skip) ahead",
+        "cluster",
+    ),
+    fault("upper taps by the factors of lower ones", "times(x[e], wave[n0])", "times(x[e], wave[n0 % 4])", "cluster"),
+    fault("upper taps only", "n0 < 4 ? y :", "true ? y :", "cluster"),
     # The backward of long rows on clusters
     fault(
-        "written before all have begun", "Sum sum;\n  ClusterRow<Index>::enter();\n", "Sum sum;\n", "cluster backward"
+        "written before all have begun",
+        "  ClusterRow<Index>::open();\n  if (p.filter.k)",
+        "  if (p.filter.k)",
+        "cluster backward",
     ),
     fault(
-        "the next row with no barrier", "leave() const { cluster_arrive(); }", "leave() const {}", "cluster backward"
+        "the next row with no barrier",
+        "leave() const { ClusterRow<Index>::open(); }",
+        "leave() const {}",
+        "cluster backward",
     ),
     fault("sums over what others still read", "  cluster_wait();\n  of.back", "  of.back", "cluster backward"),
     fault(
@@ -300,34 +333,24 @@ FAULTS = [
     ),
     fault(
         "dy without its gate",
-        "here.fold(z, Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)})",
-        "here.fold(z, Gated{row(g ? p.dy : p.u, batch), row(p.pre, batch)})",
+        "here.bring(Gated{row(g ? p.dy : p.u, batch), row(g ? p.post : p.pre, batch)})",
+        "here.bring(Gated{row(g ? p.dy : p.u, batch), row(p.pre, batch)})",
         "cluster backward",
     ),
     fault(
         "v correlated with itself",
-        "here.fold(z, Gated{row(g ? p.dy : p.u, batch)",
-        "here.fold(z, Gated{row(p.u, batch)",
+        "here.bring(Gated{row(g ? p.dy : p.u, batch)",
+        "here.bring(Gated{row(p.u, batch)",
         "cluster backward",
     ),
     fault(
         "the wrong one wanted",
-        "here.first();\n  }\n  TK_DEVICE bool wants(bool g) const { return g ?",
-        "here.first();\n  }\n  TK_DEVICE bool wants(bool g) const { return !g ?",
+        "p.pre, batch)});\n  }\n  TK_DEVICE bool wants(bool g) const { return g ?",
+        "p.pre, batch)});\n  }\n  TK_DEVICE bool wants(bool g) const { return !g ?",
         "cluster backward",
     ),
-    fault(
-        "taps of one frequency",
-        "kRowCluster + rank) * (F::M / 2);\n",
-        "kRowCluster) * (F::M / 2);\n",
-        "cluster backward",
-    ),
-    fault(
-        "taps of one channel",
-        "(static_cast<long long>(channel) * kRowCluster + rank) * (F::M / 2);\n",
-        "rank * (F::M / 2);\n",
-        "cluster backward",
-    ),
+    fault("taps of one channel", "(p.filter, share.channel, points)", "(p.filter, 0, points)", "cluster backward"),
+    fault("V over the spectrum", "behind = row_cluster_bytes(F::plan)", "behind = 8 * F::M", "cluster backward"),
     fault(
         "gradient of v past its gate",
         "here.store(out, row(g ? p.pre : p.dy, batch)",
@@ -354,8 +377,8 @@ FAULTS = [
     ),
     fault(
         "the rest of the sum over V",
-        "sum.shared = Base::memory + 16 * M",
-        "sum.shared = Base::memory + 8 * M",
+        "sum.shared = v.shared + 8 * M",
+        "sum.shared = v.shared",
         "cluster backward",
     ),
     fault(
@@ -377,38 +400,11 @@ FAULTS = [
     fault("eight taps too many", "if (n + 8 <= used &&", "if (n < used &&", "cluster backward"),
     fault(
         "vectors of taps that do not begin at one",
-        "reinterpret_cast<unsigned long long>(taps) % 16 == 0",
-        "true",
+        "if (n + 8 <= used && reinterpret_cast<unsigned long long>(taps) % 16 == 0)",
+        "if (n + 8 <= used)",
         "cluster backward",
     ),
     fault("sums of one share", "p.dk + static_cast<long long>(share.slot) * p.used;", "p.dk;", "cluster backward"),
-    # .. and their spectra on the chip
-    fault("taps of the channel before", "task == tasks.begin || batch == 0", "task == tasks.begin", "cluster"),
-    fault("written before the spectrum is made", "    cluster.enter();\n  }\n", "  }\n", "cluster"),
-    fault("a row over the spectrum", "memory(transform.memory + 8 * F::M)", "memory(transform.memory)", "cluster"),
-    fault("units over each other", "((3 * unit + i) * 32", "((2 * unit + i) * 32", "cluster"),
-    fault("the upper byte of another", "rounded(pair.z), 0x7653)", "rounded(pair.z), 0x7652)", "cluster"),
-    fault("bytes in another order", "__byte_perm(a, b, 0x0400)", "__byte_perm(b, a, 0x0400)", "cluster"),
-    fault("the fourth for the third", "of_upper(c), of_upper(fourth)", "of_upper(fourth), of_upper(c)", "cluster"),
-    fault("not divided by the number of points", "1.0f / (kRowCluster * F::M)", "1.0f / F::M", "cluster"),
-    fault("kept values of another unit", "kept[F::value_at(unit, ", "kept[F::value_at(i, ", "cluster"),
-    fault("values of another unit", "Taps<Index>(spectrum, unit).x", "Taps<Index>(spectrum, i).x", "cluster"),
-    fault("taps of one channel", "k(p.k + static_cast<long long>(channel) * p.taps)", "k(p.k)", "cluster"),
-    fault("taps that reach nothing", "used(p.used),", "used(p.taps),", "cluster"),
-    fault("reversed taps out of reach", "used_reverse(p.used_reverse),", "used_reverse(p.taps_reverse),", "cluster"),
-    fault("vectors of taps that do not begin at one", "(taps) % 16 == 0", "(taps) % 4 == 0", "cluster"),
-    fault("a tap past the end", "i + e < count ? __ldg", "i + e <= count ? __ldg", "cluster"),
-    fault("lag of a tap behind", "z[0] = {ahead.x, back.w}", "z[0] = {ahead.x, back.z}", "cluster"),
-    fault("reversed taps from the start", "k_reverse, points - n - 4,", "k_reverse, n,", "cluster"),
-    fault("skip of one channel", "p.skip + channel : nullptr", "p.skip : nullptr", "cluster"),
-    fault(
-        "skip of every row of columns",
-        "if (n == 0 && skip) ahead",
-        "if (n % (points / 8) == 0 && skip) ahead",
-        "cluster",
-    ),
-    fault("upper taps by the factors of lower ones", "times(x[e], wave[n0])", "times(x[e], wave[n0 % 4])", "cluster"),
-    fault("upper taps only", "n0 < 4 ? y :", "true ? y :", "cluster"),
     # Filters of long rows
     fault("taps read before they are there", IMAGINARY + SYNC[2:], IMAGINARY, "taps in"),
     fault("taps that reach nothing", "ahead < p.used ?", "ahead < p.taps ?", "taps in"),
@@ -482,8 +478,8 @@ def calls(kernel: str) -> list[tuple[dict, bool | tuple[str, ...]]]:
 
 def few_shares(monkeypatch, fault: Fault) -> None:
     """Several shares a cluster, of faults in the backward also several clusters and one that is not a power of two; a
-    few long rows are enough for clusters where these have the fault, whose batch is in two parts for gradients and
-    elsewhere all of them by one, and the spectrum of several channels is not kept."""
+    few long rows are enough for clusters where these have the fault, all of them by one, or summed by two; the spectrum
+    of several channels is not kept."""
     cuda = importlib.import_module("tkpy.ops.fft_conv.cuda")
     few = fault.kernel.startswith("cluster")
     monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1 if few else 132)

@@ -51,7 +51,7 @@ TK_DEVICE void backward(const BackwardParams& p, const void* memory) {
   const B of(memory, p.tables);
   const Share share(static_cast<int>(blockIdx.x), p.channels, p.shares, p.cluster, p.batch);
   typename B::Sum sum;
-  of.rows(sum, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
+  of.rows(sum, 8 * B::M, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
           Ends<Index>{p, share.channel});
   if (!of.of_cluster(sum, p.cluster)) return;
   constexpr float scale = 1.0f / B::M;

@@ -101,16 +101,17 @@ struct Backward : Transform<Index> {
         for (int half = 0; half < 2; ++half) use(i, warp_index() + i * Warps, b, half);
   }
 
-  // The sum over the rows of a share, v of a row and then its g; what is wanted of them goes back.
+  // The sum over the rows of a share, v of a row and then its g; what is wanted of them goes back. V lies `behind` so many
+  // bytes of the row, or in scratch.
   //   ends.bring(transform, row, g) v, or g, through `first`
   //   ends.wants(g)                 is the convolution of v, or the gradient from g, wanted?
   //   ends.spectrum()               of the taps, then
   //   ends.take(transform, row, g)  by `last`, or
   //   ends.leave()                  where nothing goes back: before the next row comes, this one has been read
   template <class Ends>
-  TK_DEVICE void rows(Sum& sum, float4* scratch, const Share& share, const Ends& ends) const {
-    const OfV v{Base::memory + 8 * M, scratch};
-    sum.shared = Base::memory + 16 * M;
+  TK_DEVICE void rows(Sum& sum, u32 behind, float4* scratch, const Share& share, const Ends& ends) const {
+    const OfV v{Base::memory + behind, scratch};
+    sum.shared = v.shared + 8 * M;
     sum.memory = scratch + M / 2;
     each([&](int i, int unit, int b, int half) { sum.set(i, unit, b, half, make_float4(0.0f, 0.0f, 0.0f, 0.0f)); });
 #pragma unroll 1

@@ -84,7 +84,7 @@ TK_DEVICE void cluster_row(const ClusterParams& p, const void* memory, int batch
 template <int Index>
 TK_DEVICE void cluster_rows(const ClusterParams& p, const void* memory) {
   const ClusterTasks tasks(p.batch * p.channels);
-  ClusterRow<Index>::enter();
+  ClusterRow<Index>::open();
 #pragma unroll 1
   for (int task = tasks.begin; task < tasks.end; ++task) {
     const int batch = task % p.batch, channel = task / p.batch;

@@ -13,7 +13,7 @@
 //
 // ClusterSpectrum is what such a transform of the taps leaves: in CTA j0 its frequencies' values, for all rows of the channel.
 //
-// cluster barriers  who `enter`s lets others write into its memory: when it begins, when it has made the spectrum of
+// cluster barriers  who has `opened` its memory lets others write there: when it begins, when it has made the spectrum of
 //   what they wrote, and `gather` when it has read. `scatter` waits for all before it writes, and has a barrier after its
 //   writes; another is between `last` and `gather`. `finish` waits too: nobody reads the memory of a CTA that has gone
 // bytes  7/8 of 8 a point there and 7/8 of 8 back between CTAs, 16 bytes an access, 16 neighbours of a warp side by side
@@ -101,7 +101,7 @@ struct ClusterRow {
   TK_DEVICE u32 there(int j0) const { return ptx::mapa(transform.place(0, chunk), static_cast<u32>(j0)); }
   static constexpr u32 plane = 2 * M;
 
-  TK_DEVICE static void enter() { cluster_arrive(); }
+  TK_DEVICE static void open() { cluster_arrive(); }
   TK_DEVICE static void finish() { cluster_wait(); }
 
   TK_DEVICE int begin() const { return (half + 2 * rank) % kRowCluster; }  // j0 = begin, begin + 2, ..
@@ -172,13 +172,17 @@ struct ClusterRow {
   TK_DEVICE void first() const {
     transform.template first_of<true>([](const typename F::Strip&) {});
   }
-  // All that comes before the third pass, of a row or of taps.
+  // A row, or taps, through `first`; through all that comes before the third pass.
   template <class Samples>
-  TK_DEVICE void to_values(const Samples& samples) const {
+  TK_DEVICE void bring(const Samples& samples) const {
     float2 z[8][4];
     fold(z, samples);
     scatter(z);
     first();
+  }
+  template <class Samples>
+  TK_DEVICE void to_values(const Samples& samples) const {
+    bring(samples);
     transform.to_values();
   }
   TK_DEVICE void last() const {
@@ -219,7 +223,7 @@ struct ClusterRow {
 #pragma unroll
       for (int e = 0; e < 4; ++e) z[e][i] = {__uint_as_float(re.x[e]), __uint_as_float(im.x[e])};
     }
-    enter();
+    open();
     constexpr float root = 0.707106781186547524f;
     const float2 eighths[4] = {{1.0f, 0.0f}, {root, root}, {0.0f, 1.0f}, {-root, root}};
     float2 wave[kRowCluster];
@@ -341,7 +345,7 @@ struct ClusterSpectrum {
       }
       put(unit, pairs);
     }
-    cluster.enter();
+    cluster.open();
   }
   TK_DEVICE void load(const float4* spectrum) const {
 #pragma unroll 1

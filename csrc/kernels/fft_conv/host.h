@@ -86,6 +86,33 @@ inline int check_spectrum(const View& u, const View& spectrum, const View& table
   return plan;
 }
 
+// The taps of filters for circles of so many points.
+inline SpectrumParams filter_params(const View& k, const Optional& k_reverse, const Optional& skip, std::int64_t used,
+                                    std::int64_t used_reverse, std::int64_t points) {
+  const std::int64_t channels = k.shape[0];
+  check(k.rank == 2 && channels > 0, "k", "at least one channel", k);
+  check_dense("k", k, DType::f32, channels * k.shape[1], k);
+  check(used >= 0 && used <= k.shape[1] && used <= points, "k", "the taps that count", k);
+  check(used_reverse >= 0 && used_reverse < points, "k_reverse", "the taps that count", k);
+  if (used_reverse > 0) {
+    const View missing{};
+    const View& reverse = k_reverse ? *k_reverse : missing;
+    check(reverse.rank == 2 && reverse.shape[0] == channels && used_reverse <= reverse.shape[1], "k_reverse",
+          "the taps that count", reverse);
+    check_dense("k_reverse", reverse, DType::f32, channels * reverse.shape[1], k);
+  }
+  if (skip) check_dense("skip", *skip, DType::f32, channels, k);
+  SpectrumParams p{};
+  p.k = floats_of(k);
+  p.k_reverse = floats_of(k_reverse);
+  p.skip = floats_of(skip);
+  p.taps = static_cast<int>(k.shape[1]);
+  p.taps_reverse = k_reverse ? static_cast<int>(k_reverse->shape[1]) : 0;
+  p.used = static_cast<int>(used);
+  p.used_reverse = static_cast<int>(used_reverse);
+  return p;
+}
+
 // What all gradients of rows that stay on the chip take, of up to `points` samples; `shares` parts of the batch, of which
 // clusters sum.
 inline BackwardParams backward_params(const View& u, const Optional& pre, const View& dy, const Optional& post,
@@ -121,33 +148,6 @@ inline BackwardParams backward_params(const View& u, const Optional& pre, const 
   p.length = static_cast<int>(u.shape[2]);
   p.shares = static_cast<int>(dk.shape[0]) * cluster;
   p.cluster = cluster;
-  return p;
-}
-
-// The taps of filters for circles of so many points.
-inline SpectrumParams filter_params(const View& k, const Optional& k_reverse, const Optional& skip, std::int64_t used,
-                                    std::int64_t used_reverse, std::int64_t points) {
-  const std::int64_t channels = k.shape[0];
-  check(k.rank == 2 && channels > 0, "k", "at least one channel", k);
-  check_dense("k", k, DType::f32, channels * k.shape[1], k);
-  check(used >= 0 && used <= k.shape[1] && used <= points, "k", "the taps that count", k);
-  check(used_reverse >= 0 && used_reverse < points, "k_reverse", "the taps that count", k);
-  if (used_reverse > 0) {
-    const View missing{};
-    const View& reverse = k_reverse ? *k_reverse : missing;
-    check(reverse.rank == 2 && reverse.shape[0] == channels && used_reverse <= reverse.shape[1], "k_reverse",
-          "the taps that count", reverse);
-    check_dense("k_reverse", reverse, DType::f32, channels * reverse.shape[1], k);
-  }
-  if (skip) check_dense("skip", *skip, DType::f32, channels, k);
-  SpectrumParams p{};
-  p.k = floats_of(k);
-  p.k_reverse = floats_of(k_reverse);
-  p.skip = floats_of(skip);
-  p.taps = static_cast<int>(k.shape[1]);
-  p.taps_reverse = k_reverse ? static_cast<int>(k_reverse->shape[1]) : 0;
-  p.used = static_cast<int>(used);
-  p.used_reverse = static_cast<int>(used_reverse);
   return p;
 }
 

@@ -6,16 +6,12 @@ namespace tkpy::fft_conv {
 
 namespace {
 
-// [batch or groups, channels, outer, 2, inner]; that of a spectrum for a cluster has an outer factor of its size.
+// [batch or groups, channels, outer, 2, inner]
 void check_work(const char* what, const View& v, const View& other) {
   check(v.rank == 5 && v.shape[3] == 2 && v.elements() > 0, what, "[rows, channels, outer, 2, inner]", v);
   const std::int64_t outer = v.shape[2], inner = v.shape[4];
-  if (outer == kRowCluster) {
-    check(inner == 4096 || inner == 8192, what, "an inner size of 4096 or 8192", v);
-  } else {
-    check(inner == 2048 || inner == 4096 || inner == 16384, what, "an inner size of 2048, 4096 or 16384", v);
-    check(outer % 16 == 0 && outer >= 16 && outer <= kMostOuter, what, "an outer size of 8, or 16, 32 .. 256", v);
-  }
+  check(inner == 2048 || inner == 4096 || inner == 16384, what, "an inner size of 2048, 4096 or 16384", v);
+  check(outer % 16 == 0 && outer >= 16 && outer <= kMostOuter, what, "an outer size of 16, 32 .. 256", v);
   check_dense(what, v, DType::f32, v.elements(), other);
 }
 void check_matrix(const char* what, const View& v, std::int64_t outer, bool complex, const View& other) {
@@ -53,7 +49,6 @@ P params_of(const View& work) {
 LongParams rows_params(const View& u, const View& work, const View& matrix) {
   check_rows("u", u, u);
   check_work("work", work, u);
-  check(work.shape[2] != kRowCluster, "work", "an outer size of 16, 32 .. 256", work);
   check(work.shape[0] == u.shape[0] && work.shape[1] == u.shape[1], "work", "the rows of u", work);
   check(u.shape[2] > 0 && u.shape[2] <= work.shape[2] * work.shape[4], "u", "at least one sample and at most as many as points",
         u);
@@ -106,15 +101,6 @@ std::string work_to_rows(Machine& machine, void* stream, const View& work, const
   return "fft_conv_long_out";
 }
 
-// The spectrum [channels, 8, points, 2] of rows of u on clusters.
-void check_cluster_spectrum(const View& u, const Optional& spectrum, std::int64_t points) {
-  const View missing{};
-  const View& v = spectrum ? *spectrum : missing;
-  check(v.rank == 4 && v.shape[0] == u.shape[1] && v.shape[1] == kRowCluster && v.shape[2] == points, "spectrum",
-        "[channels, 8, points, 2]", v);
-  check_dense("spectrum", v, DType::f32, 2 * u.shape[1] * kRowCluster * points, u);
-}
-
 // out = post conv(pre u), out2 the same with post2, by as many clusters as run at once, whose CTAs hold `points` each;
 // correlate: by the adjoint of conv. Of a spectrum, or of k, whose spectrum is then left in it where it is given too.
 std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, const Optional& pre, const Optional& post,
@@ -127,7 +113,13 @@ std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, 
   check(points == 4096 || points == 8192, "points", "4096 or 8192 a CTA of a cluster", tables);
   const int plan = plan_of(points, tables);
   check(u.elements() > 0 && u.shape[2] <= kRowCluster * points, "u", "at least one sample and at most as many as points", u);
-  if (spectrum || !k) check_cluster_spectrum(u, spectrum, points);
+  if (spectrum || !k) {
+    const View missing{};
+    const View& v = spectrum ? *spectrum : missing;
+    check(v.rank == 4 && v.shape[0] == u.shape[1] && v.shape[1] == kRowCluster && v.shape[2] == points, "spectrum",
+          "[channels, 8, points, 2]", v);
+    check_dense("spectrum", v, DType::f32, 2 * u.shape[1] * kRowCluster * points, u);
+  }
   auto p = conv_params<ClusterParams>(u, pre, post, post2, out, out2, tables, correlate);
   if (k) {
     check(k->shape[0] == u.shape[1] && k->device == u.device, "k", "the channels and the device of u", *k);
@@ -143,21 +135,25 @@ std::string convolve_on_clusters(Machine& machine, void* stream, const View& u, 
                       views_of({u, pre, post, post2, given, k, k_reverse, skip, tables}, {out, out2, left}), u.device);
 }
 
-// du, dpre and dpost, those that are there, and dk and dk_reverse of a part of the batch each, by clusters whose CTAs hold
-// `points` each.
+// du, dpre and dpost, those that are there, for which k is, and dk and dk_reverse of a part of the batch each, by clusters
+// whose CTAs hold `points` each.
 std::string backward_on_clusters(Machine& machine, void* stream, const View& u, const Optional& pre, const View& dy,
                                  const Optional& post, const Optional& du, const Optional& dpre, const Optional& dpost,
-                                 const View& dk, const View& dk_reverse, const Optional& spectrum, std::int64_t points,
+                                 const View& dk, const View& dk_reverse, const Optional& k, const Optional& k_reverse,
+                                 const Optional& skip, std::int64_t used, std::int64_t used_reverse, std::int64_t points,
                                  const View& tables) {
   check(points == 4096 || points == 8192, "points", "4096 or 8192 a CTA of a cluster", tables);
   const int plan = plan_of(points, tables);
-  if (du || dpre || dpost) check_cluster_spectrum(u, spectrum, points);
-  const auto p =
-      backward_params(u, pre, dy, post, du, dpre, dpost, dk, dk_reverse, spectrum, tables, kRowCluster * points, 1);
+  auto p = backward_params(u, pre, dy, post, du, dpre, dpost, dk, dk_reverse, {}, tables, kRowCluster * points, 1);
+  if (du || dpre || dpost) {
+    const View missing{}, &taps = k ? *k : missing;
+    p.filter = filter_params(taps, k_reverse, skip, used, used_reverse, kRowCluster * points);
+    check(taps.shape[0] == u.shape[1] && taps.device == u.device, "k", "the channels and the device of u", taps);
+  }
   const Grid grid{std::int64_t{p.shares} * p.channels * kRowCluster, kPlans[plan].threads(),
-                  cluster_backward_shared_bytes(kPlans[plan]), kRowCluster};
+                  cluster_backward_bytes(kPlans[plan]), kRowCluster};
   return run(machine, stream, "fft_conv_cluster_backward", name_of("fft_conv_cluster_backward", plan), grid, p,
-             views_of({u, pre, dy, post, spectrum, tables}, {du, dpre, dpost, dk, dk_reverse}), u.device);
+             views_of({u, pre, dy, post, k, k_reverse, skip, tables}, {du, dpre, dpost, dk, dk_reverse}), u.device);
 }
 
 std::string spectrum_long(Machine& machine, void* stream, const View& k, const Optional& k_reverse, const Optional& skip,
@@ -254,7 +250,7 @@ const runtime::Launcher registered_backward("fft_conv_long_backward", backward_l
                                              "cluster", "tables"});
 const runtime::Launcher registered_cluster_backward("fft_conv_cluster_backward", backward_on_clusters,
                                                     {"u", "pre", "dy", "post", "du", "dpre", "dpost", "dk", "dk_reverse",
-                                                     "spectrum", "points", "tables"});
+                                                     "k", "k_reverse", "skip", "used", "used_reverse", "points", "tables"});
 const runtime::Launcher registered_taps("fft_conv_long_taps", work_to_taps, {"work", "dk", "dk_reverse", "matrix"});
 
 }  // namespace

@@ -42,7 +42,7 @@ TK_DEVICE void long_backward(const LongBackwardParams& p, const void* memory) {
   const B of(memory, p.tables);
   const Share share(static_cast<int>(blockIdx.x), p.rows, p.shares, p.cluster, p.batch);
   typename B::Sum sum;
-  of.rows(sum, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
+  of.rows(sum, 8 * B::M, static_cast<float4*>(p.scratch) + static_cast<long long>(blockIdx.x) * B::M, share,
           WorkEnds<Index>{p, share.channel});
   if (!of.of_cluster(sum, p.cluster)) return;
   float* to = p.sums + static_cast<long long>(share.slot) * 2 * B::M;

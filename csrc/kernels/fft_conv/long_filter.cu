@@ -7,7 +7,7 @@
 // outer passes are complex, a CTA to 64 columns n' as in long.cu, with planes re and im in two bf16 terms
 // in   k [H, taps], k_reverse [H, taps_reverse], skip [H] f32, contiguous      out  dk [H, used], dk_reverse [H, used_reverse] f32
 // barriers, precision  as in long.cu
-// limits  N0 = 16 .. 256, M' = 2048, 4096 or 16384; of gradients on clusters N0 = 8, M' = 4096 or 8192
+// limits  N0 = 16 .. 256, M' = 2048, 4096 or 16384
 // cost  bytes 28 a point and channel for the spectrum, once for all rows, 12 for the gradients; flops 48 N0 a point of an
 //       outer pass
 #include "entries.cuh"
@@ -84,4 +84,3 @@ TK_DEVICE void filter_out(const LongFilterParams& p, const void* memory) {
 TKPY_ENTRY(fft_conv_long_filter_in, LongFilterParams, filter_in(p, memory), TKPY_OUTER_THREADS)
 TKPY_ENTRY(fft_conv_long_filter_out, LongFilterParams, filter_out(p, memory), TKPY_OUTER_THREADS)
 TKPY_EVERY_INNER(TKPY_VALUES)
-TKPY_VALUES(8192, 4)  // of gradients on clusters

@@ -64,12 +64,14 @@ struct ConvParams {
 // Rows longer than a CTA holds: N0 M' points, n = n0 M' + n', j = j0 + N0 j'. The passes over n0 are kernels of their own,
 // but for the N0 of a cluster.
 constexpr int kRowCluster = 8;      // N0 of rows that stay on the chip: the CTAs of a cluster that holds one
-constexpr int kUnitsInRegisters = 2;  // of the four whose sums a thread of its backward keeps; the others' lie behind V
-constexpr int cluster_backward_shared_bytes(const Plan& p) { return p.shared_bytes() * (8 + 4 - kUnitsInRegisters) / 4; }
 constexpr int row_cluster_resident(const Plan& p) { return 16 / p.warps; }  // CTAs of it that a multiprocessor holds
 constexpr int row_cluster_bytes(const Plan& p) { return p.shared_bytes() + 6 * p.points(); }  // a row, and a spectrum
 constexpr bool row_cluster_fits(const Plan& p) { return row_cluster_resident(p) * (row_cluster_bytes(p) + 1024) <= 228 * 1024; }
 static_assert(row_cluster_fits(kPlans[3]) && row_cluster_fits(kPlans[4]), "a multiprocessor's shared memory, 1 KiB a CTA the system's");
+constexpr int kUnitsInRegisters = 2;  // of the four whose sums a thread of its backward keeps; the others' lie behind V
+constexpr int cluster_backward_bytes(const Plan& p) {  // both of a row's, and the rest of the sum
+  return row_cluster_bytes(p) + p.shared_bytes() * (8 - kUnitsInRegisters) / 4;
+}
 constexpr int kMostOuter = 256;     // N0 otherwise: 16, 32 .. 256
 constexpr int kOuterColumns = 64;   // n' of a CTA of them
 constexpr int kOuterWarps = 8;
@@ -128,7 +130,8 @@ struct BackwardParams {
   Rows u, pre, dy, post, du, dpre, dpost;
   float *dk, *dk_reverse;  // [groups, channels, used], [groups, channels, used_reverse]
   int used, used_reverse;
-  const void* spectrum;    // [channels, points], or [channels, 8, points], where du, dpre or dpost is there
+  const void* spectrum;    // [channels, points], where du, dpre or dpost is there; on clusters the
+  SpectrumParams filter;   // taps that it is made of
   void* scratch;           // [shares, channels, 2, points] complex, where registers do not hold the spectra
   const void* tables;
   int half;

@@ -6,9 +6,8 @@ gradients.py has them by the forward's. The order of all sums follows from shape
 
 Rows longer than a CTA holds stay in the shared memory of a cluster's CTAs (cluster.cu, cluster_backward.cu) where one
 is large enough and there are rows for a good part of the machine. Beside them lies the spectrum of their filter, made
-there by every launch where none is kept; for the filters' gradients it is made in memory. Others go through an outer
-factor in global memory (long.cu), as do their filters' gradients and their spectrum (long_filter.cu); long_backward.cu
-is what lies between.
+there by every launch where none is kept. Others go through an outer factor in global memory (long.cu), as do the
+spectrum of their filters and the filters' gradients (long_filter.cu); long_backward.cu is what lies between.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ CLUSTER = 8  # CTAs that hold a long row: its first factor, and
 CLUSTERED = (4096, 8192)  # what each of them holds
 IN_REGISTERS = 4096  # as in params.h
 MOST_CLUSTER = 8
+NO_TAPS = (None, None, None, 0, 0)  # of `Filters.taps`
 
 
 def is_long(length: int) -> bool:
@@ -98,18 +98,14 @@ class Filters(NamedTuple):
 
 
 def _spectrum(
-    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None, summed: bool = False
+    u: torch.Tensor, k: torch.Tensor, k_reverse: torch.Tensor | None, skip: torch.Tensor | None
 ) -> torch.Tensor | Filters:
     """[H, points, 2], of long rows [H, outer, inner, 2], of those on clusters what it is made of; the skip is a part of
-    the tap of lag 0. summed: where the filters' gradients are made too, and the spectrum in memory."""
+    the tap of lag 0."""
     filters, channels = Filters(k, k_reverse, skip, *reach(u, k, k_reverse)), u.shape[1]
-    factors: tuple[int, ...]
-    if clustered := factors_on_clusters(u):
-        if not summed:
-            return filters
-        factors = clustered
-    else:
-        factors = factors_for(u.shape[-1]) if is_long(u.shape[-1]) else (points_for(u.shape[-1]),)
+    if factors_on_clusters(u):
+        return filters
+    factors = factors_for(u.shape[-1]) if is_long(u.shape[-1]) else (points_for(u.shape[-1]),)
 
     def make() -> torch.Tensor:
         spectrum = torch.empty(channels, *factors, 2, dtype=torch.float32, device=u.device)
@@ -186,7 +182,7 @@ def _on_clusters(u, pre, gates, outs, filters, factors, correlate) -> None:
         return
     spectrum = filters.kept(factors, make)
     if not made:
-        convolve(spectrum, (None, None, None, 0, 0))
+        convolve(spectrum, NO_TAPS)
 
 
 def forward(u, k, k_reverse, skip, pre_gate, post_gate):
@@ -212,13 +208,14 @@ def _everything(spectrum, u, pre, dy, post, _skip, wanted, used, used_reverse):
         shares, cluster = shares_and_cluster(batch, channels, points, u.device)
         scratch = floats(shares, 4 * points) if points > IN_REGISTERS else None
         groups, name = shares // cluster, "fft_conv_backward"
-        how: tuple = (scratch, points, cluster, tables(points, u.device))
+        how: tuple = (spectrum, scratch, points, cluster, tables(points, u.device))
     else:
         points = factors[1]
         groups, name = shares_on_clusters(batch, channels, points, u.device), "fft_conv_cluster_backward"
-        how = (points, tables(points, u.device, 0.0))
+        taps = NO_TAPS if spectrum is None else spectrum.taps()
+        how = (*taps, points, tables(points, u.device, 0.0))
     found, sums = _empty(u, wanted), [floats(groups, used), floats(groups, used_reverse)]
-    launch(name, u, pre, dy, post, *found, *sums, spectrum, *how, op="fft_conv")
+    launch(name, u, pre, dy, post, *found, *sums, *how, op="fft_conv")
     return (*found, *(t[0] if groups == 1 else t.sum(0) for t in sums))
 
 
@@ -263,7 +260,7 @@ def backward(grads, outputs, u, k, k_reverse, skip, pre_gate, post_gate, *, need
     if dy is None or u.numel() == 0:
         return [None] * 6
     u, dy, pre_gate, post_gate = map(_rows, (u, dy, pre_gate, post_gate))
-    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip, summed=any(needs[1:4]))
+    spectrum = functools.partial(_spectrum, u, k, k_reverse, skip)
     return gradients.backward(
         spectrum, _convolve, _everything, dy, u, k, k_reverse, skip, pre_gate, post_gate, needs
     )  # fmt: skip
