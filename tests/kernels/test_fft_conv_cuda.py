@@ -92,6 +92,7 @@ def test_rows_longer_than_a_cta_holds(ran, dtype, length, options):
 def clusters(ran, monkeypatch):
     """However few rows there are, they go to clusters; the names of the kernels that run."""
     monkeypatch.setattr(cuda, "multiprocessors", lambda device: 1)
+    monkeypatch.setattr(machine, "clusters", lambda *_, op: 1)
     return ran
 
 
@@ -243,17 +244,19 @@ def test_what_a_row_on_a_cluster_costs(clusters, monkeypatch, length, requested,
     assert moved <= 1.04 * (2 * 8 + 4) * length  # two rows and the taps, and tables
 
 
-def test_how_many_clusters_sum():
-    """No more than fit at a time, and none without a row."""
-    cpu = torch.device("cpu")
+def test_how_many_clusters_sum(built, monkeypatch):
+    """No more than run at a time, and none without a row."""
     sizes = (8, 1, 4096), (64, 2, 4096), (64, 2, 8192), (5, 8, 4096), (8, 64, 4096), (1, 1, 8192)
-    assert [cuda.shares_on_clusters(*each, cpu) for each in sizes] == [8, 16, 8, 3, 1, 1]
+    assert [cuda.shares_on_clusters(torch.empty(*of, 1), inner) for *of, inner in sizes] == [8, 16, 8, 3, 1, 1]
+    monkeypatch.setattr(machine, "clusters", lambda *_, op: 14)  # a GPU whose GPCs are cut less evenly
+    assert [cuda.shares_on_clusters(torch.empty(*of, 1), inner) for *of, inner in sizes] == [8, 13, 7, 3, 1, 1]
 
 
 @pytest.mark.parametrize("length, flops", [(32768, 4608), (65536, 6144)])
-def test_what_all_gradients_of_a_row_on_a_cluster_cost(clusters, length, flops):
+def test_what_all_gradients_of_a_row_on_a_cluster_cost(clusters, monkeypatch, length, flops):
     """One row more: u and dy there and back once each, each tensor once through memory; V and half the sum written
     and read in shared memory besides, and the spectrum read twice; no bank conflict, nothing through local memory."""
+    monkeypatch.setattr(cuda, "shares_on_clusters", lambda *_: 1)
     counts, work = [], []
     for batch in (1, 2):
         kwargs = {name: t.requires_grad_(True) for name, t in inputs(batch, 1, length, "skip", "gates").items()}

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from tkpy import machine
 from tkpy.machine import launch
 from tkpy.ops.fft_conv import eager, gradients
 from tkpy.ops.fft_conv.gradients import multiprocessors, reach, shares_for
@@ -43,10 +44,12 @@ def points_for(length: int) -> int:
     return min(points for points in PLANS if points >= length)
 
 
-def shares_on_clusters(batch: int, channels: int, inner: int, device: torch.device) -> int:
-    """Parts of each channel's batch that clusters sum, none of them empty: as make no more clusters than fit on all
-    multiprocessors at a time, two CTAs each of 4096 points or one of 8192."""
-    shares = shares_for(batch, channels, max(CLUSTERED) // inner * multiprocessors(device) // CLUSTER)
+def shares_on_clusters(u: torch.Tensor, inner: int) -> int:
+    """Parts of each channel's batch that clusters sum, none of them empty: as make no more clusters than run at a time,
+    two CTAs of 4096 points on a multiprocessor or one of 8192."""
+    kernel = f"fft_conv_cluster_backward_{inner}"
+    at_once = max(CLUSTERED) // inner * machine.clusters(u, "fft_conv_cluster_backward", kernel, CLUSTER, op="fft_conv")
+    batch, shares = u.shape[0], shares_for(u.shape[0], u.shape[1], at_once)
     return -(-batch // -(-batch // shares))
 
 
@@ -211,7 +214,7 @@ def _everything(spectrum, u, pre, dy, post, _skip, wanted, used, used_reverse):
         how: tuple = (spectrum, scratch, points, cluster, tables(points, u.device))
     else:
         points = factors[1]
-        groups, name = shares_on_clusters(batch, channels, points, u.device), "fft_conv_cluster_backward"
+        groups, name = shares_on_clusters(u, points), "fft_conv_cluster_backward"
         taps = NO_TAPS if spectrum is None else spectrum.taps()
         how = (*taps, points, tables(points, u.device, 0.0))
     found, sums = _empty(u, wanted), [floats(groups, used), floats(groups, used_reverse)]
