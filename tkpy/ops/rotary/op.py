@@ -100,6 +100,7 @@ CASES = (
         "both options",
     ),
     Case("one pair", lambda m: {"x": m.randn(1, 1, 1, 2), "positions": m.ints(1)}, "D = 2, length 1"),
+    Case("eleven heads", lambda m: {"x": m.randn(1, 3, 11, 8), "positions": m.ints(2, 0, 9)}, "no multiple of eight"),
     Case("no tokens", lambda m: {"x": m.randn(2, 0, 3, 8), "positions": m.ints()}, "zero length"),
     Case("no batch", lambda m: {"x": m.randn(0, 3, 2, 8), "positions": m.ints(0, 1, 2)}, "zero-size"),
     Case("no channels", lambda m: {"x": m.randn(1, 3, 2, 0), "positions": m.ints(0, 1, 2)}, "D = 0"),
