@@ -86,6 +86,18 @@ inline int check_spectrum(const View& u, const View& spectrum, const View& table
   return plan;
 }
 
+// Filters of SpectrumParams or LongFilterParams.
+template <class P>
+void set_taps(P& p, const View& k, const Optional& k_reverse, const Optional& skip, std::int64_t used, std::int64_t used_reverse) {
+  p.k = floats_of(k);
+  p.k_reverse = floats_of(k_reverse);
+  p.skip = floats_of(skip);
+  p.taps = static_cast<int>(k.shape[1]);
+  p.taps_reverse = k_reverse ? static_cast<int>(k_reverse->shape[1]) : 0;
+  p.used = static_cast<int>(used);
+  p.used_reverse = static_cast<int>(used_reverse);
+}
+
 // The taps of filters for circles of so many points.
 inline SpectrumParams filter_params(const View& k, const Optional& k_reverse, const Optional& skip, std::int64_t used,
                                     std::int64_t used_reverse, std::int64_t points) {
@@ -103,13 +115,7 @@ inline SpectrumParams filter_params(const View& k, const Optional& k_reverse, co
   }
   if (skip) check_dense("skip", *skip, DType::f32, channels, k);
   SpectrumParams p{};
-  p.k = floats_of(k);
-  p.k_reverse = floats_of(k_reverse);
-  p.skip = floats_of(skip);
-  p.taps = static_cast<int>(k.shape[1]);
-  p.taps_reverse = k_reverse ? static_cast<int>(k_reverse->shape[1]) : 0;
-  p.used = static_cast<int>(used);
-  p.used_reverse = static_cast<int>(used_reverse);
+  set_taps(p, k, k_reverse, skip, used, used_reverse);
   return p;
 }
 

@@ -169,13 +169,7 @@ std::string spectrum_long(Machine& machine, void* stream, const View& k, const O
   check_long_spectrum(out, work);
   check_matrix("matrix", matrix, work.shape[2], true, k);
   LongFilterParams p = params_of<LongFilterParams>(work);
-  p.k = floats_of(k);
-  p.k_reverse = floats_of(k_reverse);
-  p.skip = floats_of(skip);
-  p.taps = static_cast<int>(k.shape[1]);
-  p.taps_reverse = k_reverse ? static_cast<int>(k_reverse->shape[1]) : 0;
-  p.used = static_cast<int>(used);
-  p.used_reverse = static_cast<int>(used_reverse);
+  set_taps(p, k, k_reverse, skip, used, used_reverse);
   p.spectrum = out.data;
   p.matrix = matrix.data;
   p.tables = tables.data;
