@@ -9,6 +9,7 @@ import torch
 from tkpy import numerics, registry
 
 OP = registry.get("fft_conv")
+EVERYTHING = ("reverse", "skip", "gates")
 SUMS = 4e-5  # of float32 results: the filters' gradients
 SKIP = 1e-3  # one lag of those: a channel's may be small beside the others
 
