@@ -41,7 +41,7 @@ def backward(
     )
     if dr is None:  # nothing to sum over
         return [None] * 12
-    by_projection = [torch.zeros_like(r) if d is None else d for d in (dr, dk, dv, dg)][: len(weights)]
+    by_projection = [torch.zeros_like(dr) if d is None else d for d in (dr, dk, dv, dg)][: len(weights)]
     flat = [d.flatten(1) for d in by_projection]
     products = [d.T @ m if need else None for d, m, need in zip(flat, mixed, needs[3:7], strict=False)]
     dx = dmix = dlast = None
