@@ -25,6 +25,8 @@ constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
 constexpr int CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
 constexpr int CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14;
 
+constexpr int CU_STREAM_CAPTURE_MODE_RELAXED = 2;
+
 constexpr int CU_LAUNCH_ATTRIBUTE_COOPERATIVE = 2;
 constexpr int CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION = 4;
 constexpr int CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6;
@@ -99,6 +101,7 @@ struct Api {
   CUresult (*cuCtxGetCurrent)(CUcontext* context);
   CUresult (*cuCtxSetCurrent)(CUcontext context);
   CUresult (*cuCtxGetDevice)(CUdevice* device);
+  CUresult (*cuThreadExchangeStreamCaptureMode)(int* mode);
   CUresult (*cuLibraryLoadData)(CUlibrary* library, const void* code, int* jit_options, void** jit_values,
                                 unsigned int jit_count, int* options, void** values, unsigned int count);
   CUresult (*cuLibraryUnload)(CUlibrary library);

@@ -16,7 +16,8 @@ struct DriverMachine::DriverKernel : Kernel {
   std::map<std::array<std::uint64_t, 4>, int> clusters;  // at once: by device, threads, CTAs, shared memory
 };
 
-// Makes `device` current for a launch where it is not: a kernel on the null stream runs in the current context.
+// Makes `device` current where it is not: a kernel on the null stream runs in the current context, a tensor map is made
+// in one, and a thread of autograd's need not have any.
 class DriverMachine::CurrentDevice {
  public:
   CurrentDevice(DriverMachine& machine, int device) : machine_(machine) {
@@ -38,6 +39,22 @@ class DriverMachine::CurrentDevice {
   DriverMachine& machine_;
   CUcontext previous_ = nullptr;
   bool changed_ = false;
+};
+
+// While a CUDA graph is captured, the driver refuses calls that no graph can hold, from every thread: loading a kernel is
+// one, at its first launch too, where loading is lazy. What is loaded here is no part of the graph and stays: it may.
+class DriverMachine::RelaxedCapture {
+ public:
+  explicit RelaxedCapture(DriverMachine& machine) : machine_(machine) {
+    machine.check(machine.api_.cuThreadExchangeStreamCaptureMode(&mode_), "cuThreadExchangeStreamCaptureMode");
+  }
+  ~RelaxedCapture() { machine_.api_.cuThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  DriverMachine& machine_;
+  int mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
 };
 
 DriverMachine::DriverMachine(std::string kernels, const std::string& library) : kernels_(std::move(kernels)) {
@@ -77,6 +94,7 @@ void DriverMachine::open(const std::string& library) {
   TKPY_FIND(cuCtxGetCurrent);
   TKPY_FIND(cuCtxSetCurrent);
   TKPY_FIND(cuCtxGetDevice);
+  TKPY_FIND(cuThreadExchangeStreamCaptureMode);
   TKPY_FIND(cuLibraryLoadData);
   TKPY_FIND(cuLibraryUnload);
   TKPY_FIND(cuLibraryGetKernel);
@@ -146,6 +164,7 @@ const Kernel& DriverMachine::kernel(std::string_view module_name, std::string_vi
   const std::string key = std::string(module_name) + '\n' + std::string(entry);
   const std::lock_guard lock(mutex_);
   if (const auto known = found_.find(key); known != found_.end()) return *known->second;
+  const RelaxedCapture relaxed(*this);
   auto made = std::make_unique<DriverKernel>();
   made->name = entry;
   check(api_.cuLibraryGetKernel(&made->handle, module(std::string(module_name)), made->name.c_str()),
@@ -168,6 +187,7 @@ tk::tensor_map DriverMachine::encode(const TensorMapSpec& spec) {
                         : spec.l2_promotion == 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
                         : spec.l2_promotion == 64  ? CU_TENSOR_MAP_L2_PROMOTION_L2_64B
                                                    : CU_TENSOR_MAP_L2_PROMOTION_NONE;
+  const CurrentDevice current(*this, spec.device);
   CUtensorMap map{};
   check(
       api_.cuTensorMapEncodeTiled(&map, types[static_cast<int>(spec.dtype)], static_cast<std::uint32_t>(spec.rank),
@@ -242,6 +262,7 @@ int DriverMachine::resident_clusters(const Kernel& kernel, const LaunchSpec& spe
     if (const auto known = found.clusters.find(key); known != found.clusters.end()) return known->second;
   }
   const CurrentDevice current(*this, spec.device);
+  const RelaxedCapture relaxed(*this);
   allow(found, spec);
   LaunchSpec one = spec;
   one.grid = spec.cluster;  // the driver wants whole clusters
@@ -257,6 +278,7 @@ int DriverMachine::resident_clusters(const Kernel& kernel, const LaunchSpec& spe
 void DriverMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   auto& found = const_cast<DriverKernel&>(static_cast<const DriverKernel&>(kernel));  // made by this machine
   const CurrentDevice current(*this, spec.device);
+  const RelaxedCapture relaxed(*this);
   allow(found, spec);
   const Config launch(spec, spec.cluster.count() > 1);
 

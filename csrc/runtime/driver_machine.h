@@ -33,6 +33,7 @@ class DriverMachine final : public Machine {
  private:
   struct DriverKernel;
   class CurrentDevice;
+  class RelaxedCapture;
   struct Config;
 
   void open(const std::string& library);

@@ -104,6 +104,7 @@ TensorMapSpec tensor_map_of(const View& view, std::span<const std::uint32_t> box
   if (spec.rank < 1 || spec.rank > 5 || spec.rank > view.rank)
     throw MachineError("a box of " + std::to_string(box.size()) + " dimensions does not fit " + view.describe());
   spec.address = view.data;
+  spec.device = view.device;
   spec.swizzle = swizzle;
   for (int d = 0; d < spec.rank; ++d) {
     const int from = view.rank - 1 - d;

@@ -44,6 +44,7 @@ struct TensorMapSpec {
   std::uint32_t element_strides[5] = {1, 1, 1, 1, 1};
   int swizzle = 0;         // bytes: 0, 32, 64, 128
   int l2_promotion = 128;  // bytes: 0, 64, 128, 256
+  int device = 0;          // where the tensor is
 };
 
 // Which rule of the driver (CUDA driver API, cuTensorMapEncodeTiled) the spec breaks; empty when none.

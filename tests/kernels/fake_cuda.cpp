@@ -1,10 +1,12 @@
 // A libcuda that writes down what it is asked. FAKE_FAIL="cuLaunchKernelEx=1" makes one call fail with that code;
-// FAKE_LACKS="cuLibraryLoadData" hides an entry point; FAKE_QUIET=1 records nothing (for timing).
+// FAKE_LACKS="cuLibraryLoadData" hides an entry point; FAKE_QUIET=1 records nothing (for timing); FAKE_CAPTURING=1: a
+// graph is being captured, and calls that may load something are refused in a thread that has not relaxed its mode.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "runtime/driver_api.h"
 
@@ -13,6 +15,7 @@ using namespace tkpy::runtime::driver;
 namespace {
 
 int current_device = 0;  // -1: no current context
+int capture_mode = 0;    // of the one thread: 0 global, 2 relaxed
 CUcontext contexts[4] = {};
 
 bool quiet() {
@@ -33,6 +36,13 @@ CUresult outcome(const char* call) {
   const std::string prefix = std::string(call) + "=";
   return fail && std::strncmp(fail, prefix.c_str(), prefix.size()) == 0 ? std::atoi(fail + prefix.size())
                                                                         : CUDA_SUCCESS;
+}
+
+// Of calls that may load something: the driver keeps them out of captures.
+CUresult unless_captured(const char* call) {
+  constexpr CUresult kCaptureUnsupported = 900;
+  return std::getenv("FAKE_CAPTURING") && capture_mode != CU_STREAM_CAPTURE_MODE_RELAXED ? kCaptureUnsupported
+                                                                                         : outcome(call);
 }
 
 CUresult init(unsigned flags) {
@@ -75,10 +85,14 @@ CUresult get_device(CUdevice* device) {
   *device = current_device;
   return CUDA_SUCCESS;
 }
+CUresult exchange_mode(int* mode) {
+  std::swap(*mode, capture_mode);
+  return outcome("cuThreadExchangeStreamCaptureMode");
+}
 CUresult load(CUlibrary* library, const void* code, int*, void**, unsigned jit, int*, void**, unsigned options) {
   record("cuLibraryLoadData \"%s\" options %u %u", static_cast<const char*>(code), jit, options);
   *library = reinterpret_cast<CUlibrary>(std::uintptr_t{0x77});
-  return outcome("cuLibraryLoadData");
+  return unless_captured("cuLibraryLoadData");
 }
 CUresult unload(CUlibrary) { return CUDA_SUCCESS; }
 CUresult get_kernel(CUkernel* kernel, CUlibrary library, const char* name) {
@@ -88,7 +102,7 @@ CUresult get_kernel(CUkernel* kernel, CUlibrary library, const char* name) {
 }
 CUresult set_attribute(int attribute, int value, CUkernel, CUdevice device) {
   record("cuKernelSetAttribute %d = %d device %d", attribute, value, device);
-  return outcome("cuKernelSetAttribute");
+  return unless_captured("cuKernelSetAttribute");
 }
 CUresult launch(const CUlaunchConfig* c, CUfunction function, void** params, void** extra) {
   if (quiet()) return CUDA_SUCCESS;
@@ -105,7 +119,7 @@ CUresult launch(const CUlaunchConfig* c, CUfunction function, void** params, voi
   std::printf("parameters %d bytes %zu:", shaped, size);
   for (std::size_t i = 0; i < size && i < 64; ++i) std::printf(" %02x", static_cast<unsigned char*>(extra[1])[i]);
   std::printf("\n");
-  return outcome("cuLaunchKernelEx");
+  return unless_captured("cuLaunchKernelEx");  // the first one loads the kernel
 }
 CUresult active_clusters(int* clusters, CUfunction function, const CUlaunchConfig* c) {
   record("cuOccupancyMaxActiveClusters grid %u %u %u block %u shared %u device %d kernel %lx cluster %u", c->gridDimX, c->gridDimY,
@@ -113,7 +127,7 @@ CUresult active_clusters(int* clusters, CUfunction function, const CUlaunchConfi
          c->numAttrs ? c->attrs[0].value.clusterDim.x : 1);
   const char* given = std::getenv("FAKE_CLUSTERS");
   *clusters = given ? std::atoi(given) : 15;
-  return outcome("cuOccupancyMaxActiveClusters");
+  return unless_captured("cuOccupancyMaxActiveClusters");
 }
 CUresult encode(CUtensorMap* map, CUtensorMapDataType type, std::uint32_t rank, void* address,
                 const std::uint64_t* dims, const std::uint64_t* strides, const std::uint32_t* box,
@@ -126,6 +140,7 @@ CUresult encode(CUtensorMap* map, CUtensorMapDataType type, std::uint32_t rank, 
                   d + 1 < rank ? static_cast<unsigned long>(strides[d]) : 0ul);
   }
   for (std::uint64_t i = 0; i < 16; ++i) map->opaque[i] = 0xabc0 + i;
+  if (current_device < 0) return CUDA_ERROR_INVALID_CONTEXT;
   return outcome("cuTensorMapEncodeTiled");
 }
 
@@ -148,6 +163,7 @@ extern "C" CUresult cuGetProcAddress_v2(const char* name, void** address, int ve
                                   ENTRY(cuCtxGetCurrent, get_current),
                                   ENTRY(cuCtxSetCurrent, set_current),
                                   ENTRY(cuCtxGetDevice, get_device),
+                                  ENTRY(cuThreadExchangeStreamCaptureMode, exchange_mode),
                                   ENTRY(cuLibraryLoadData, load),
                                   ENTRY(cuLibraryUnload, unload),
                                   ENTRY(cuLibraryGetKernel, get_kernel),

@@ -78,6 +78,17 @@ def test_a_thread_without_context_gets_the_primary_one(run):
     assert "cuCtxSetCurrent device -1" in lines  # and the thread gets back what it had
 
 
+def test_a_tensor_map_is_made_in_the_context_of_its_device(run):
+    """cuTensorMapEncodeTiled may fail with CUDA_ERROR_INVALID_CONTEXT; threads of autograd's need not have a context."""
+    assert run("encode", FAKE_DEVICE="-1")[1:3] == ["cuDevicePrimaryCtxRetain 0", "cuCtxSetCurrent device 0"]
+    assert run("encode", FAKE_DEVICE="-1")[-2:] == ["cuCtxSetCurrent device -1", "opaque abc0 abcf"]
+
+
+@pytest.mark.parametrize("scenario", ["launch", "clusters"])
+def test_a_kernel_may_be_met_first_while_a_graph_is_captured(run, scenario):
+    assert run(scenario, FAKE_CAPTURING="1") == run(scenario)
+
+
 def test_nothing_synchronises(run):
     assert not any("Synchronize" in line for line in run("launch"))
 

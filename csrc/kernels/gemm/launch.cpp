@@ -59,10 +59,11 @@ std::string refused_rows(const char* what, const View& v) {
   return contiguous(v, 1) ? "" : need(what, "contiguous rows", v);
 }
 
-tk::tensor_map map_of(runtime::Machine& machine, const Stored& s, runtime::DType dtype, std::uint32_t rows) {
+tk::tensor_map map_of(runtime::Machine& machine, const Problem& x, const Stored& s, std::uint32_t rows) {
   View v;
   v.data = s.blocks.data;
-  v.dtype = dtype;
+  v.device = x.device;
+  v.dtype = x.dtype;
   v.rank = 3;
   const std::int64_t shape[] = {s.groups, s.rows, s.cols}, stride[] = {s.blocks.block, s.blocks.pitch, 1};
   std::copy_n(shape, 3, v.shape);
@@ -124,11 +125,11 @@ void launch(runtime::Machine& machine, const Problem& x) {
   if (by_tma(x)) {
     // A: each consumer's 64 rows, 64 deep. B: half of a cluster's columns; one box is 64 columns of a panel, or the
     // rows of a half.
-    params.a = map_of(machine, x.a, x.dtype, 64);
-    params.b = map_of(machine, x.b, x.dtype, x.b.transposed ? kTileCols / kCluster : kTileDepth);
+    params.a = map_of(machine, x, x.a, 64);
+    params.b = map_of(machine, x, x.b, x.b.transposed ? kTileCols / kCluster : kTileDepth);
   }
   if (by_tma(x) && (gated(x) || params.pair))
-    params.b2 = map_of(machine, x.b2, x.dtype, x.b2.transposed ? kTileCols / kCluster : kTileDepth);
+    params.b2 = map_of(machine, x, x.b2, x.b2.transposed ? kTileCols / kCluster : kTileDepth);
   params.a_data = x.a.blocks;
   params.b2_data = x.b2.blocks;
   params.b_data = x.b.blocks;
