@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Everything that wants an H100, in one command: bench/on_gpu.sh OUT [SECONDS]
 #
-# Builds, runs the `gpu` tests and the check of every op on its kernels, runs small shapes under compute-sanitizer, then
-# times the benchmarks; SECONDS (570) bounds the whole. Correctness comes first, and within each suite of benchmarks the
-# rows that say most (Benchmark.rank); a stage that runs out of its time is stopped and keeps what it has, and a benchmark
-# that hangs or loses the device costs its own row only. Nothing is downloaded: needed are nvcc (on PATH, in CUDA_HOME or
-# /usr/local/cuda), a C++20 compiler, and a python3 with torch, cmake, ninja, pybind11, setuptools, pytest and tkpy's other
-# dependencies; pytest-xdist is used if it is there. Installs tkpy into that python3 (editable). PYTHON names another one.
+# Builds, checks every op on its kernels and runs the `gpu` tests, runs small shapes under compute-sanitizer, then times
+# the benchmarks; SECONDS (570) bounds the whole. Correctness comes first, and within each suite of benchmarks the rows
+# that say most (Benchmark.rank). A stage that runs out of its time is stopped and keeps what it has. A kernel that hangs
+# or loses the device costs its own test or row, and the check of its op. Nothing is downloaded: needed are nvcc (on PATH,
+# in CUDA_HOME or /usr/local/cuda), a C++20 compiler, and a python3 with torch, cmake, ninja, pybind11, setuptools, pytest
+# and tkpy's other dependencies. Installs tkpy into that python3 (editable). PYTHON names another one.
 #
 # OUT gets few files, each written as the run goes on:
 #   summary.txt   a line a stage: what it was, how it ended, how long it took
@@ -44,11 +44,25 @@ why_not() {
 }
 reason=$(why_not)
 
-# stage NAME UNTIL COMMAND...: runs COMMAND until UNTIL hundredths of the whole time have passed; what earlier stages did
-# not use is there for later ones. Status 3 is a benchmark that lost the device: the command goes on behind it.
+# For --per-op: its arguments, followed by --op and a name, for every op that has kernels, each in a process of its own.
+per_op() {
+  "$python" -c "from tkpy import registry
+for name, op in registry.ops().items():
+  if 'cuda' in op.available: print(name)" |
+    xargs -P $((cores / 2 + 1)) -I {} timeout --foreground --kill-after=5 60 "$@" --op {}
+}
+export -f per_op
+export python cores
+
+# stage NAME UNTIL [--per-op] COMMAND...: runs COMMAND until UNTIL hundredths of the whole time have passed; what earlier
+# stages did not use is there for later ones. Status 3 is a benchmark that lost the device: the command goes on behind it.
 stage() {
-  local name=$1 until=$(($2 * total / 100)) began=$SECONDS status=3
+  local name=$1 until=$(($2 * total / 100)) began=$SECONDS status=3 each=()
   shift 2
+  if [[ $1 == --per-op ]]; then
+    each=(bash -c 'set -o pipefail; per_op "$@"' "$1")
+    shift
+  fi
   say "== $name: $*"
   local why=$reason
   if [[ -z $why ]] && ! command -v "$1" >/dev/null; then why="there is no $1"; fi
@@ -60,7 +74,7 @@ stage() {
   fi
   while ((status == 3 && until - SECONDS > 0)); do
     status=0
-    timeout --signal=INT --kill-after=10 "$((until - SECONDS))" "$@" >>"$out/log.txt" 2>&1 || status=$?
+    timeout --signal=INT --kill-after=10 "$((until - SECONDS))" "${each[@]}" "$@" >>"$out/log.txt" 2>&1 || status=$?
     ((status == 0)) || failed=1
   done
   case $status in
@@ -71,12 +85,9 @@ stage() {
 }
 
 tkpy=("$python" -c "from tkpy.cli import main; main()")
-kernels=(--backend cuda --backend triton --device cuda --dtype bfloat16)
-small=("${tkpy[@]}" check --backend cuda --device cuda --dtype bfloat16)
+small=("${tkpy[@]}" check --backend cuda --device cuda --dtype bfloat16) # Triton's kernels are checked by gpu tests
 # torch asks the driver for things that it may not have: such answers are no errors.
 sanitizer=(compute-sanitizer --report-api-errors no --error-exitcode 9 --tool)
-workers=()
-if "$python" -c "import xdist" 2>/dev/null; then workers=(-n 8 --dist loadfile); fi
 
 # benchmarks SUITE UNTIL OPTION...: its rows; those that the file has already are left out.
 benchmarks() {
@@ -88,10 +99,10 @@ benchmarks() {
 rm -f "$out"/{ops,micro,models}.jsonl
 nvidia-smi >>"$out/log.txt" 2>&1 || true
 stage build 28 "$python" -m pip install --no-index --no-deps --no-build-isolation -e .
-stage "gpu tests" 46 "$python" -m pytest -m gpu -q "${workers[@]}"
-stage "check of every op" 52 "${tkpy[@]}" check "${kernels[@]}" --all-cases
-stage memcheck 58 "${sanitizer[@]}" memcheck "${small[@]}"
-stage racecheck 62 "${sanitizer[@]}" racecheck "${small[@]}"
+stage "check of every op" 36 --per-op "${small[@]}" --all-cases
+stage "gpu tests" 52 "$python" bench/gpu_tests.py
+stage memcheck 58 --per-op "${sanitizer[@]}" memcheck "${small[@]}"
+stage racecheck 63 --per-op "${sanitizer[@]}" racecheck "${small[@]}"
 benchmarks "ops" 80 --seconds 0.3
 benchmarks "micro" 90 --seconds 0.2
 benchmarks "models" 95 --seconds 1

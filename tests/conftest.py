@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_guard import GpuGuard
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "test_cache"
+
+
+def pytest_configure(config):
+    if torch.cuda.is_available():
+        config.pluginmanager.register(GpuGuard(torch.cuda.synchronize))
 
 
 def pytest_collection_modifyitems(items):

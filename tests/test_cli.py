@@ -45,6 +45,26 @@ def test_check_turns_red(monkeypatch):
 
 
 @pytest.mark.fast
+def test_an_error_costs_check_one_row(monkeypatch):
+    """As a kernel that faults would, on a GPU: the table stands, and names the first case that raised."""
+    eager = registry.get("rms_norm").module("eager")
+    forward, calls = eager.forward, []
+
+    def faulty(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+        return forward(*args)
+
+    monkeypatch.setattr(eager, "forward", faulty)
+    result = run("check", "--op", "rms_norm", "--device", "cpu", "--backend", "eager", "--all-cases")
+    assert result.exit_code == 1
+    cases = sum(not case.bench for case in registry.get("rms_norm").cases)
+    assert f"{cases - 1} passed, 1 failed" in result.output
+    assert "FAIL RuntimeError: CUDA error: an illegal" in " ".join(result.output.split())
+
+
+@pytest.mark.fast
 def test_bad_input_gets_one_sentence(monkeypatch):
     result = run("check", "--op", "nonsense")
     assert result.exit_code == 2

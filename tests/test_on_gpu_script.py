@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "on_gpu.sh"
-STAGES = ["build", "gpu tests", "check of every op", "memcheck", "racecheck", "ops", "micro", "models"]
+STAGES = ["build", "check of every op", "gpu tests", "memcheck", "racecheck", "ops", "micro", "models"]
 
 PYTHON = """#!/bin/bash
+case "$*" in
+  *registry*) echo linear; echo wkv5; exit ;;
+esac
 echo "python $*"
 case "$*" in
-  "-m pytest"*) echo "1 failed"; exit 1 ;;
+  *"check "*wkv5) exit 1 ;;
+  *gpu_tests*) echo "1 failed"; exit 1 ;;
   *"bench ops"*)  # the device is lost the first time
     echo '{"a row": 1}' >>"$OUT/ops.jsonl"
     [[ $(wc -l <"$OUT/ops.jsonl") == 2 ]] || exit 3
@@ -39,7 +43,7 @@ def test_without_a_gpu_every_stage_says_so(tmp_path):
     assert done.returncode == 1
     assert done.stderr == ""
     assert summary(tmp_path / "out") == [f"{stage}: not run (there is no nvidia-smi)" for stage in STAGES]
-    assert "== gpu tests: python3 -m pytest -m gpu" in done.stdout
+    assert "== gpu tests: python3 bench/gpu_tests.py" in done.stdout
 
 
 def test_wrong_arguments():
@@ -69,9 +73,17 @@ def test_stages_go_on_after_a_failure_and_stop_in_time(tmp_path):
     lines = summary(out)
     assert [line.split(":")[0] for line in lines] == STAGES
     assert "ok" in lines[0]
-    assert lines[1].startswith("gpu tests: FAILED with status 1")
-    assert "1 failed" in lines[1]
-    assert all("ok" in line for line in lines[2:5])
+    assert lines[1].startswith("check of every op: FAILED with status 123")  # of the two ops, one
+    assert lines[2].startswith("gpu tests: FAILED with status 1")
+    assert "1 failed" in lines[2]
+    assert [line.split(" after")[0] for line in lines[3:5]] == [
+        f"{stage}: FAILED with status 123" for stage in ("memcheck", "racecheck")
+    ]
+    asked = [line for line in (out / "log.txt").read_text().splitlines() if line.startswith("python -c")]
+    check = "check --backend cuda --device cuda --dtype bfloat16"
+    for op in ("linear", "wkv5"):
+        assert sum(line.endswith(f"{check} --op {op}") for line in asked) == 2  # under either tool
+        assert sum(line.endswith(f"{check} --all-cases --op {op}") for line in asked) == 1
     assert "out of time" in lines[5]
     assert all("ok" in line or "no time left" in line for line in lines[6:])
     assert (out / "ops.jsonl").read_text() == '{"a row": 1}\n' * 2

@@ -59,18 +59,31 @@ def check_rows(
         cases = [case for case in op.cases if not case.bench]
         for backend in backends:
             for case in cases[:1] if first_only else cases:
-                results = _results(op, case, backend, dtype, device)
-                if not results:
+                row = _row(op, case, backend, dtype, device)
+                if row is None:
                     continue
-                bad = [r for r in results if not r.comparison]
-                worst = max(results, key=lambda r: (not r.comparison, r.comparison.relative))
-                failed += bool(bad)
-                comparison = worst.comparison
-                error = (f"{comparison.relative:.1e}", f"{comparison.tolerance:.0e}", f"{1e3 * worst.seconds:.2f}")
-                verdict = f"FAIL {worst.what}: {comparison.reason}" if bad else "ok"
-                used = str(results[0].dtype).removeprefix("torch.")
-                rows.append([name, case.name, backend, used, *error, verdict])
+                rows.append(row)
+                failed += row[-1] != "ok"
     return rows, failed
+
+
+def _row(op: registry.Op, case: registry.Case, backend: str, dtype: torch.dtype, device: str) -> list[str] | None:
+    try:
+        results = _results(op, case, backend, dtype, device)
+    except (tkpy.InternalError, RuntimeError) as error:  # such as a kernel that faults: other cases are told of too
+        what = str(error).partition("\n")[0]
+        return [op.name, case.name, backend, _short(dtype), *("-" * 3), f"FAIL {type(error).__name__}: {what}"]
+    if not results:
+        return None
+    worst = max(results, key=lambda r: (not r.comparison, r.comparison.relative))
+    comparison = worst.comparison
+    error = (f"{comparison.relative:.1e}", f"{comparison.tolerance:.0e}", f"{1e3 * worst.seconds:.2f}")
+    verdict = "ok" if comparison else f"FAIL {worst.what}: {comparison.reason}"
+    return [op.name, case.name, backend, _short(results[0].dtype), *error, verdict]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _results(
