@@ -1,7 +1,7 @@
 """What keeps one bad kernel from taking the other `gpu` tests with it, as tkpy/bench/guard.py does for benchmarks.
 
-A kernel that faults leaves a device that answers nothing more in this process, so that every later test would fail; one
-that hangs never comes back. Either ends the process with status `LOST`. bench/gpu_tests.py then begins a new one for the
+A kernel that faults leaves a device that answers nothing more in this process: every later test would fail. One that
+hangs never comes back. Either ends the process with status `LOST`. bench/gpu_tests.py then begins a new one for the
 tests that are left: GPU_TESTS_BEGUN names a file of those begun so far, which are not begun again.
 """
 

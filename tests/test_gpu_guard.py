@@ -75,7 +75,13 @@ def run(folder: Path, *command: object) -> tuple[int, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     env["PYTHONPATH"] = str(TESTS)
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     return done.returncode, done.stdout + done.stderr
 

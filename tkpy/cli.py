@@ -77,9 +77,9 @@ def _row(op: registry.Op, case: registry.Case, backend: str, dtype: torch.dtype,
         return None
     worst = max(results, key=lambda r: (not r.comparison, r.comparison.relative))
     comparison = worst.comparison
-    error = (f"{comparison.relative:.1e}", f"{comparison.tolerance:.0e}", f"{1e3 * worst.seconds:.2f}")
+    numbers = (f"{comparison.relative:.1e}", f"{comparison.tolerance:.0e}", f"{1e3 * worst.seconds:.2f}")
     verdict = "ok" if comparison else f"FAIL {worst.what}: {comparison.reason}"
-    return [op.name, case.name, backend, _short(results[0].dtype), *error, verdict]
+    return [op.name, case.name, backend, _short(results[0].dtype), *numbers, verdict]
 
 
 def _short(dtype: torch.dtype) -> str:

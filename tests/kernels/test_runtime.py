@@ -79,7 +79,7 @@ def test_a_thread_without_context_gets_the_primary_one(run):
 
 
 def test_a_tensor_map_is_made_in_the_context_of_its_device(run):
-    """cuTensorMapEncodeTiled may fail with CUDA_ERROR_INVALID_CONTEXT; threads of autograd's need not have a context."""
+    """cuTensorMapEncodeTiled may fail with CUDA_ERROR_INVALID_CONTEXT; a thread of autograd's may have no context."""
     assert run("encode", FAKE_DEVICE="-1")[1:3] == ["cuDevicePrimaryCtxRetain 0", "cuCtxSetCurrent device 0"]
     assert run("encode", FAKE_DEVICE="-1")[-2:] == ["cuCtxSetCurrent device -1", "opaque abc0 abcf"]
 
