@@ -9,7 +9,8 @@
 
 namespace tkpy::gemm {
 
-bool contiguous(const runtime::View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1; }
+// PyTorch calls an empty slice contiguous, whatever strides it has kept.
+bool contiguous(const runtime::View& v, int d) { return v.stride[d] == 1 || v.shape[d] == 1 || v.elements() == 0; }
 
 using runtime::DType;
 using runtime::View;

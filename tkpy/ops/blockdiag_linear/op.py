@@ -151,6 +151,16 @@ CASES = (
     Case("no inputs", lambda m: {"x": m.randn(3, 0), "weight": m.randn(2, 3, 0), "bias": m.randn(6)}, "I = 0"),
     Case("no outputs", lambda m: {"x": m.randn(3, 4), "weight": m.randn(2, 0, 2)}, "O = 0"),
     Case(
+        "a slice of no rows",
+        lambda m: {"x": m.randn(3, 16)[:0, ::2], "weight": m.randn(2, 3, 4)},
+        "PyTorch calls an empty slice contiguous, whatever its strides",
+    ),
+    Case(
+        "slices of no inputs",
+        lambda m: {"x": m.randn(3, 4)[:, :0], "weight": m.randn(2, 6, 8)[:, ::2, ::2][..., :0], "bias": m.randn(6)},
+        "the same of the weight",
+    ),
+    Case(
         "non-contiguous",
         lambda m: {
             "x": m.randn(24, 6, 5).transpose(0, 2),

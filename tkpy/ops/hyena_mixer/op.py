@@ -177,6 +177,13 @@ def _float32_parameters(m: Maker):
     return kwargs | {name: m.randn(*shape, dtype=m.wide) for name, shape in shapes.items()}
 
 
+def _empty_slices(m: Maker):
+    """PyTorch calls an empty slice contiguous, whatever its strides."""
+    kwargs = _case(2, 20, 5, 4, 3, *EVERY)(m)
+    kwargs |= {name: kwargs[name][..., 1:1] for name in ("poles", "residues", "initial_state", "fir_state")}
+    return kwargs | {"weight": kwargs["weight"][:, 2:]}
+
+
 def _zero_poles(m: Maker):
     return _case(2, 20, 3, 2, 3, *EVERY)(m) | {"poles": torch.zeros(3, 2, dtype=m.wide.to_complex())}
 
@@ -198,6 +205,7 @@ CASES = (
     Case("no modes", _case(2, 20, 5, 0, 3, *EVERY), "S = 0: only the skip"),
     Case("no rows", _case(0, 20, 5, 4, 3, *EVERY), "zero-size batch"),
     Case("no samples", _case(2, 0, 5, 4, 3, *EVERY), "zero-size: the states pass through"),
+    Case("empty slices", _empty_slices, "no modes and one tap, cut off what has some: strides that no size explains"),
     Case("unstable", _case(1, 20, 3, 4, 3, *EVERY, radius=(1.0, 1.05)), "|p| > 1 is legal"),
     Case("zero poles", _zero_poles, "nothing is remembered"),
     Case("non-contiguous", _strided, "every tensor strided, residues lazily conjugated"),

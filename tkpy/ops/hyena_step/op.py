@@ -157,6 +157,13 @@ def _float32_parameters(m: Maker):
     return kwargs | {name: m.randn(*shape, dtype=m.wide) for name, shape in shapes.items()}
 
 
+def _empty_slices(m: Maker):
+    """PyTorch calls an empty slice contiguous, whatever its strides."""
+    kwargs = _case(2, 5, 4, 3, *EVERY)(m)
+    kwargs |= {name: kwargs[name][..., 1:1] for name in ("poles", "residues", "state", "fir_state")}
+    return kwargs | {"weight": kwargs["weight"][:, 2:]}
+
+
 def _zero_poles(m: Maker):
     return _case(2, 3, 2, 3, *EVERY)(m) | {"poles": torch.zeros(3, 2, dtype=m.wide.to_complex())}
 
@@ -177,6 +184,7 @@ CASES = (
     Case("no modes", _case(2, 5, 0, 3, *EVERY), "S = 0: only the skip"),
     Case("no rows", _case(0, 5, 4, 3, *EVERY), "zero-size batch"),
     Case("no channels", _case(2, 0, 4, 3, *EVERY), "zero-size channels"),
+    Case("empty slices", _empty_slices, "no modes and one tap, cut off what has some: strides that no size explains"),
     Case("unstable", _case(1, 3, 4, 3, *EVERY, radius=(1.0, 1.05)), "|p| > 1 is legal"),
     Case("zero poles", _zero_poles, "nothing is remembered"),
     Case("non-contiguous", _strided, "every tensor strided, residues lazily conjugated"),
