@@ -24,6 +24,7 @@ MODELS = sorted(p for p in (ROOT / "models").glob("*.py"))
 #: Rooms from the ground up; a room imports only from rooms below it (and from itself).
 ROOMS = (
     "errors",
+    "transforms",
     "arguments",
     "numerics",
     "text",

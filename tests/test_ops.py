@@ -70,6 +70,48 @@ def test_forward_mode_is_refused(op, case):
         op.public(**kwargs)  # nothing here has a tangent
 
 
+@pytest.mark.parametrize("op, case", FIRST)
+def test_functional_gradients_are_refused(op, case):
+    """PyTorch's own words name neither the op nor the way out; alone or around vmap or within it."""
+    kwargs = case.make(Maker(torch.float32))
+    name = next(n for n, t in kwargs.items() if isinstance(t, torch.Tensor) and t.is_floating_point())
+    if kwargs[name].element_size() == 1:
+        pytest.skip("PyTorch differentiates no 8-bit floats")
+
+    def total(t):
+        return sum(o.abs().sum() for o in as_tuple(op.public(**{**kwargs, name: t})) if o is not None)
+
+    two = torch.stack([kwargs[name]] * 2)
+    for gradient, argument in (
+        (torch.func.grad(total), kwargs[name]),
+        (torch.func.vmap(torch.func.grad(total)), two),
+        (torch.func.grad(lambda ts: torch.func.vmap(total)(ts).sum()), two),
+    ):
+        with pytest.raises(registry.Unsupported, match=rf"tkpy\.{op.name}.*\n.*needs requires_grad"):
+            gradient(argument)
+    torch.func.grad(lambda t: (t * total(kwargs[name])).sum())(kwargs[name])  # of a constant there is none
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("op, case", FIRST)
+def test_vmap_is_a_loop_or_refused(op, case):
+    kwargs = case.make(Maker(torch.float32))
+    name = next(n for n, t in kwargs.items() if isinstance(t, torch.Tensor) and t.is_floating_point())
+    if kwargs[name].element_size() == 1:
+        pytest.skip("PyTorch stacks no 8-bit floats")
+
+    def run(t):
+        return tuple(o for o in as_tuple(op.public(**{**kwargs, name: t})) if o is not None)
+
+    several = torch.stack([kwargs[name], kwargs[name].flip(0)])
+    if "Tensor[]" in op.schema:
+        with pytest.raises(registry.Unsupported, match="needs its batch in a dimension of its own"):
+            torch.func.vmap(run)(several)
+        return
+    for mapped, *each in zip(torch.func.vmap(run)(several), *map(run, several), strict=True):
+        assert torch.equal(mapped, torch.stack(each))
+
+
 def captured(op, case, backend, dtype=torch.float32):
     kwargs = case.make(Maker(dtype))
     for name, t in kwargs.items():

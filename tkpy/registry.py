@@ -37,9 +37,8 @@ from types import ModuleType
 from typing import Any, TypeGuard
 
 import torch
-from torch.autograd import forward_ad
 
-from tkpy import machine
+from tkpy import machine, transforms
 from tkpy.cases import Case, Maker
 from tkpy.errors import InternalError, Refusal, Unsupported
 
@@ -190,13 +189,6 @@ class Op:
         refusal = Refusal("no_second_derivative", "needs a first derivative only; the gradient is not differentiable")
         raise Unsupported(self.name, {"autograd": [refusal]})
 
-    def _refuse_tangents(self, args: Sequence[Any]) -> None:
-        """PyTorch has no rule for a custom op in forward mode, and would say nothing and give zeros."""
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-            refusal = Refusal("no_forward_mode", "needs reverse mode: it has no forward-mode derivative (jvp, jacfwd)")
-            raise Unsupported(self.name, {"autograd": [refusal]})
-
     def _fake_backward(self, grads: Any, outputs: Any, *rest: Any) -> list[torch.Tensor]:
         *inputs, _, needs = rest
         tensors = [inputs[i] for i in self.tensor_args]
@@ -276,8 +268,8 @@ class Op:
         if _state.watcher is not None:
             call = self.call(*args)
             _state.watcher(_explain_call(self, call, backend if backend is not None else _state.forced))
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-            self._refuse_tangents(args)
+        if not torch.compiler.is_compiling() and transforms.active() and (refusal := transforms.refusal(args)):
+            raise Unsupported(self.name, {"autograd": [refusal]})
         return self.torch_op(*args, self._choose(args, backend))
 
     def _choose(self, args: Sequence[Any], backend: str | None) -> str:
