@@ -51,8 +51,9 @@ def _forward(
     tl.store(z_ptr + at, z.to(z_ptr.dtype.element_ty), mask=mask)
 
 
-def forward(r, k, v, w, u, weight, bias, gate, initial_state, eps):
-    z = torch.empty(r.shape, dtype=r.dtype, device=r.device)
+def forward(r, k, v, w, u, weight, bias, gate, initial_state, eps, dtype=None):
+    """`dtype` of z, if not r's."""
+    z = torch.empty(r.shape, dtype=dtype or r.dtype, device=r.device)
     batch, heads, size = r.shape
     state = torch.empty(*r.shape, size, dtype=torch.float32, device=r.device)
     if r.numel():
