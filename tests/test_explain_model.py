@@ -141,8 +141,8 @@ def test_watching_changes_nothing():
 def test_decoding_and_a_forced_backend():
     result = run("rwkv-5", "--decode", "--batch", "2", "--device", "cpu", "--backend", "reference")
     assert result.exit_code == 0, result.output
-    row = next(line for line in result.output.splitlines() if line.startswith("wkv5"))
-    assert row.split()[:6] == ["wkv5_step", "reference", "24", "(2,", "32,", "64)"]
+    row = next(line for line in result.output.splitlines() if line.startswith("time_mix_step"))
+    assert row.split()[:5] == ["time_mix_step", "reference", "24", "(2,", "2048)"]
 
 
 @pytest.mark.fast

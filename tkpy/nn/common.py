@@ -26,12 +26,15 @@ class Linear(torch.nn.Linear):
 
 
 def bare(*layers: torch.nn.Module, kind: type[torch.nn.Module] = Linear) -> bool:
-    """Whether these layers are their products and nothing else: exactly of this class, without anyone's hooks.
+    """Whether these layers are their products and nothing else: exactly of this class, with nobody's hooks or forward.
 
     Only then may an op do what they do; a quantised or adapted layer, or one that somebody watches, is called.
     """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return all(type(layer) is kind and not any(getattr(layer, name) for name in hooks) for layer in layers)
+    return all(
+        type(layer) is kind and "forward" not in layer.__dict__ and not any(getattr(layer, name) for name in hooks)
+        for layer in layers
+    )
 
 
 class RMSNorm(torch.nn.Module):

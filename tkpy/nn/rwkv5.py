@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import tkpy
-from tkpy.nn.common import HeadEdit, Linear, LinearClass
+from tkpy.arguments import autocast_enabled
+from tkpy.nn.common import HeadEdit, Linear, LinearClass, bare
+from tkpy.ops.time_mix_step.op import MAX_BATCH
 
 VERSIONS = ("5.0", "5.1", "5.2")
 
@@ -46,12 +50,19 @@ def _initialise(layer: torch.nn.Module, zero: bool) -> None:
         torch.nn.init.orthogonal_(weight, gain=math.sqrt(max(1.0, rows / columns)))
 
 
+def _to_mix(
+    x: torch.Tensor, last: torch.Tensor | None, mixes: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The token before x, and `mixes` as one tensor, (M, C), both of x's dtype."""
+    return None if last is None else last.to(x.dtype), torch.cat(list(mixes)).flatten(1).to(x.dtype)
+
+
 def _mixed(
-    x: torch.Tensor, last: torch.Tensor | None, *mixes: torch.Tensor
+    x: torch.Tensor, last: torch.Tensor | None, mixes: Sequence[torch.Tensor]
 ) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
     """x mixed with the token before it by each of `mixes`; and a copy of the token to carry on, (B, C)."""
-    last = None if last is None else last.to(x.dtype)
-    mixed = tkpy.token_shift(x, torch.cat(mixes).flatten(1).to(x.dtype), last)
+    last, mix = _to_mix(x, last, mixes)
+    mixed = tkpy.token_shift(x, mix, last)
     if x.shape[1]:
         return mixed.unbind(), x[:, -1].clone()
     return mixed.unbind(), x.new_zeros(x.shape[0], x.shape[2]) if last is None else last.clone()
@@ -152,34 +163,65 @@ class TimeMix(torch.nn.Module):
         wide = self.time_state.double() if x.dtype == torch.float64 else self.time_state.float()
         return None, wide.mT.expand(x.shape[0], -1, -1, -1)
 
+    def _projections(self) -> list[torch.nn.Module]:
+        """Of r, k, v and, but for 5.0, the gate."""
+        gate = [] if self.version == "5.0" else [self.gate]
+        return [self.receptance, self.key, self.value, *gate]
+
+    def _mixes(self) -> list[torch.Tensor]:
+        gate = [] if self.version == "5.0" else [self.time_mix_g]
+        return [self.time_mix_r, self.time_mix_k, self.time_mix_v, *gate]
+
+    def _norm(self) -> dict[str, Any]:
+        weight, bias = (p.view(self.heads, self.head_size) for p in (self.ln_x.weight, self.ln_x.bias))
+        return {"weight": weight, "bias": bias, "eps": self.ln_x.eps}
+
+    def _in_one_op(self, x: torch.Tensor) -> bool:
+        """Whether `tkpy.time_mix_step` takes all before the output: one token, and layers that are their weights."""
+        return (
+            x.dim() == 3
+            and x.shape[1] == 1
+            and x.shape[0] <= MAX_BATCH
+            and not autocast_enabled(x.device)
+            and bare(*self._projections())
+            and all(
+                layer.bias is None and layer.weight.dtype == x.dtype and not is_traceable_wrapper_subclass(layer.weight)
+                for layer in self._projections()
+            )
+        )
+
     def forward(self, x: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """x (B, T, C), state {"att_x": (B, C), "att_kv": (B, H, N, N), float32, key channel as row} -> (y, state)."""
         last, kv = self._initial(x, state)
-        mixes = [self.time_mix_r, self.time_mix_k, self.time_mix_v]
-        if self.version != "5.0":
-            mixes.append(self.time_mix_g)
-        mixed, last = _mixed(x, last, *mixes)
-        shape = (*x.shape[:2], self.heads, self.head_size)
-        r, k, v = (f(m).view(shape) for f, m in zip((self.receptance, self.key, self.value), mixed, strict=False))
-        gate = self.gate(mixed[3]).view(shape) if self.version != "5.0" else None
-        z, kv = self._attend(r, k, v, gate, kv)
+        if self._in_one_op(x):
+            last, mix = _to_mix(x, last, self._mixes())
+            r, k, v, gate = [*(layer.weight for layer in self._projections()), None][:4]
+            w, u = self.decay_and_bonus()
+            z, kv = tkpy.time_mix_step(x[:, 0], last, mix, r, k, v, gate, w, u, initial_state=kv, **self._norm())
+            z, last = z[:, None], x[:, 0].clone()
+        else:
+            mixed, last = _mixed(x, last, self._mixes())
+            shape = (*x.shape[:2], self.heads, self.head_size)
+            z, kv = self._attend(kv, *(f(m).view(shape) for f, m in zip(self._projections(), mixed, strict=True)))
         return self.output(self.edit(z).flatten(2)), {"att_x": last, "att_kv": kv}
 
     def _attend(
-        self, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor | None, kv: torch.Tensor | None
+        self,
+        kv: torch.Tensor | None,
+        r: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        gate: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The normalised and gated outputs of the heads, (B, T, H, N), and the state; a single token in one step."""
         w, u = self.decay_and_bonus()
-        weight, bias = (p.view(self.heads, self.head_size) for p in (self.ln_x.weight, self.ln_x.bias))
         if r.shape[1] == 1:
             r, k, v = (t[:, 0] for t in (r, k, v))
             gate = None if gate is None else gate[:, 0]
-            z, state = tkpy.wkv5_step(
-                r, k, v, w, u, weight=weight, bias=bias, gate=gate, initial_state=kv, eps=self.ln_x.eps
-            )
+            z, state = tkpy.wkv5_step(r, k, v, w, u, gate=gate, initial_state=kv, **self._norm())
             return z[:, None], state
         y, state = tkpy.wkv5(r, k, v, w, u, initial_state=kv, output_final_state=True)
-        return tkpy.group_norm(y, weight, bias, gate=gate, eps=self.ln_x.eps), state
+        return tkpy.group_norm(y, gate=gate, **self._norm()), state
 
 
 class ChannelMix(torch.nn.Module):
@@ -207,7 +249,7 @@ class ChannelMix(torch.nn.Module):
     def forward(self, x: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """x (B, T, C), state {"ffn_x": (B, C)} -> (y, state)."""
         before = None if state is None else state["ffn_x"]
-        (for_key, for_receptance), last = _mixed(x, before, self.time_mix_k, self.time_mix_r)
+        (for_key, for_receptance), last = _mixed(x, before, (self.time_mix_k, self.time_mix_r))
         k = self.key(for_key).relu().square()
         r = self.receptance(for_receptance).sigmoid()
         return r * self.value(k), {"ffn_x": last}
