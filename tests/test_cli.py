@@ -76,6 +76,22 @@ def test_bad_input_gets_one_sentence(monkeypatch):
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("check", "--device", "nonsense"), "no device 'nonsense' here; there are"),
+        (("check", "--device", "cuda:99"), "no device 'cuda:99' here; there are"),
+        (("demo", "--device", "meta"), "no device 'meta' here; there are"),
+        (("demo", "--out", "/proc/nonsense"), "no folder /proc/nonsense can be made"),
+    ],
+)
+def test_a_bad_option_is_named_before_anything_runs(arguments, sentence):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert f"'{arguments[1]}': {sentence}" in result.output
+
+
+@pytest.mark.fast
 def test_the_genome_is_phage_lambda():
     sequence = genome()
     assert len(sequence) == 48_502

@@ -103,8 +103,22 @@ def _results(
 CHECK_HEAD = ["op", "case", "backend", "dtype", "error", "tolerance", "ms", ""]
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _device(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str:
+    """That of `--device`, which must be here; a GPU if there is one where none is named."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    there = [*(["cuda"] if gpus else []), "cpu", *gpus]
+    if name is not None and name not in there:
+        raise click.BadParameter(f"no device {name!r} here; there are {', '.join(there)}")
+    return name or there[0]
+
+
+def _folder(ctx: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    """Refuses before the run what could not be written after it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"no folder {path} can be made: {error.strerror}") from error
+    return path
 
 
 #: Commands that live beside what they run, imported when asked for: a checkout may have no compiled part.
@@ -152,8 +166,8 @@ def doctor() -> None:
 @click.option("--backend", "backends", multiple=True, type=click.Choice(registry.BACKENDS), help="Only this backend.")
 @click.option("--dtype", default="float32", type=click.Choice(list(DTYPES)), show_default=True)
 @click.option("--all-cases", is_flag=True, help="Every case of the op's table, not only the first.")
-@click.option("--device", default=None, help="cpu or cuda; a GPU if there is one by default.")
-def check(ops: tuple[str, ...], backends: tuple[str, ...], dtype: str, all_cases: bool, device: str | None) -> None:
+@click.option("--device", callback=_device, help="cpu or cuda; a GPU if there is one by default.")
+def check(ops: tuple[str, ...], backends: tuple[str, ...], dtype: str, all_cases: bool, device: str) -> None:
     """Check ops, with gradients, against their float64 reference on every backend that runs here."""
     unknown = sorted(set(ops) - set(registry.ops()))
     if unknown:
@@ -162,7 +176,7 @@ def check(ops: tuple[str, ...], backends: tuple[str, ...], dtype: str, all_cases
         ops or registry.ops(),
         backends or [b for b in registry.BACKENDS if b != "reference"],
         DTYPES[dtype],
-        device or _device(),
+        device,
         first_only=not all_cases,
     )
     if not rows:
@@ -174,10 +188,16 @@ def check(ops: tuple[str, ...], backends: tuple[str, ...], dtype: str, all_cases
 
 @main.command()
 @click.option("--steps", default=None, type=click.IntRange(min=1), help="Training steps (the default fits 4 minutes).")
-@click.option("--out", default="demo_output", type=click.Path(path_type=Path, file_okay=False), show_default=True)
-@click.option("--device", default=None, help="cpu or cuda; a GPU if there is one by default.")
+@click.option(
+    "--out",
+    default="demo_output",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=_folder,
+    show_default=True,
+)
+@click.option("--device", callback=_device, help="cpu or cuda; a GPU if there is one by default.")
 @click.option("--seed", default=0, show_default=True)
-def demo(steps: int | None, out: Path, device: str | None, seed: int) -> None:
+def demo(steps: int | None, out: Path, device: str, seed: int) -> None:
     """Show what runs here, check every op, then train a small StripedHyena on the genome of phage lambda."""
     from tkpy import demo as job  # the models and plots are imported only when they are used
 
@@ -185,9 +205,9 @@ def demo(steps: int | None, out: Path, device: str | None, seed: int) -> None:
     click.echo(doctor_text())
     click.echo("\n2. Every op against its float64 reference, forward and gradients\n")
     backends = [b for b in registry.BACKENDS if b != "reference"]
-    rows, failed = check_rows(registry.ops(), backends, torch.float32, device or _device(), first_only=True)
+    rows, failed = check_rows(registry.ops(), backends, torch.float32, device, first_only=True)
     click.echo(table(CHECK_HEAD, rows))
     if failed:
         raise click.ClickException(f"{failed} of {len(rows)} checks failed")
     click.echo("\n3. A StripedHyena on the genome of phage lambda\n")
-    job.run(device=torch.device(device or _device()), out=out, seed=seed, steps=steps)
+    job.run(device=torch.device(device), out=out, seed=seed, steps=steps)

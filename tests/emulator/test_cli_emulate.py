@@ -168,6 +168,7 @@ def test_a_bad_argument_gets_one_sentence(ptx: Path, place: int, text: str, sent
         (["--kernel", "waits", "--sort", "speed"], "'speed' is not one of"),
         (["--kernel", "waits", "--max-instructions", "-1"], "-1 is not in the range"),
         (["--kernel", "waits", "--seeds", "0"], "0 is not in the range"),
+        (["--kernel", "waits", "--threads", "99999999999"], "99999999999 is not in the range"),
     ],
 )
 def test_a_bad_launch_gets_one_sentence(ptx: Path, options: list[str], sentence: str) -> None:
@@ -280,3 +281,7 @@ def test_files_that_are_no_ptx_are_told_apart(tmp_path: Path) -> None:
     assert "nvcc -ptx -arch=sm_90a -lineinfo" in emulate(path).output
     path.write_bytes(b"")
     assert emulate(path).exit_code == 2
+    path.write_bytes(bytes(range(256)))  # of any encoding, or none
+    result = emulate(path)
+    assert result.exit_code == 2
+    assert "k.ptx: line 1" in result.output

@@ -180,7 +180,8 @@ def as_json(function: Function, how: dict[str, Any], found: list[tuple[int, Find
 )
 @click.option("--seed", default=0, help="The first schedule; also that of rand.", show_default=True)
 @click.option("--checks", default="all", callback=check_set, help="all, none, or codes: shared-race,deadlock.")
-@click.option("--threads", default=0, type=click.IntRange(min=0), help="Host threads; 0: all.", show_default=True)
+@click.option("--threads", default=0, type=click.IntRange(min=0, max=1024), help="Host threads; 0: all.",
+              show_default=True)  # fmt: skip
 @click.option("--max-instructions", default=0, type=click.IntRange(min=0),
               help="Stop a block after this many warp instructions; 0: a large bound.")  # fmt: skip
 @click.option("--counters", "by", default="instruction", type=click.Choice(["instruction", "source", "none"]),

@@ -234,7 +234,7 @@ def read_text(path: Path) -> str:
             data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-    return data.decode("utf-8", errors="surrogateescape").replace("\r\n", "\n")
+    return data.decode("utf-8", errors="backslashreplace").replace("\r\n", "\n")
 
 
 def load(ptx: str | os.PathLike[str]) -> Module:
