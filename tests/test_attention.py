@@ -122,6 +122,17 @@ def test_rows_without_keys_of_every_form(name):
     assert all(bool(torch.isfinite(g).all()) for g in grads)
 
 
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_a_query_of_nan_is_not_one_without_keys(backend):
+    """Of fewer than 16 keys torch's own kernel, which eager calls, makes 0: nothing of ours."""
+    q, k, v = (torch.randn(1, 17, 2, 8) for _ in range(3))
+    q[0, 3, 1] = float("nan")
+    out, lse = tkpy.attention(q, k, v, causal=True, return_lse=True, backend=backend)
+    assert out.isnan().nonzero()[:, :3].unique(dim=0).tolist() == [[0, 3, 1]]
+    assert out[0, 3, 1].isnan().all()
+    assert lse.isnan().nonzero().tolist() == [[0, 1, 3]]
+
+
 def test_log_sum_exp_and_its_gradient():
     q, k, v = inputs(1, 23, 31, 4, 2, 8)
 

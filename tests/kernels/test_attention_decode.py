@@ -56,6 +56,22 @@ def test_the_kernel_that_ran(built, monkeypatch, d, kernel, dtype):
     assert ran == [f"attention_decode_{'bf16' if dtype == torch.bfloat16 else 'fp16'}_{kernel}"]
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("name, at", [("q", (1, 2, 1)), ("k_cache", (1, 1, 0)), ("v_cache", (1, 1, 0))])
+def test_nan_stays_where_it_belongs(built, name, at, splits):
+    """A query that is NaN is not one that saw no key: its result is NaN, its log-sum-exp too; no other's is."""
+    kwargs = inputs([150, 137], 3, 4, 2, 64, num_splits=splits)
+    kwargs[name][at] = float("nan")
+    for backend in ("emulator", "eager", "reference"):
+        out, lse = tkpy.attention_decode(**kwargs, return_lse=True, backend=backend)
+        wrong = torch.zeros(2, 3, 4, dtype=torch.bool)  # of sequence, query and head
+        wrong[1, 2, 1] |= name == "q"
+        wrong[1, :, :2] |= name != "q"
+        assert torch.equal(out.isnan().all(-1), wrong), backend
+        assert torch.equal(out.isnan().any(-1), wrong), backend
+        assert torch.equal(lse.mT.isnan(), wrong & (name != "v_cache")), backend
+
+
 OPTIONS = {
     "full": {"causal": False},
     "causal": {},

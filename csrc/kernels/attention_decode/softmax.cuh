@@ -113,7 +113,8 @@ struct Softmax {
 struct Join {
   float top = -fn::infinity, sum = 0.0f;
   TK_DEVICE void add(float best, float total) {
-    const float higher = fmaxf(top, best);
+    // `fmaxf` passes NaN over: of a row of nothing else the maximum is -inf, as without keys; its total is NaN.
+    const float higher = best == best && total == total ? fmaxf(top, best) : best * total;
     if (higher == -fn::infinity) return;
     sum = sum * fn::exp2(top - higher) + total * fn::exp2(best - higher);
     top = higher;

@@ -19,7 +19,7 @@ def forward(
         if sinks is not None:
             sink = sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
             scores = torch.cat([scores, sink], -1)
-        empty = ~(scores > -torch.inf).any(-1, keepdim=True)
+        empty = (scores == -torch.inf).all(-1, keepdim=True)
         lse = scores.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True)
         weights = (scores - lse).exp().masked_fill(empty, 0.0)[..., : k.shape[1]]
         out = torch.einsum("bhij,bjhd->bihd", weights, v)

@@ -34,7 +34,7 @@ def forward(
         scores = scores.masked_fill(hidden, -torch.inf)
         if sinks is not None:
             scores = torch.cat([scores, sinks.double().view(-1, 1, 1).expand(heads, seq_q, 1)], -1)
-        empty = ~(scores > -torch.inf).any(-1, keepdim=True)
+        empty = (scores == -torch.inf).all(-1, keepdim=True)
         lse = scores.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True)
         weights = (scores - lse).exp().masked_fill(empty, 0.0)[..., : len(keys)]
         outs.append(torch.einsum("hij,jhd->ihd", weights, v)[None])
