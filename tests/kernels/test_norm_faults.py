@@ -53,7 +53,7 @@ FAULTS = [
     Fault("the stream's gradient", "          if (p.dz.data)", "          if (false)", RB),
     Fault("the mean of g", "Layer ? g : n[i] * n[i]", "Layer ? 0.0f : n[i] * n[i]", LB),
     Fault("the projection", "total[1] = fmaf(g, n[i], total[1])", "total[1] = total[1]", LB),
-    Fault("a third power", "* denominator * denominator)", "* denominator)", RB),
+    Fault("a third power", "/ (denominator * denominator)", "/ denominator", RB),
     Fault("eps in the derivative", "p.inside ? first + p.eps : first", "first", RB),
     Fault("not normalised", "if constexpr (Layer) n[i] = (n[i] - f.mean) * f.r;", ";", LB),
     Fault("the weight's gradient, not normalised", "Layer ? 1.0f : c.r", "1.0f", RB),

@@ -153,10 +153,10 @@ def _coefficients(first, along, r, D, eps, LAYER: tl.constexpr, INSIDE: tl.const
         return r, r * (along / D), r * (first / D)
     elif INSIDE:
         root = tl.sqrt(first / D + eps)
-        return 1.0 / root, along / D / (tl.maximum(root, 1e-30) * root * root), 0.0
+        return 1.0 / root, along / D / tl.maximum(root, 1e-30) / (root * root), 0.0
     else:
         root = tl.sqrt(first / D)
-        return 1.0 / (root + eps), along / D / (tl.maximum(root, 1e-30) * (root + eps) * (root + eps)), 0.0
+        return 1.0 / (root + eps), along / D / tl.maximum(root, 1e-30) / ((root + eps) * (root + eps)), 0.0
 
 
 @triton.jit

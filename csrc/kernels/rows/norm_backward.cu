@@ -80,7 +80,8 @@ struct NormBackward {
     const float first = total[0] / static_cast<float>(p.columns), along = total[1] / static_cast<float>(p.columns);
     if constexpr (Layer) return {r, r * along, r * first};
     const float root = sqrtf(p.inside ? first + p.eps : first), denominator = p.inside ? root : root + p.eps;
-    return {1.0f / denominator, along / (fmaxf(root, 1e-30f) * denominator * denominator), 0.0f};
+    // `along` is at most root times the rms of g; a third power of the root would leave float32's range.
+    return {1.0f / denominator, along / fmaxf(root, 1e-30f) / (denominator * denominator), 0.0f};
   }
 
   TK_DEVICE void write(const Fetched& f, const Values& w, const Coefficients& c, const raw<R, N> (&dz)[V], long long row,

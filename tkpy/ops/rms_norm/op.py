@@ -87,6 +87,11 @@ CASES = (
     ),
     Case("tiny values", lambda m: {"x": m.randn(5, 40, scale=1e-3), "weight": m.randn(40)}, "eps dominates"),
     Case("large values", lambda m: {"x": m.randn(5, 40, scale=100.0), "weight": m.randn(40)}, "squares near 1e4"),
+    Case(
+        "huge values",
+        lambda m: {"x": m.randn(5, 40, scale=100.0 if m.dtype == torch.float16 else 1e16), "weight": m.randn(40)},
+        "float32 and bfloat16 hold the squares, not a third power",
+    ),
     Case("float32 weight", lambda m: {"x": m.randn(5, 40), "weight": m.randn(40, dtype=m.wide)}, "mixed dtypes"),
     Case(
         "wide",
