@@ -128,7 +128,7 @@ class PyModule {
   py::dict launch(u32 kernel, std::array<u32, 3> grid, std::array<u32, 3> block, std::array<u32, 3> cluster, u32 shared,
                   const py::bytes& params, const std::vector<std::tuple<u64, u64, bool>>& regions, u64 seed, u32 checks,
                   bool counters, u64 budget, u32 threads, u32 registers,
-                  u32 trace_slots, bool trace_warm) {
+                  u32 trace_slots, bool trace_warm, bool rough) {
     LaunchConfig c;
     c.kernel = kernel;
     c.grid = {grid[0], grid[1], grid[2]};
@@ -146,6 +146,7 @@ class PyModule {
     c.registers = registers;
     c.trace_slots = trace_slots;
     c.trace_warm = trace_warm;
+    c.rough = rough;
     c.poll = raise_signals;
     const Linked& linked = link(kernel);
     LaunchResult r;

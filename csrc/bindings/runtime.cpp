@@ -54,13 +54,14 @@ class PyMachine {
     return std::make_unique<PyMachine>(std::make_unique<DriverMachine>(kernels, library), false);
   }
   static std::unique_ptr<PyMachine> emulator(const std::string& kernels, std::uint64_t seed, std::uint32_t checks,
-                                             std::uint32_t threads, int multiprocessors, bool counters) {
+                                             std::uint32_t threads, int multiprocessors, bool counters, bool rough) {
     EmulatorOptions options;
     options.seed = seed;
     options.checks = checks;
     options.threads = threads;
     options.multiprocessors = multiprocessors;
     options.counters = counters;
+    options.rough = rough;
     options.poll = raise_signals;
     auto emulator = std::make_unique<EmulatorMachine>(kernels, options);
     const EmulatorMachine* const counted = counters ? emulator.get() : nullptr;
@@ -232,7 +233,8 @@ void bind_runtime(py::module_& m) {
   py::class_<PyMachine>(m, "Machine")
       .def_static("driver", &PyMachine::driver, py::arg("kernels"), py::arg("library") = "libcuda.so.1")
       .def_static("emulator", &PyMachine::emulator, py::arg("kernels"), py::arg("seed") = 0, py::arg("checks") = ~0u,
-                  py::arg("threads") = 1, py::arg("multiprocessors") = 132, py::arg("counters") = false)
+                  py::arg("threads") = 1, py::arg("multiprocessors") = 132, py::arg("counters") = false,
+                  py::arg("rough") = false)
       .def("counters", &PyMachine::counters)
       .def("launch_kernel", &launch_kernel, py::kw_only(), py::arg("module"), py::arg("kernel"), py::arg("grid"),
            py::arg("block"), py::arg("cluster") = 1, py::arg("shared") = 0, py::arg("params"), py::arg("views"),

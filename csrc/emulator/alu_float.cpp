@@ -252,21 +252,69 @@ struct FmaOdd { static double apply(double a, double b, double c) { return fma_t
 
 // ---- approximations: computed in double and rounded, which gives the nearest number ---------------------------------
 
-struct Ex2 { static double apply(double a) { return std::exp2(a); } };
-struct Lg2 { static double apply(double a) { return std::log2(a); } };
-struct Sin { static double apply(double a) { return std::sin(a); } };
-struct Cos { static double apply(double a) { return std::cos(a); } };
-struct Tanh { static double apply(double a) { return std::tanh(a); } };
-struct RsqrtD { static double apply(double a) { return 1.0 / std::sqrt(a); } };
+// `error`: what the ISA allows hardware to be off by at `a`, whose exact result is r, less half a unit of the last place for the
+// rounding; `ulps`, where it counts in those units from the nearest result, their number.
+struct Ex2 {
+  static constexpr int ulps = 2;
+  static double apply(double a) { return std::exp2(a); }
+};
+struct RcpD {
+  static constexpr int ulps = 1;
+  static double apply(double a) { return 1.0 / a; }
+};
+struct Lg2 {
+  static double apply(double a) { return std::log2(a); }
+  static double error(double a, double r) { return a > 0.5 && a < 2.0 ? 0.875 * 0x1p-22 : 0.75 * 0x1p-22 * r; }
+};
+struct Sine {
+  static double error(double a, double) {
+    const double size = std::fabs(a);
+    return size < 6.283185 ? 0.6 * 0x1p-20 : size < 314.1592 ? 1.2 * 0x1p-15 : 1.0;
+  }
+};
+struct Sin : Sine { static double apply(double a) { return std::sin(a); } };
+struct Cos : Sine { static double apply(double a) { return std::cos(a); } };
+struct Tanh {
+  static double apply(double a) { return std::tanh(a); }
+  static double error(double, double r) { return std::fmin(0.99 * 0x1p-11 * std::fabs(r), 1.0 - std::fabs(r)); }  // never beyond 1
+};
+struct RsqrtD {
+  static double apply(double a) { return 1.0 / std::sqrt(a); }
+  static double error(double, double r) { return 0.57 * 0x1p-23 * r; }
+};
+struct SqrtD {
+  static double apply(double a) { return std::sqrt(a); }
+  static double error(double, double r) { return 0.5 * 0x1p-23 * r; }
+};
+
+// From -1 to 1, the same for the same argument, as hardware's errors are.
+double share_of_error(u32 bits) {
+  bits = (bits ^ bits >> 16) * 0x7feb352du;
+  bits = (bits ^ bits >> 15) * 0x846ca68bu;
+  return static_cast<double>(static_cast<i32>(bits ^ bits >> 16)) * 0x1p-31;
+}
+
+template <class F>
+float roughly(float v, double exact, u32 bits) {
+  const float nearest = static_cast<float>(exact);
+  if (v == 0.0f || !std::isnormal(nearest)) return nearest;
+  if constexpr (requires { F::ulps; }) {
+    const u32 near = std::bit_cast<u32>(nearest), moved = near + static_cast<u32>(std::lround(F::ulps * share_of_error(bits)));
+    return moved >> 23 == near >> 23 ? std::bit_cast<float>(moved) : nearest;  // units differ beyond a power of two
+  } else {
+    return static_cast<float>(exact + F::error(v, exact) * share_of_error(bits));
+  }
+}
 
 template <class F>
 void approx32(Exec& x, const Op& op, u32 mask) {
   const u32* a = x.row<u32>(op.s[0]);
   u32* d = x.row<u32>(op.d[0]);
-  const bool ftz = op.b & kFtz;
+  const bool ftz = op.b & kFtz, rough = x.launch->config->rough;
   each_active(mask, [&](u32 i) {
-    const float v = std::bit_cast<float>(a[i]);
-    const float r = static_cast<float>(F::apply(ftz ? flush(v) : v));
+    const float v = ftz ? flush(std::bit_cast<float>(a[i])) : std::bit_cast<float>(a[i]);
+    const double exact = F::apply(v);
+    const float r = rough ? roughly<F>(v, exact, a[i]) : static_cast<float>(exact);
     d[i] = canonical(ftz ? flush(r) : r);
   });
 }
@@ -275,13 +323,15 @@ template <bool ftz>
 void div_approx(Exec& x, const Op& op, u32 mask) {
   const u32* a = x.row<u32>(op.s[0]);
   const u32* b = x.row<u32>(op.s[1]);
+  const double ulps = x.launch->config->rough ? 0x1p-24 : 0.0;  // at most one, then the rounding
   each(x.row<u32>(op.d[0]), mask, [=](u32 i) TK_INLINE {
     const float p = in32<ftz>(a[i]), q = in32<ftz>(b[i]);
+    const float quotient = static_cast<float>(p / q * (1.0 + ulps * share_of_error(a[i] + b[i])));
     const float m = std::fabs(q);
     const bool huge = m > 0x1p126f && m <= std::numeric_limits<float>::max();
     const float zero = std::bit_cast<float>((std::bit_cast<u32>(p) ^ std::bit_cast<u32>(q)) & 0x80000000u);
     const float special = std::fabs(p) <= std::numeric_limits<float>::max() ? zero : std::numeric_limits<float>::quiet_NaN();
-    return out32<ftz>(huge ? special : p / q);
+    return out32<ftz>(huge ? special : quotient);
   });
 }
 // rcp and rsqrt .approx.ftz.f64 (PTX ISA 9.7.3.14, 9.7.3.18) keep only the upper word of operand and result.
@@ -322,8 +372,8 @@ ExecFn pick_single(const AluKey& k) {
     case Alu::div:
       if (k.flags & kApprox) return ftz ? div_approx<true> : div_approx<false>;
       return !plain ? pick_rounded<Div, 2>(k) : ftz ? binary32<Div, true> : binary32<Div, false>;
-    case Alu::sqrt: return !plain ? pick_rounded<Sqrt, 1>(k) : ftz ? unary32<Sqrt, true> : unary32<Sqrt, false>;
-    case Alu::rcp: return !plain ? pick_rounded<Rcp, 1>(k) : ftz ? unary32<Rcp, true> : unary32<Rcp, false>;
+    case Alu::sqrt: return k.flags & kApprox ? approx32<SqrtD> : !plain ? pick_rounded<Sqrt, 1>(k) : ftz ? unary32<Sqrt, true> : unary32<Sqrt, false>;
+    case Alu::rcp: return k.flags & kApprox ? approx32<RcpD> : !plain ? pick_rounded<Rcp, 1>(k) : ftz ? unary32<Rcp, true> : unary32<Rcp, false>;
     case Alu::min: return k.flags & (kNan | kXorSign) ? extremum<float, Min> : ftz ? binary32<Min, true> : binary32<Min, false>;
     case Alu::max: return k.flags & (kNan | kXorSign) ? extremum<float, Max> : ftz ? binary32<Max, true> : binary32<Max, false>;
     case Alu::abs: return ftz ? sign32<false, true> : sign32<false, false>;

@@ -75,7 +75,7 @@ void exec_mma(Exec& x, const Op& op, u32 mask) {
   for (u32 i = 0; i < n.c; ++i) d[i] = x.row<u32>(list[i]), c[i] = x.row<u32>(list[n.c + n.a + n.b + i]);
   for (u32 i = 0; i < n.a; ++i) a[i] = x.row<u32>(list[n.c + i]);
   for (u32 i = 0; i < n.b; ++i) b[i] = x.row<u32>(list[n.c + n.a + i]);
-  tensor::mma(m, a, b, c, d, m.sparse ? x.row<u32>(op.s[0]) : nullptr);
+  tensor::mma(m, a, b, c, d, m.sparse ? x.row<u32>(op.s[0]) : nullptr, x.launch->config->sums());
 }
 
 }  // namespace tkpy::emulator

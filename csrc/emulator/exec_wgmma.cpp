@@ -110,7 +110,7 @@ void execute(Cluster& c, Cta& cta, std::size_t index) {
     d.insert(d.end(), p.d[w].begin(), p.d[w].end());
   }
   const tensor::SharedBytes shared{cta.shared.data.data(), kSharedBase, static_cast<u32>(cta.shared.data.size())};
-  const std::string error = tensor::wgmma(*p.op, shared, a.data(), p.descriptor_a[0], p.descriptor_b[0], p.accumulate & 1, d.data(), p.metadata);
+  const std::string error = tensor::wgmma(*p.op, shared, a.data(), p.descriptor_a[0], p.descriptor_b[0], p.accumulate & 1, d.data(), p.metadata, c.launch->config->sums());
   if (!error.empty()) c.report_at(Check::out_of_bounds, p.site, first, 0, error);
 }
 

@@ -12,6 +12,7 @@
 #include <unordered_map>
 
 #include "findings.h"
+#include "tensor/gemm.h"
 #include "footprint.h"
 #include "program.h"
 #include "shadow_global.h"
@@ -82,6 +83,8 @@ struct LaunchConfig {
   u32 registers = 0;    // a thread's at launch, for setmaxnreg; 0: what ptxas would derive
   u32 trace_slots = 0;  // clusters that run at once on the machine that a trace is for; 0: no trace
   bool trace_warm = false;  // what the launch may touch is in L2 when it starts
+  bool rough = false;       // arithmetic that the ISA leaves open is no better than an H100's: docs/emulator.md
+  tensor::Sums sums() const { return rough ? tensor::Sums::hopper : tensor::Sums::fused; }
   std::function<void()> poll;  // called now and then by the thread that launches; what it throws ends the launch
 };
 

@@ -154,6 +154,7 @@ void EmulatorMachine::launch(const Kernel& kernel, const LaunchSpec& spec) {
   config.seed = options_.seed;
   config.checks = options_.checks;
   config.counters = options_.counters;
+  config.rough = options_.rough;
   config.budget = options_.budget;
   config.threads = options_.threads;
   config.poll = options_.poll;

@@ -19,6 +19,7 @@ struct EmulatorOptions {
   std::uint64_t budget = 0;    // warp instructions per CTA; 0: the emulator's own
   int multiprocessors = 132;   // what persistent kernels size their grids by
   bool counters = false;
+  bool rough = false;  // as in emulator::LaunchConfig
   std::function<void()> poll;  // as in emulator::LaunchConfig
 };
 

@@ -20,7 +20,9 @@ def _registers(dtype: np.dtype[Any]) -> tuple[str, str]:
     return {1: ("h", "u8"), 2: ("h", "b16"), 4: ("r", "b32"), 8: ("d", "b64")}[dtype.itemsize]
 
 
-def lanewise(instruction: str, inputs: Sequence[np.ndarray], out: np.dtype[Any] | type, setup: str = "") -> np.ndarray:
+def lanewise(
+    instruction: str, inputs: Sequence[np.ndarray], out: np.dtype[Any] | type, setup: str = "", rough: bool = False
+) -> np.ndarray:
     """Runs one instruction on every element. It is written with $d for the result and $0, $1, ... for the operands."""
     out = np.dtype(out)
     n = len(inputs[0])
@@ -56,7 +58,7 @@ ret; }}"""
     assert not module.unmodelled, module.unmodelled
     result = np.zeros(n, out)
     arrays = [np.ascontiguousarray(a) for a in inputs]
-    run = module.launch("k", grid=(n + 127) // 128, block=128, args=[result, *arrays, n])
+    run = module.launch("k", grid=(n + 127) // 128, block=128, args=[result, *arrays, n], rough=rough)
     run.raise_on_findings()
     return result
 

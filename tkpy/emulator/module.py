@@ -154,6 +154,7 @@ class Module:
         registers: int = 0,
         trace: int = 0,
         warm: bool = False,
+        rough: bool = False,
     ) -> Run:
         """Run a kernel to its end.
 
@@ -163,6 +164,7 @@ class Module:
         .maxnreg, or .maxntid and .minnctapersm; without them setmaxnreg has no effect.
         `trace` > 0 records, for `tkpy.emulator.timing`, what one place of a machine of that many SMs does; it needs
         counters, and one host thread. It starts with empty caches, or, if `warm`, with all that it may touch in L2.
+        `rough`: approximations err by up to what the ISA allows, tensor cores sum as an H100's do (docs/emulator.md).
         Deadlocks, traps and the like raise KernelError; other findings are in the Run.
         """
         function = self.kernel(name)
@@ -189,6 +191,7 @@ class Module:
             registers,
             _slots(trace, config[2]),
             warm,
+            rough,
         )
         run = Run(function.name, raw, self._c.listing, [f.name for f in self.functions])
         if trace:

@@ -105,7 +105,7 @@ void unpack_bits(u32 halves, u32 registers, const u32* const* from, u32 (*matrix
 
 using Accumulators = float[4][kLanes];
 
-void multiply_dense(const MmaOp& op, const u32* const* a, const u32* const* b, Accumulators& acc) {
+void multiply_dense(const MmaOp& op, const u32* const* a, const u32* const* b, Accumulators& acc, Sums sums) {
   alignas(32) float pa[16 * kMaxK * 4], pb[8 * kMaxK];
   const u32 k = op.k, halves = op.m / 8;
   const MmaRegisters count = mma_registers(op);
@@ -116,7 +116,7 @@ void multiply_dense(const MmaOp& op, const u32* const* a, const u32* const* b, A
   });
   unpack(op.b, 1, count.b, b, [&](u32 col, u32 i, float value) { pb[(col % 2 * k + i) * 4 + col / 2] = value; });
   float* rows[4] = {acc[0], acc[1], acc[2], acc[3]};
-  fragment_gemm(1, 8, k, pa, pb, rows);
+  fragment_gemm(1, 8, k, pa, pb, rows, bits_kept(sums, op.a));
 }
 
 // Only what A stores is multiplied: a NaN of B that metadata do not choose does no harm.
@@ -198,10 +198,10 @@ MmaRegisters mma_registers(const MmaOp& op) {
 }
 
 void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d,
-         const u32* metadata) {
+         const u32* metadata, Sums sums) {
   const u32 registers = mma_registers(op).c;
   const auto multiply = [&](Accumulators& into) {
-    op.sparse ? multiply_sparse(op, a, b, metadata, into) : multiply_dense(op, a, b, into);
+    op.sparse ? multiply_sparse(op, a, b, metadata, into) : multiply_dense(op, a, b, into, sums);
   };
   Accumulators acc = {};
   if (op.d == Type::s32) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../common.h"
+#include "gemm.h"
 
 namespace tkpy::emulator::tensor {
 
@@ -29,7 +30,7 @@ MmaRegisters mma_registers(const MmaOp& op);
 // a[reg], b[reg], c[reg], d[reg] each point at 32 lanes, and so does metadata of a sparse one; d may be c. Type::none is no
 // matrix: call mma_reason first.
 void mma(const MmaOp& op, const u32* const* a, const u32* const* b, const u32* const* c, u32* const* d,
-         const u32* metadata = nullptr);
+         const u32* metadata = nullptr, Sums sums = Sums::fused);
 
 // m8n8k4 of f16 (PTX ISA 9.7.14.5.1): four products, each by a quad pair, lanes 4q .. 4q + 3 and those 16 further. Other than in
 // the larger shapes A and B have a layout each, and C of f16 may be added to D of f32.

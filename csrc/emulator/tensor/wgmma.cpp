@@ -189,7 +189,7 @@ std::string wgmma_reason(const WgmmaOp& op) {
 }
 
 std::string wgmma(const WgmmaOp& op, const SharedBytes& shared, const u32* const* a, u64 a_descriptor,
-                  u64 b_descriptor, bool accumulate, u32* const* d, const u32* const* metadata) {
+                  u64 b_descriptor, bool accumulate, u32* const* d, const u32* const* metadata, Sums sums) {
   Scratch& s = scratch();
   if (op.a_in_registers) {
     read_registers(op.a, a, s);
@@ -213,7 +213,7 @@ std::string wgmma(const WgmmaOp& op, const SharedBytes& shared, const u32* const
     }
     pack_a(kRows, k, s.a, s.packed_a);
     pack_b(op.n, k, s.b, s.packed_b);
-    fragment_gemm(kWarps, op.n, k, s.packed_a, s.packed_b, s.rows);
+    fragment_gemm(kWarps, op.n, k, s.packed_a, s.packed_b, s.rows, bits_kept(sums, op.a));
   }
   store_accumulators(op, accumulate, s, d);
   return {};

@@ -1,11 +1,11 @@
 // wgmma.mma_async: D = A B + D of one warpgroup (PTX ISA 9.7.15.5.2).
 //
-// f32 accumulation is gemm.h's (fused, k ascending); f16 accumulators are summed in f32 and rounded once an
-// instruction; s32 is exact and wraps, or is clamped once with .satfinite. The hardware's order and internal width are
-// unspecified (for fp8 it is known to keep fewer bits), so a GPU may differ in the last places of sums.
+// f32 accumulation is gemm.h's, in one of two ways (sparse products: fused); f16 accumulators are summed in f32 and rounded
+// once an instruction; s32 is exact and wraps, or is clamped once with .satfinite.
 #pragma once
 
 #include "descriptor.h"
+#include "gemm.h"
 
 namespace tkpy::emulator::tensor {
 
@@ -34,6 +34,6 @@ std::string wgmma_reason(const WgmmaOp& op);
 // memory, and nothing was written.
 std::string wgmma(const WgmmaOp& op, const SharedBytes& shared, const u32* const* a, u64 a_descriptor,
                   u64 b_descriptor, bool accumulate, u32* const* d,
-                  const u32* const* metadata = nullptr);
+                  const u32* const* metadata = nullptr, Sums sums = Sums::fused);
 
 }  // namespace tkpy::emulator::tensor

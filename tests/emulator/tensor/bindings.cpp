@@ -138,15 +138,18 @@ MmaOp mma_op(u32 mm, u32 n, u32 k, const std::string& a, const std::string& b, c
 
 void bind_mma(py::module_& m) {
   // a [rows, k], b [n, k], d [rows / 16 * n / 2, 32] in accumulator order
-  m.def("fragment_gemm", [](const Array<float>& a, const Array<float>& b, const Array<float>& c, bool portable) {
+  m.def("fragment_gemm", [](const Array<float>& a, const Array<float>& b, const Array<float>& c, bool portable, u32 kept) {
     const u32 count = static_cast<u32>(a.shape(0)), n = static_cast<u32>(b.shape(0)), k = static_cast<u32>(a.shape(1));
     std::vector<float> pa(std::size_t{count} * k * 4), pb(std::size_t{n} * k);
     pack_a(count, k, a.data(), pa.data());
     pack_b(n, k, b.data(), pb.data());
     Array<float> d = copy(c);
-    (portable ? fragment_gemm_portable : fragment_gemm)(count / 16, n, k, pa.data(), pb.data(), rows<float>(d).data());
+    if (portable)
+      fragment_gemm_portable(count / 16, n, k, pa.data(), pb.data(), rows<float>(d).data());
+    else
+      fragment_gemm(count / 16, n, k, pa.data(), pb.data(), rows<float>(d).data(), kept);
     return d;
-  });
+  }, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("portable") = false, py::arg("kept") = 0);
   m.def("mma_reason", [](u32 mm, u32 n, u32 k, const std::string& a, const std::string& b, const std::string& d,
                          bool satfinite, bool xor_popc) {
     return mma_reason(mma_op(mm, n, k, a, b, d, satfinite, xor_popc));
