@@ -12,7 +12,7 @@ ISSUED = "      issue_scores(shared, consumer, at, s);\n      await(bars.turned,
 AFTER = "free_keys(shared, at);\n      soft.step(s, factor, p, descale, block"
 FREED = "        __syncwarp();\n        release"
 TURNED = "        turn(shared.turned[at.slot]"
-WAITED = "      mma_wait(o);\n      free_values(shared, at);\n      Way"
+WIDE = "        await(bars.turned, at.v);\n        add_parts"
 OF_K = "p.k_blocks, tile.k_begin);\n    const float* of_v"
 FAULTS = [
     Fault("q loaded over q in use", "      wait(bars.q_free, q_phase);\n", ""),
@@ -27,7 +27,14 @@ FAULTS = [
     Fault("v freed by one warp", "init(bars.values, 1, turners)", "init(bars.values, 1, 1)"),
     Fault("v^T filled by one warp", "init(bars.turned, turners, 4 * W)", "init(bars.turned, 1, 4 * W)"),
     Fault("v freed while it is read", TURNED, "        release(bars.values, at_v);\n" + TURNED),
-    Fault("no wait for the output's product", WAITED, WAITED.split("\n", 1)[1]),
+    Fault("no wait for the output's product", "    mma_wait(part);\n", ""),
+    Fault("the block before forgotten", "+= part.x", "= part.x"),
+    Fault("one block on top of another", "number * Part::cols, 0), false)", "number * Part::cols, 0))"),
+    Fault("half of v twice", "(shared.turned[at.v.slot], number * Part::cols", "(shared.turned[at.v.slot], 0", "256"),
+    Fault("both halves added to one", "number * Part::elements + e", "e", "256"),
+    Fault("one half left out", "number < parts;", "number < parts - 1;", "256"),
+    Fault("k never waited for, wide", "        await(bars.keys, at.k);\n        take_turn", "        take_turn", "256"),
+    Fault("v^T not waited for, wide", WIDE, WIDE.split("\n", 1)[1], "256"),
     Fault("turn never passed", "      pass_turn(consumer);\n      descale", "      descale"),
     Fault("last part left out", "parts; i += warps) turn_part<false>", "parts - 1; i += warps) turn_part<false>"),
     Fault("keys turned to the place of others", "into ^ 32 * i", "into"),
@@ -37,8 +44,8 @@ FAULTS = [
     Fault("halves of the keys swapped", "(pairs[2], pairs[3], even)", "(pairs[3], pairs[2], even)"),
     Fault("scale of the first block", "descale = of_q * of_k[block];", "descale = of_q * of_k[0];"),
     Fault("scale of another query block", "[tile.row / kBlock];", "[0];"),
-    Fault("units of v not carried over", "      factor[0] *= change;\n", ""),
-    Fault("unit of the first block at the end", "      unit = next;\n", ""),
+    Fault("units of v not carried over", "    factor[0] *= change;\n", ""),
+    Fault("unit of the first block at the end", "    unit = next;\n", ""),
     Fault("last unit left out", "      factor[1] *= unit;\n", ""),
     Fault("scale of another key head", "tile.kv_head, " + OF_K, "0, " + OF_K),
     Fault("scale of another batch entry", "tile.batch * heads + head", "head"),

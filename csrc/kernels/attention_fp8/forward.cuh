@@ -12,13 +12,17 @@
 //              keys    full 1 arrival + bytes, free 8 consumer warps    values  full 1 arrival + bytes, free 3 turning warps
 // turning    warps 1 .. 3   v --ldmatrix, stmatrix--> turned[2], v^T (turn.cuh)
 //              turned  full 3 arrivals, free 8 consumer warps
-// consumers  2 warpgroups of 64 rows    S of block j runs with P v of block j + 1; the softmax of j under that P v
+// consumers  2 warpgroups of 64 rows    S of block j runs with P v of block j + 1; the softmax of j under that P v (from 224 on,
+//              where registers are short, one after the other: the other consumer fills the gaps)
+//              P v of a block is summed apart, some columns at a time, and added to O by fp32 additions
 //              named barriers 1, 2: 128 threads of a consumer, around its way out     3, 4: the turn, as in attention_forward
 //            O -> bf16 -> shared tile (at 256 half of the columns at a time) --TMA--> gl o; the last tile of a packed
 //            sequence by plain stores
 // Tails: TMA reads zeros outside q, k, v and writes nothing outside o; keys beyond the sequence are hidden. Packed, the last
 //      block of a sequence runs into the next one: its rows of v^T are set to zero, as 0 * NaN is NaN.
-// precision  products exact, sums as wgmma of 8-bit types keeps them; P rounded to e4m3 (3 bits), its sum not
+// precision  products exact. Tensor cores cut what they add to a sum of 8-bit products off 13 bits below the largest term
+//      (docs/emulator.md, Sums): a sum over 8,192 keys of one sign would lose a tenth. Here they add one block to nothing, no
+//      more than 128 products, and blocks are added in fp32; P is rounded to e4m3 (3 bits), its sum not
 // limits  sm_90a; D, Dv <= 256 and multiples of 16; lengths below 2^30
 // cost  bytes q + k + v + 2 o + 4 rows, flops 2 (D + Dv) pairs seen, at twice the rate of bf16
 #pragma once
@@ -87,6 +91,10 @@ struct Forward {
   using Turned = st<e4m3, shape.dim_v, Keys>;
   using OTile = typename Way::OTile;
   using Output = typename Way::Output;
+  using Part = rt_fl<16, shape.part_columns()>;
+  static constexpr bool apart = shape.apart();
+  static constexpr int parts = shape.dim_v / Part::cols;
+  static_assert(parts * Part::cols == shape.dim_v, "the parts of O must be all of it");
   using Work = attention_forward::Schedule<W * 64, Keys>;
 
   struct Barriers {
@@ -182,10 +190,24 @@ struct Forward {
     mma_ABt(s, shared.q[consumer], shared.k[at.k.slot], false);
     mma_commit();
   }
-  TK_DEVICE static void issue_values(Shared& shared, const Positions& at, Output& o, const rt_e4m3<16, Keys>& weights) {
+  TK_DEVICE static void issue_part(Shared& shared, const Positions& at, Part& part, int number, const rt_e4m3<16, Keys>& weights) {
     mma_fence();
-    mma_ABt(o, weights, shared.turned[at.v.slot]);
+    mma_ABt(part, weights, subtile<Part::cols, Keys>(shared.turned[at.v.slot], number * Part::cols, 0), false);
     mma_commit();
+  }
+  TK_DEVICE static void add_part(Output& o, Part& part, int number) {
+    mma_wait(part);
+#pragma unroll
+    for (int e = 0; e < Part::elements; ++e) o.x[0][number * Part::elements + e] += part.x[0][e];
+  }
+  // Those from part `number` on.
+  TK_DEVICE static void add_parts(Shared& shared, const Positions& at, Output& o, Part& part, int number,
+                                  const rt_e4m3<16, Keys>& weights) {
+#pragma unroll
+    for (; number < parts; ++number) {
+      issue_part(shared, at, part, number, weights);
+      add_part(o, part, number);
+    }
   }
   TK_DEVICE static void free_keys(Shared& shared, Positions& at) {
     release(shared.barriers.keys, at.k);
@@ -194,6 +216,13 @@ struct Forward {
   TK_DEVICE static void free_values(Shared& shared, Positions& at) {
     release(shared.barriers.turned, at.v);
     at.v.next();
+  }
+
+  TK_DEVICE static void change_unit(float (&factor)[2], float& unit, float next) {
+    const float change = unit / next;
+    unit = next;
+    factor[0] *= change;
+    factor[1] *= change;
   }
 
   // O += P v (before division), with the softmax's state, of a tile that sees at least one block; gives the unit of O.
@@ -207,8 +236,28 @@ struct Forward {
     const float* of_v = scales(p.descale_v, p, tile, p.kv_heads, tile.kv_head, p.k_blocks, tile.k_begin);
     const float of_q = scales(p.descale_q, p, tile, p.heads, tile.head, p.q_blocks, tile.q_begin)[tile.row / kBlock];
     float unit = of_v[tile.end - 1];
+    Part part;
     wait(bars.q_full, at.q_phase);
     at.q_phase ^= 1;
+    if constexpr (apart) {
+      for (int block = tile.end - 1; block >= tile.first; --block) {
+        await(bars.keys, at.k);
+        take_turn(consumer);
+        issue_scores(shared, consumer, at, s);
+        pass_turn(consumer);
+        mma_wait(s);
+        free_keys(shared, at);
+        soft.step(s, factor, p, of_q * of_k[block], block * Keys);
+        change_unit(factor, unit, of_v[block]);
+        Way::scale_rows(o, factor);
+        order_of_keys(weights, s);
+        await(bars.turned, at.v);
+        add_parts(shared, at, o, part, 0, weights);
+        free_values(shared, at);
+      }
+      if (lane_index() == 0) arrive(bars.q_free);
+      return unit;
+    }
     await(bars.keys, at.k);
     issue_scores(shared, consumer, at, s);
     float descale = of_q * of_k[tile.end - 1];
@@ -221,25 +270,22 @@ struct Forward {
       take_turn(consumer);
       issue_scores(shared, consumer, at, s);
       await(bars.turned, at.v);
-      issue_values(shared, at, o, weights);
+      issue_part(shared, at, part, 0, weights);
       pass_turn(consumer);
       descale = of_q * of_k[block];
-      const float next = of_v[block], change = unit / next;
-      unit = next;
       mma_wait<1>(s);
       free_keys(shared, at);
       soft.step(s, factor, p, descale, block * Keys);
-      factor[0] *= change;
-      factor[1] *= change;
-      mma_wait(o);
+      change_unit(factor, unit, of_v[block]);
+      add_part(o, part, 0);
+      add_parts(shared, at, o, part, 1, weights);
       free_values(shared, at);
       Way::scale_rows(o, factor);
       order_of_keys(weights, s);
     }
     if (lane_index() == 0) arrive(bars.q_free);
     await(bars.turned, at.v);
-    issue_values(shared, at, o, weights);
-    mma_wait(o);
+    add_parts(shared, at, o, part, 0, weights);
     free_values(shared, at);
     return unit;
   }

@@ -12,6 +12,9 @@ struct Shape {
   int dim, dim_v;
   static constexpr int kConsumers = 2, kStages = 2, kThreads = 128 * (1 + kConsumers);  // stages of k, and of v^T
   constexpr int v_stages() const { return dim_v <= 192 ? 2 : 1; }
+  // Columns of P v that are summed at a time, beside all of O, S and P in registers; apart: S and P have been used by then.
+  constexpr bool apart() const { return dim_v > 192; }
+  constexpr int part_columns() const { return dim_v <= 128 ? dim_v : dim_v == 192 ? 64 : dim_v / 2; }
   constexpr int out_columns() const { return dim_v <= 224 ? dim_v : dim_v / 2; }  // that leave at a time
   constexpr int shared_bytes() const {
     const int operands = kBlock * (dim * (1 + kStages) + dim_v * (v_stages() + kStages));  // q, k; v, v^T

@@ -214,6 +214,11 @@ def _packed(
     return {**found, "out_dtype": m.dtype, "return_lse": True, **options}
 
 
+def _one_sign(m: Maker, sq: int, sk: int, d: int) -> dict[str, Any]:
+    q, k, v = (m.randn(1, rows, 1, d, dtype=torch.float32) for rows in (sq, sk, sk))
+    return {"q": q.to(E4M3), "k": (k / 2).to(E4M3), "v": (1 + v).to(E4M3), "out_dtype": m.dtype}
+
+
 #: P as e4m3 in the kernel; four times the tolerance of the output's dtype.
 ROUGH: dict[str, Any] = {"tol": 4.0, "grad": False}
 
@@ -281,6 +286,12 @@ CASES = (
         },
         "whole heads, some of them without scales",
         **ROUGH,
+    ),
+    Case(
+        "many keys",
+        lambda m: _one_sign(m, 16, 8192, 32),
+        "values around 1: the tensor cores' 14 bits of a sum of so many would lose a tenth of it",
+        **{**ROUGH, "tol": 1.0},
     ),
     Case("no keys", lambda m: _inputs(m, 2, 5, 0, 2, 1, 16, sinks=m.randn(2)), "only the sink", **ROUGH),
     Case("no queries", lambda m: _inputs(m, 2, 0, 5, 2, 1, 16), "zero-size", **ROUGH),
