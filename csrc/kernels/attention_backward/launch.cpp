@@ -186,7 +186,8 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
     call.by_keys->add_to(views);
     call.by_queries->add_to(views);
   }
-  const auto run = [&](const std::string& where, const std::string& kernel, std::int64_t grid, int block, int shared, bool listed = false) {
+  const auto run = [&](const std::string& where, const std::string& kernel, std::int64_t grid, int block, int shared, bool listed = false,
+                       bool in_turn = false) {
     if (grid == 0) return;
     machine.launch(machine.kernel(where, kernel), {.grid = {static_cast<std::uint32_t>(grid), 1, 1},
                                                    .block = {static_cast<std::uint32_t>(block), 1, 1},
@@ -195,11 +196,13 @@ std::string launch(Machine& machine, void* stream, const Call& call) {
                                                    .params = listed ? runtime::bytes_of(p) : runtime::bytes_of<Params>(p),
                                                    .views = views,
                                                    .stream = stream,
-                                                   .device = call.q.device});
+                                                   .device = call.q.device,
+                                                   .cooperative = in_turn});
   };
   run("attention_backward_rows", "attention_backward_rows_" + type, queries, 256, 0);
   const auto ctas = std::min<std::int64_t>(tasks, machine.multiprocessors(call.q.device));
-  run(module, name, ctas, Shape::kThreads, shape.shared_bytes(), call.by_keys.has_value());
+  // In turn, a CTA waits for others, of any number: all must be resident, or the launch is refused.
+  run(module, name, ctas, Shape::kThreads, shape.shared_bytes(), call.by_keys.has_value(), p.turns != nullptr);
   run(module, prefix + "_dq", queries, 256, 0);
   return name;
 }
