@@ -3,6 +3,7 @@
 _project   one program a block of rows of one of the weights: mixes x and last for each stretch of C as it goes, so a
            mixed token is never in memory. A sum over C is one program's, in the order of C: the same bits each time
            one row: products summed in place, a column of DEPTH a sum; more: a product of matrices, padded to 16 rows
+           while a stretch is multiplied, the next two (16 KB of weights) are on their way
 _forward   of tkpy/ops/wkv5_step/triton.py: recurrence, norm and gate; a program a row and head
 shapes     x, last (B, C), mix (M, C), weights (H N, C) contiguous (others are copied); made (M, B, H N) float32
 precision  float32 throughout; for a product of matrices the mixed token in the weights' dtype (float32: ieee, no tf32);
@@ -64,7 +65,7 @@ def _project(
 
 
 def _tile(batch: int, dtype: torch.dtype) -> dict[str, int]:
-    """Weights of 8 KB: a warp reads 512 bytes of a row at once. More tokens are better shared by more rows."""
+    """Weights of 8 KB: 512 bytes of 16 rows, or for several tokens, which more rows then share, 256 bytes of 32."""
     rows = 16 if batch == 1 else 32
     return {"BATCH": 1 if batch == 1 else 16, "ROWS": rows, "DEPTH": 8192 // dtype.itemsize // rows, "STAGES": 3}
 
