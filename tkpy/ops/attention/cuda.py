@@ -33,6 +33,12 @@ def _as(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
 
 
+def in_pairs(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """As float32, for a kernel that reads two numbers at a time: at a multiple of 8 bytes."""
+    numbers = _as(tensor, torch.float32)
+    return numbers if numbers is None or numbers.data_ptr() % 8 == 0 else numbers.clone()
+
+
 def forward(
     q, k, v, sinks, kv_head_map, out_scale, out_bias, cu_seqlens_q, cu_seqlens_k, blocks, block,
     scale, left, right, softcap, max_seqlen_q, max_seqlen_k,
@@ -42,7 +48,7 @@ def forward(
     rows = (q.shape[1], q.shape[0]) if cu_seqlens_q is not None else (q.shape[0], q.shape[2], q.shape[1])
     lse = q.new_empty(rows, dtype=torch.float32)
     plain = None if out_scale is None and out_bias is None else torch.empty_like(out)
-    options = [*(_as(tensor, torch.float32) for tensor in (sinks, out_scale, out_bias)), _as(kv_head_map, torch.int32)]
+    options = [_as(sinks, torch.float32), in_pairs(out_scale), in_pairs(out_bias), _as(kv_head_map, torch.int32)]
     rule = (scale, left, right, softcap)
     if blocks:
         lists = [tensor.contiguous() for tensor in blocks[:6]]

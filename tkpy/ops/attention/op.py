@@ -349,6 +349,14 @@ CASES = (
         "on the output of each head, also of rows without keys; 1 + scale near 0",
     ),
     Case(
+        "scale and bias anywhere",
+        lambda m: _packed(
+            *(m, [5, 20], [9, 11]),
+            **{name: m.randn(1 + 4 * 16, dtype=m.wide)[1:].view(4, 16) for name in ("out_scale", "out_bias")},
+        ),
+        "float32 numbers that begin at no multiple of 8 bytes",
+    ),
+    Case(
         "bias alone, packed, mapped",
         lambda m: _packed(m, [5, 20], [9, 11], kv_head_map=m.ints(1, 0, 1, 1).int(), out_bias=m.randn(4, 16)),
         "the options of the head together",

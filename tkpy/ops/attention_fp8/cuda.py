@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from tkpy.machine import launch
+from tkpy.ops.attention.cuda import in_pairs
 from tkpy.ops.attention_fp8.scales import scales_of_blocks
 
 
@@ -42,7 +43,8 @@ def forward(
             (v, descale_v, cu_seqlens_k),
         )
     ]
-    sinks, out_scale, out_bias = (None if t is None else t.float().contiguous() for t in (sinks, out_scale, out_bias))
+    sinks = None if sinks is None else sinks.float().contiguous()
+    out_scale, out_bias = in_pairs(out_scale), in_pairs(out_bias)
     kv_head_map, cu_seqlens_q, cu_seqlens_k = (
         None if t is None else t.int().contiguous() for t in (kv_head_map, cu_seqlens_q, cu_seqlens_k)
     )

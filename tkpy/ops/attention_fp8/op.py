@@ -243,6 +243,15 @@ CASES = (
         "any key head for a query head, an output moved",
         **ROUGH,
     ),
+    Case(
+        "scale and bias anywhere",
+        lambda m: _inputs(
+            *(m, 1, 33, 65, 2, 2, 16),
+            **{name: m.randn(1 + 2 * 16, dtype=m.wide)[1:].view(2, 16) for name in ("out_scale", "out_bias")},
+        ),
+        "float32 numbers that begin at no multiple of 8 bytes",
+        **ROUGH,
+    ),
     Case("negative scale", lambda m: _inputs(m, 1, 33, 65, 2, 2, 16, scale=-0.5), "any finite scale", **ROUGH),
     Case(
         "without scales",
