@@ -39,7 +39,8 @@ def hyena_filter(
         times: (L,): the lag's age in the window, 0 to 1 in the original.
         input_weight, input_bias: (W, E), (W,).
         hidden_weight, hidden_bias: (N, W, W), (N, W), N >= 0; the original has N = 2.
-        frequency: (W,), of all sines.
+        frequency: (W,), of all sines. Phases stay below 1e7, where float32 numbers are a radian apart: beyond, taps
+            and gradients mean nothing, and the compiled kernels' may be of any size, or NaN.
         output_weight: (D, W), one row a channel.
         decay: (D,), rates; their signs do not matter.
         backend: None (automatic), or one of `tkpy.BACKENDS`.
