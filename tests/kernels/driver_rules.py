@@ -18,6 +18,7 @@ BYTES = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 5: 8, 6: 2, 7: 4, 8: 8, 9: 2}  # CUtensor
 SWIZZLES = {1: 32, 2: 64, 3: 128}  # CUtensorMapSwizzle
 REGISTERS, THREADS = 65536, 1024
 SHARED_OF_A_BLOCK, SHARED_WITHOUT_ASKING = 227 * 1024, 48 * 1024
+SHARED_OF_A_MULTIPROCESSOR, SHARED_RESERVED, MULTIPROCESSORS = 228 * 1024, 1024, 132
 PARAMETERS = 32764  # bytes, since CUDA 12.1
 
 
@@ -82,6 +83,19 @@ def map_faults(m: dict[str, Any], end: int) -> Iterator[str]:
         yield f"{last - end} bytes beyond its memory"
 
 
+def registers(launch: dict[str, Any], facts: Facts) -> int:
+    """Of a CTA: given to warps, 256 at a time, and warps to the four quarters of a multiprocessor."""
+    x, y, z = launch["block"]
+    return -(-x * y * z // 128) * 4 * (-(-facts.registers * 32 // 256) * 256)
+
+
+def resident(launch: dict[str, Any], facts: Facts) -> int:
+    """CTAs that one multiprocessor holds at once."""
+    x, y, z = launch["block"]
+    shared = launch["shared"] + facts.shared + SHARED_RESERVED
+    return min(REGISTERS // registers(launch, facts), 2048 // (x * y * z), SHARED_OF_A_MULTIPROCESSOR // shared, 32)
+
+
 def launch_faults(launch: dict[str, Any], facts: Facts, allowed: dict[int, int]) -> Iterator[str]:
     """`allowed`: what cuKernelSetAttribute has set for this kernel."""
     attributes = {which: values for which, *values in launch["attributes"]}
@@ -101,10 +115,9 @@ def launch_faults(launch: dict[str, Any], facts: Facts, allowed: dict[int, int])
         yield f"{launch['shared']} + {facts.shared} bytes of shared memory"
     if launch["shared"] > max(SHARED_WITHOUT_ASKING - facts.shared, allowed.get(DYNAMIC_SHARED, 0)):
         yield f"{launch['shared']} bytes of dynamic shared memory, {allowed.get(DYNAMIC_SHARED)} allowed"
-    warps = -(-threads // 128) * 4  # registers are given to warps, 256 at a time, and warps to the four quarters
-    if warps * (-(-facts.registers * 32 // 256) * 256) > REGISTERS:
+    if registers(launch, facts) > REGISTERS:
         yield f"{facts.registers} registers of {threads} threads"
     if len(facts.parameters) != 1 or facts.parameters[0] != launch["bytes"] or launch["bytes"] > PARAMETERS:
         yield f"{launch['bytes']} bytes of parameters, compiled for {facts.parameters}"
-    if attributes.get(COOPERATIVE, [0])[0]:
-        yield "a cooperative launch: whether all of it is resident is not known here"
+    if attributes.get(COOPERATIVE, [0])[0] and x * y * z > MULTIPROCESSORS * resident(launch, facts):
+        yield f"{x * y * z} CTAs of a cooperative launch, {resident(launch, facts)} at once on each multiprocessor"

@@ -221,7 +221,8 @@ def test_a_broken_map_shows(change):
 @pytest.mark.parametrize(
     "change",
     [{"grid": [6, 65536, 1]}, {"grid": [5, 2, 1]}, {"block": [512, 1, 1]}, {"shared": 232_000}, {"shared": 210_000},
-     {"bytes": 16}, {"attributes": [[4, 16, 1, 1]], "grid": [16, 1, 1]}, {"attributes": [[COOPERATIVE, 1, 0, 0]]}],
+     {"bytes": 16}, {"attributes": [[4, 16, 1, 1]], "grid": [16, 1, 1]},
+     {"attributes": [[COOPERATIVE, 1, 0, 0]], "grid": [133, 1, 1]}],
     ids=str,
 )  # fmt: skip
 def test_a_broken_launch_shows(change):
