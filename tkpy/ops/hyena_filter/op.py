@@ -145,7 +145,9 @@ CASES = (
     Case("no hidden layer", _case(20, 7, 16, 0, 8), "N = 0"),
     Case("one lag", _case(1, 5, 16, 2, 8), "L = 1"),
     Case("one of everything", _case(1, 1, 1, 1, 1), "all sizes 1"),
-    Case("fast sines", _case(33, 5, 16, 2, 8, frequency=8.0), "phases of several turns"),
+    # tensor cores cut sums off, where others round: the phases' errors have one sign, and the gradient of the
+    # frequencies sums them up to 1.4e-5 in float32 (tests/kernels/test_rough.py)
+    Case("fast sines", _case(33, 5, 16, 2, 8, frequency=8.0), "phases of several turns", tol=2.0),
     Case("as in M2-BERT", _case(70, 5, 128, 2, 72), "the original's network"),
     Case("no lags", _case(0, 5, 16, 2, 8), "zero-size"),
     Case("no channels", _case(9, 5, 16, 2, 0), "zero-size"),
