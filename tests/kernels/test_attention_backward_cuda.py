@@ -1,6 +1,7 @@
 """The attention backward kernels in the emulator, under all checks: every option, head dimensions, odd lengths, packed
 sequences, persistence, several schedules, the order of sums; what they cost; what they refuse."""
 
+import ctypes
 import itertools
 from dataclasses import asdict
 
@@ -224,6 +225,26 @@ def test_sums_have_one_order_where_that_is_asked_for(folder, monkeypatch, reques
     assert bits(inputs(1, 70, 200, 1, 1, 160))
     assert bits(inputs(1, 70, 200, 1, 1, 256))
     assert bits(packed([70, 0, 200], [150, 5, 330], window=(200, 60)))
+
+
+def test_ctas_that_wait_for_each_other_are_launched_together(built, host_program, monkeypatch, request, capfd):
+    """In turn, the main kernel is launched cooperatively (attribute 2): the driver leaves none of its CTAs waiting."""
+    cuda, calls = OP.module("cuda"), []
+    launch = cuda.launch
+    monkeypatch.setattr(cuda, "launch", lambda *call, op: calls.append(call) or launch(*call, op=op))
+    gradients(inputs(1, 20, 33, 1, 1, 32), "emulator")
+    request.getfixturevalue("in_order")
+    gradients(inputs(1, 20, 33, 1, 1, 32), "emulator")
+    fake = host_program("libfake_cuda.so", "tests/kernels/fake_cuda.cpp", flags=("-shared", "-fPIC"))
+    driver = tkpy._C.Machine.driver(str(built), str(fake))
+    capfd.readouterr()
+    for name, *values in calls:
+        if name == "attention_backward":  # as if the tensors were on a GPU
+            views = [(*machine.view(x)[:4], 0) if isinstance(x, torch.Tensor) else x for x in values]
+            tkpy._C.launch(name, driver, 0, *views)
+    ctypes.CDLL(None).fflush(None)
+    launches = capfd.readouterr().out.split("cuLaunchKernelEx")[1:]
+    assert ["attribute 2 " in text for text in launches] == [False, False, False, False, True, False]
 
 
 @pytest.mark.parametrize("seed", range(3))
