@@ -352,7 +352,8 @@ CASES = (
         "scale and bias anywhere",
         lambda m: _packed(
             *(m, [5, 20], [9, 11]),
-            **{name: m.randn(1 + 4 * 16, dtype=m.wide)[1:].view(4, 16) for name in ("out_scale", "out_bias")},
+            out_scale=m.randn(1 + 4 * 16, dtype=m.wide)[1:].view(4, 16),
+            out_bias=m.randn(1 + 4 * 16, dtype=m.wide)[1:].view(4, 16),
         ),
         "float32 numbers that begin at no multiple of 8 bytes",
     ),

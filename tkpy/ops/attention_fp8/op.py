@@ -247,7 +247,8 @@ CASES = (
         "scale and bias anywhere",
         lambda m: _inputs(
             *(m, 1, 33, 65, 2, 2, 16),
-            **{name: m.randn(1 + 2 * 16, dtype=m.wide)[1:].view(2, 16) for name in ("out_scale", "out_bias")},
+            out_scale=m.randn(1 + 2 * 16, dtype=m.wide)[1:].view(2, 16),
+            out_bias=m.randn(1 + 2 * 16, dtype=m.wide)[1:].view(2, 16),
         ),
         "float32 numbers that begin at no multiple of 8 bytes",
         **ROUGH,
