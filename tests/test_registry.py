@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import textwrap
 import threading
 
@@ -86,6 +87,13 @@ def test_a_named_backend_that_cannot_serve_raises_with_its_reasons(x, weight, mo
         assert [r.code for r in caught.value.refusals[backend]] == [code]
         with pytest.raises(tkpy.Unsupported), tkpy.use_backend(backend):
             tkpy.rms_norm(x, weight)
+
+
+def test_a_refusal_goes_from_one_process_to_another(x, weight):
+    with pytest.raises(tkpy.Unsupported) as caught:
+        tkpy.rms_norm(x.double(), weight, backend="cuda")
+    there = pickle.loads(pickle.dumps(caught.value))
+    assert (str(there), there.op, there.refusals) == (str(caught.value), caught.value.op, caught.value.refusals)
 
 
 def test_explain_names_every_backend(x, weight, capsys):

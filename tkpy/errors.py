@@ -35,6 +35,10 @@ class Unsupported(RuntimeError):
         lines = [f"  {backend}: {reason}" for backend, reasons in self.refusals.items() for reason in reasons]
         super().__init__(f"tkpy.{op}: no backend can serve this call\n" + "\n".join(lines))
 
+    def __reduce__(self) -> tuple[type[Unsupported], tuple[str, Mapping[str, Sequence[Refusal]]]]:
+        """From one process to another: by default an exception is made again of its text alone."""
+        return type(self), (self.op, self.refusals)
+
 
 class InternalError(RuntimeError):
     """A broken promise inside tkpy (never the caller's fault)."""

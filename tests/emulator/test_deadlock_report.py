@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from emulator_harness import HEADER
 
 import tkpy.emulator
 from tkpy.emulator import KernelError
+from tkpy.emulator.run import Finding, Site
 
 # Warp 0 arrives at both phases of an mbarrier for 2, warp 1 at the first only; warp 2 waits at a named barrier; warp 3 ends.
 STUCK = """
@@ -99,3 +102,10 @@ def test_lanes_that_meet_as_their_turn_ends_go_on(sync: str, block: int) -> None
         assert not module.launch("k", block=block, args=[out], seed=seed).findings
         assert (out[16:32] == 1999).all()
         assert (out[:16] == 0).all()
+
+
+def test_a_report_goes_from_one_process_to_another() -> None:
+    site = Site("k", 7, "bar.sync 0;", ("k.cu", 3), 0, 1, 2)
+    error = KernelError([Finding("deadlock", "nobody arrives", site, None, 1)], "printed")
+    there = pickle.loads(pickle.dumps(error))
+    assert (str(there), there.findings, there.output) == (str(error), error.findings, "printed")

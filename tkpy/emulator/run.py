@@ -83,6 +83,10 @@ class KernelError(RuntimeError):
         self.output = output
         super().__init__("\n".join(str(f) for f in self.findings) or "the kernel stopped")
 
+    def __reduce__(self) -> tuple[type[KernelError], tuple[tuple[Finding, ...], str]]:
+        """From one process to another: by default an exception is made again of its text alone."""
+        return type(self), (self.findings, self.output)
+
 
 @dataclass(frozen=True)
 class Count:
