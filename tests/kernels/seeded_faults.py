@@ -4,13 +4,15 @@ A file makes a `Suite` and names its two tests:
 
     test_every_fault_is_caught, test_the_right_kernels_are_not_accused = Suite(...).tests()
 
-All faults of a suite go through one run of nvcc and none of ptxas, each in a namespace of its own, and so do the right
-kernels. A test puts the faulty entries into a folder beside the right ones of the same modules, launches the calls
-there in the emulator, and takes a finding, a deadlock or a wrong result for an answer.
+The faults of a suite go through two runs of nvcc, one for each process of `make test`, and none of ptxas, each in a
+namespace of its own; the right kernels go through both. A test puts the faulty entries into a folder beside the right
+ones of the same modules, launches the calls there in the emulator, and takes a finding, a deadlock or a wrong result
+for an answer.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -29,6 +31,7 @@ import tkpy
 
 KERNELS = ROOT / "csrc/kernels"
 ENTRY = ".visible .entry "
+PARTS = 2  # a fault is compiled with every second of the others
 
 
 @dataclass(frozen=True)
@@ -167,18 +170,22 @@ class Suite:
                 modules.setdefault(entry.module, {}).setdefault(entry.name, seeded)
                 if entry.name in faulty:
                     touched.add(entry.module)
-        text = self.ptx(compile_kernel, toolchain)
+        text = self.ptx(number % PARTS, compile_kernel, toolchain)
         for name, entries in modules.items():
             if name in touched or not (folder / f"{name}.ptx").exists():
                 write_module(folder, name, text.module({seeded: entry for entry, seeded in entries.items()}))
 
     @functools.cache  # noqa: B019  (a suite lives as long as its tests)
-    def ptx(self, compile_kernel, toolchain) -> Ptx:
+    def ptx(self, part: int, compile_kernel, toolchain) -> Ptx:
         files = {name for unit in self.units.values() for name in (*unit.given, *unit.files)}
         includes = {'#include "tk/tk.cuh"\n'}
         includes |= {line for name in files for line in re.findall(r'^#include "tk/.*\n', text_of(name), re.MULTILINE)}
-        whole = "".join(sorted(includes)) + "".join(map(self.source, range(len(self.all))))
-        return Ptx(compile_text(compile_kernel, toolchain, f"{self.name}_faults", whole))
+        controls = range(len(self.faults), len(self.all))
+        parts = [
+            "".join(sorted(includes)) + "".join(map(self.source, (*range(i, len(self.faults), PARTS), *controls)))
+            for i in range(PARTS)
+        ]
+        return Ptx(compile_part(compile_kernel, toolchain, f"{self.name}_faults", parts, part))
 
 
 def text_of(name: str) -> str:
@@ -209,21 +216,41 @@ def headers(text: str, folder: Path) -> Iterator[Path]:
         yield from headers(path.read_text(), path.parent)
 
 
-def compile_text(compile_kernel, toolchain, name: str, whole: str) -> str:
-    """The PTX of `whole`: no ptxas, and no nvcc where nothing has changed."""
+def compile_part(compile_kernel, toolchain, name: str, parts: Sequence[str], wanted: int) -> str:
+    """The PTX of one part; while another process compiles it, a part is compiled that no process does."""
+    paths = [cached(toolchain, f"{name}_{i}", whole) for i, whole in enumerate(parts)]
+    for i in sorted(range(len(parts)), key=lambda i: i != wanted):
+        if not paths[wanted].exists():
+            compile_text(compile_kernel, toolchain, paths[i], parts[i], wait=False)
+    compile_text(compile_kernel, toolchain, paths[wanted], parts[wanted], wait=True)
+    return paths[wanted].read_text()
+
+
+def cached(toolchain, name: str, whole: str) -> Path:
+    """Where the PTX of `whole` is kept."""
     key = hashlib.sha256((toolchain.version + whole).encode())
     for header in sorted(set(headers(whole, ROOT / "csrc"))):
         key.update(header.read_bytes())
-    ptx = CACHE / f"{name}-{key.hexdigest()[:16]}.ptx"
-    if not ptx.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            path, made = Path(scratch) / f"{name}.cu", Path(scratch) / f"{name}.ptx"
+    return CACHE / f"{name}-{key.hexdigest()[:16]}.ptx"
+
+
+def compile_text(compile_kernel, toolchain, ptx: Path, whole: str, wait: bool) -> None:
+    """Makes `ptx`: no ptxas, and no nvcc where nothing has changed, or where another process is at it: then it is there
+    on return only if we wait."""
+    ptx.parent.mkdir(parents=True, exist_ok=True)
+    with open(ptx.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return
+        if ptx.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=ptx.parent) as scratch:
+            path, made = Path(scratch) / f"{ptx.stem}.cu", Path(scratch) / ptx.name
             path.write_text(whole)
             command = [toolchain.nvcc, *compile_kernel.NVCC_FLAGS, f"-I{ROOT / 'csrc'}", path, "-o", made]
             subprocess.run(list(map(str, command)), check=True)
             os.replace(made, ptx)
-    return ptx.read_text()
 
 
 def write_module(folder: Path, name: str, text: str) -> None:
