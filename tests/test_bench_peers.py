@@ -43,7 +43,7 @@ SIZES = {
     "gated_mlp": "7x10x12",
     "blockdiag_mlp": "7x3x6x8",
 }
-STEPS = {"wkv5_step": "2x3x8", "hyena_step": "2x6x4x3x2"}  # which are not trained
+STEPS = {"wkv5_step": "2x3x8", "hyena_step": "2x6x4x3x2", "time_mix_step": "2x10x3x8"}  # which are not trained
 ABSENT = {"flash-attn", "fla chunk_rwkv6", "fla fused_recurrent_rwkv6", "causal_conv1d", "flashfftconv"}
 
 

@@ -64,6 +64,11 @@ BY_LENGTH = {
         {name: m.randn(n, 2, 8) for name in ("r", "k", "v", "gate")}
         | {"w": m.randn(2, 8), "u": m.randn(2, 8), "initial_state": m.randn(n, 2, 8, 8)}
     ),
+    "time_mix_step": lambda m, n: (
+        {"x": m.randn(n, 12), "last": m.randn(n, 12), "mix": m.randn(4, 12)}
+        | {name: m.randn(16, 12, scale=0.2) for name in ("receptance", "key", "value", "gate")}
+        | {"w": m.randn(2, 8), "u": m.randn(2, 8), "initial_state": m.randn(n, 2, 8, 8)}
+    ),
     "hyena_step": lambda m, n: (
         {"z": m.randn(n, 12), "weight": m.randn(12, 3), "skip": m.randn(4), "groups": 2}
         | {"poles": torch.full((4, 2), 0.5 + 0.2j), "residues": torch.full((4, 2), 1 - 0.5j)}
@@ -91,6 +96,7 @@ LOWERED = [
     "linear",
     "modal_conv",
     "monarch_multiply",
+    "time_mix_step",
     "wkv5",
     "wkv5_step",
 ]
