@@ -19,9 +19,8 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MENTION = re.compile(
-    r"\bgpu\b|\bPLACES\b|\brunner\b"
-)  # of a gpu mark, or of a fixture that has one; pytest then selects
+#: Of a gpu mark, or of a fixture that has one; pytest then selects.
+MENTION = re.compile(r"\bgpu\b|\bPLACES\b|\brunner\b")
 LOSSES = 3  # of a file, after which its other tests are not begun: each costs a new process
 NO_TESTS = 5
 
